@@ -1,0 +1,795 @@
+"""Datasets: find, download, verify, parse, draw, split, preprocess, batch.
+
+A dataset is a plain dict: ``name``, ``title``, ``train_images`` and ``test_images`` (uint8,
+``(n, rows * cols)``), ``train_labels`` and ``test_labels`` (uint8, ``(n,)``), ``image_shape``
+``(rows, cols)``, ``class_names`` and ``sha256`` (of each file's uncompressed content).
+Images stay uint8 until a batch is taken.
+"""
+
+import argparse
+import contextlib
+import csv
+import difflib
+import gzip
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import signal
+import struct
+import sys
+import threading
+import time
+import zlib
+
+import numpy as np
+
+DIGITS = [str(digit) for digit in range(10)]
+FILES = {  # part -> name of its IDX file, which may also end in .gz
+    "train_labels": "train-labels-idx1-ubyte",
+    "train_images": "train-images-idx3-ubyte",
+    "test_labels": "t10k-labels-idx1-ubyte",
+    "test_images": "t10k-images-idx3-ubyte",
+}
+SIZES = {  # bytes of uncompressed content, the same for both sources
+    "train_labels": 60_008,
+    "train_images": 47_040_016,
+    "test_labels": 10_008,
+    "test_images": 7_840_016,
+}
+SOURCES = {  # what can be downloaded; sha256 is of the uncompressed content
+    "mnist": {
+        "title": "MNIST",
+        "class_names": DIGITS,
+        "mirrors": [
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        ],
+        "sha256": {
+            "train_labels": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "train_images": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "test_labels": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+            "test_images": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        },
+    },
+    "fashion-mnist": {
+        "title": "Fashion-MNIST",
+        "class_names": [
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ],
+        "mirrors": [
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+            "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+        ],
+        "sha256": {
+            "train_labels": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "train_images": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "test_labels": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+            "test_images": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        },
+    },
+}
+DATASET_NAMES = ("auto", "mnist", "fashion-mnist", "glyphs")
+CHUNK = 1 << 20  # bytes read at a time
+ANSWER_SECONDS = 15  # a mirror that has not answered by then is passed over
+AUTO_ANSWER_SECONDS = 6  # the same for `auto`: two mirrors are given up within 15 seconds
+SLOWEST = 100_000  # a mirror that brings fewer bytes of uncompressed content a second is passed over
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def save_bytes(path, content):
+    """Write bytes beside ``path`` and move them into place; a reader never sees half a file."""
+    aside = f"{path}.{os.getpid()}.part"
+    try:
+        with open(aside, "wb") as file:
+            file.write(content)
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(aside)
+
+
+def save_json(path, value):
+    save_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def load_json(path):
+    """A JSON file's content; ValueError that names the file where it is damaged."""
+    try:
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def save_rows(path, rows, columns):
+    """Write a list of dicts as CSV; None becomes an empty field."""
+    lines = [columns] + [["" if row[c] is None else row[c] for c in columns] for row in rows]
+    save_bytes(path, "".join(",".join(map(_csv_field, line)) + "\n" for line in lines).encode())
+
+
+def _csv_field(value):
+    text = str(value)
+    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\n\r') else text
+
+
+def load_rows(path):
+    """A CSV file of numbers as a list of dicts; empty fields become None.
+
+    Raises
+    ------
+    ValueError
+        No header, a row of another length, a field that is no number.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            header, *lines = list(csv.reader(file, strict=True)) or [[]]
+        if not header or any(len(line) != len(header) for line in lines):
+            raise ValueError("its rows differ in length")
+        return [dict(zip(header, map(_number, line))) for line in lines]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is not a history of numbers: {error}") from error
+
+
+def _number(text):
+    if text == "":
+        return None
+    return int(text) if text.lstrip("-").isdigit() else float(text)
+
+
+def load_idx(path):
+    """Read an IDX file of unsigned bytes, gzipped when its name ends in .gz.
+
+    Never takes more memory than the sizes in the file's header ask for, or than it has content.
+
+    Returns
+    -------
+    array : uint8, of the shape in the header
+    sha256 : str
+        Of the uncompressed content.
+
+    Raises
+    ------
+    ValueError
+        Wrong magic number, another element type, truncated, or with something behind its end.
+    OSError
+        The file cannot be read.
+    """
+    opened = gzip.open if str(path).endswith(".gz") else open
+    try:
+        with opened(path, "rb") as file:
+            return _read_idx(file)
+    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error, MemoryError) as error:
+        raise ValueError(f"{path} is damaged or no IDX file: {error}") from error
+
+
+def _read_idx(file):
+    magic = file.read(4)
+    if len(magic) < 4 or magic[:2] != b"\0\0":
+        raise ValueError("it does not start with an IDX magic number")
+    if magic[2] != 0x08 or magic[3] not in (1, 3):
+        raise ValueError("it holds neither labels nor images of unsigned bytes")
+    sizes = file.read(4 * magic[3])
+    if len(sizes) < 4 * magic[3]:
+        raise ValueError("its header is cut off")
+    shape = struct.unpack(f">{magic[3]}I", sizes)
+    content = np.empty(math.prod(shape), np.uint8)  # memory is only taken where it is filled
+    digest, filled = hashlib.sha256(magic + sizes), 0
+    view = memoryview(content)
+    while filled < len(content):
+        count = file.readinto(view[filled : filled + CHUNK])
+        if not count:
+            raise ValueError(f"it ends after {filled} of {len(content)} bytes")
+        digest.update(view[filled : filled + count])
+        filled += count
+    if file.read(1):
+        raise ValueError(f"it goes on after the {len(content)} bytes that its header announces")
+    return content.reshape(shape), digest.hexdigest()
+
+
+def idx_bytes(array):
+    """The content of an IDX file for a uint8 array."""
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return header + array.tobytes()
+
+
+# --- datasets ---------------------------------------------------------------------------------
+
+
+def load_dataset(name="auto", data_dir=None, download=True):
+    """Load a dataset, downloading or drawing what is missing.
+
+    Parameters
+    ----------
+    name : str
+        ``mnist``, ``fashion-mnist``, ``glyphs`` (drawn from fonts), ``auto`` (mnist, or with a
+        warning glyphs when it is not to be had), or the path of a folder with four IDX files.
+    data_dir : path, optional
+        Holds a folder for each dataset; default: environment variable DATA_DIR, or ``datasets``.
+    download : bool
+        Whether missing files may be downloaded.
+
+    Returns
+    -------
+    dict
+        See the top of this file.
+
+    Raises
+    ------
+    ValueError
+        Unknown name, a damaged file, images and labels that do not match.
+    OSError
+        Files are missing and could not be had.
+    """
+    data_dir = pathlib.Path(data_dir or os.environ.get("DATA_DIR") or "datasets")
+    if name == "auto":
+        return _load_auto(data_dir, download)
+    if name == "glyphs":
+        return _load_glyphs(data_dir / "glyphs")
+    if name in SOURCES:
+        return _load_source(name, data_dir / name, download, ANSWER_SECONDS)
+    folder = pathlib.Path(name)
+    if not folder.is_dir():
+        raise ValueError(
+            f"unknown dataset {name!r}: neither {', '.join(DATASET_NAMES)} nor a folder with IDX files"
+        )
+    return _load_folder(folder, str(name), folder.resolve().name)
+
+
+def _load_auto(data_dir, download):
+    try:
+        return _load_source("mnist", data_dir / "mnist", download, AUTO_ANSWER_SECONDS)
+    except OSError as error:
+        reason = error
+    line = "!" * 88
+    print(
+        f"{line}\nWARNING: this is NOT MNIST. MNIST could not be loaded, so the stand-in data set "
+        f"`glyphs` (digits drawn from fonts) is used; its accuracy says nothing about MNIST.\n"
+        f"Why: {reason}\nTo get MNIST: connect to the internet and run again, or put its four "
+        f"files into {data_dir / 'mnist'}, or name the folder above them with --data-dir or DATA_DIR."
+        f"\n{line}",
+        file=sys.stderr,
+    )
+    return load_dataset("glyphs", data_dir)
+
+
+def _load_source(name, folder, download, answer_seconds):
+    source = SOURCES[name]
+    missing = [part for part in FILES if _find_idx(folder, part) is None]
+    if missing and not download:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(FILES[part] for part in missing)}")
+    for part in missing:
+        download_file(
+            [f"{mirror}{FILES[part]}.gz" for mirror in source["mirrors"]],
+            folder / f"{FILES[part]}.gz",
+            source["sha256"][part],
+            SIZES[part],
+            answer_seconds,
+        )
+    dataset = _load_folder(folder, name, source["title"], source["class_names"])
+    for part, digest in dataset["sha256"].items():
+        if digest != source["sha256"][part]:
+            raise ValueError(
+                f"{_find_idx(folder, part)} is not the file of {source['title']} (its SHA-256 differs);"
+                f" delete it to download it anew, or name its folder as --dataset to use it as it is"
+            )
+    return dataset
+
+
+def _find_idx(folder, part):
+    """Path of a part's IDX file in a folder, under any of its usual names, or None."""
+    dashed = FILES[part]
+    dotted = dashed.replace("-idx", ".idx")
+    names = (dashed, dotted, f"{dashed}.gz", f"{dotted}.gz")
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _load_folder(folder, name, title, class_names=None):
+    dataset, digests = {}, {}
+    for part, file in FILES.items():
+        path = _find_idx(folder, part)
+        if path is None:
+            raise FileNotFoundError(f"{folder} lacks {file} (or {file}.gz)")
+        array, digests[part] = load_idx(path)
+        if array.ndim != (3 if part.endswith("images") else 1) or not array.size:
+            raise ValueError(f"{path} holds an array of shape {array.shape}, which are no {part}")
+        dataset[part] = array
+    for part in ("train", "test"):
+        images, labels = dataset[f"{part}_images"], dataset[f"{part}_labels"]
+        if len(images) != len(labels):
+            raise ValueError(f"{folder} has {len(images)} {part} images but {len(labels)} labels")
+    image_shape = dataset["train_images"].shape[1:]
+    if dataset["test_images"].shape[1:] != image_shape:
+        raise ValueError(f"{folder}: training and test images differ in size")
+    classes = 1 + int(max(dataset["train_labels"].max(), dataset["test_labels"].max()))
+    if class_names is None:
+        class_names = [str(number) for number in range(classes)]
+    if classes > len(class_names):
+        raise ValueError(f"{folder} has labels up to {classes - 1}; {title} has {len(class_names)} classes")
+    return _as_dataset(name, title, dataset, image_shape, class_names, digests)
+
+
+def _as_dataset(name, title, arrays, image_shape, class_names, digests):
+    flat = {
+        part: array.reshape(len(array), -1) if part.endswith("images") else array
+        for part, array in arrays.items()
+    }
+    return {
+        "name": name,
+        "title": title,
+        **flat,
+        "image_shape": tuple(map(int, image_shape)),
+        "class_names": list(class_names),
+        "sha256": digests,
+    }
+
+
+# --- download ---------------------------------------------------------------------------------
+
+
+def download_file(urls, path, sha256, size, answer_seconds=ANSWER_SECONDS):
+    """Download a gzipped file from the first of several URLs that has the right content.
+
+    Nothing is written before the content is complete and its hash is right.
+
+    Parameters
+    ----------
+    urls : list of str
+    path : path
+        Where the gzipped file goes; its folder is made.
+    sha256 : str
+        Of the uncompressed content.
+    size : int
+        Bytes of the uncompressed content.
+    answer_seconds : float
+        How long a mirror may be silent; all in all it gets ``size / SLOWEST`` seconds more.
+
+    Raises
+    ------
+    OSError
+        None of the URLs worked; the message lists what was tried and what happened.
+    """
+    path, failures = pathlib.Path(path), []
+    for url in urls:
+        try:
+            content = _fetch(url, size, answer_seconds)
+            _check_download(content, sha256, size)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_bytes(path, content)
+            return
+        except Exception as error:  # whatever goes wrong with one mirror, the next one is tried
+            failures.append(f"{url}: {str(error) or type(error).__name__}")
+    raise OSError(f"could not download {path.name} ({'; '.join(failures)})")
+
+
+def _fetch(url, size, answer_seconds):
+    """Content of a URL. A thread does it, so that even a name look-up that hangs has an end."""
+    result, seconds = {}, answer_seconds + size / SLOWEST
+    deadline = time.monotonic() + seconds
+
+    def work():
+        try:
+            result["content"] = _read_url(url, size, answer_seconds, deadline)
+        except Exception as error:
+            result["error"] = error
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if "error" in result:
+        raise result["error"]
+    if "content" not in result:
+        raise TimeoutError(f"not complete within {seconds:.0f} s")
+    return result["content"]
+
+
+def _read_url(url, size, answer_seconds, deadline):
+    import urllib.request  # late: it takes a tenth of a second that only a download needs
+
+    content, most = bytearray(), size + CHUNK  # gzip never makes a file much larger
+    request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0"})
+    with urllib.request.urlopen(request, timeout=answer_seconds) as response:
+        length = int(response.headers.get("Content-Length") or 0)
+        with progress_line() as show:
+            while chunk := response.read1(CHUNK):
+                content += chunk
+                of_all = f" of {length / 1e6:.1f}" if length else ""
+                show(f"downloading {url}: {len(content) / 1e6:.1f}{of_all} MB")
+                if len(content) > most:
+                    raise ValueError(f"more than the {size} bytes that it should have")
+                if time.monotonic() > deadline:
+                    raise TimeoutError("too slow")
+    if len(content) < length:
+        raise ValueError(f"the connection was cut after {len(content)} of {length} bytes")
+    return bytes(content)
+
+
+def _check_download(content, sha256, size):
+    """Raise a ValueError unless content is gzip, and what is in it has the size and the hash."""
+    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        inflated = inflate.decompress(content, size + 1)
+    except zlib.error:
+        raise ValueError(f"no gzip file but {bytes(content[:20])!r}...") from None
+    if not inflate.eof or hashlib.sha256(inflated).hexdigest() != sha256:
+        raise ValueError("its content has the wrong SHA-256")
+
+
+# --- glyphs: digits drawn from fonts ----------------------------------------------------------
+
+GLYPH_FONTS = {  # files that Matplotlib ships; no training image uses a font of the test images
+    "train": [
+        "DejaVuSans",
+        "DejaVuSans-Bold",
+        "DejaVuSans-BoldOblique",
+        "DejaVuSansMono",
+        "DejaVuSansMono-Bold",
+        "DejaVuSansMono-Oblique",
+        "DejaVuSerif",
+        "DejaVuSerif-Italic",
+        "DejaVuSerif-BoldItalic",
+        "STIXGeneral",
+        "STIXGeneralBol",
+        "STIXGeneralBolIta",
+        "cmr10",
+        "cmb10",
+        "cmss10",
+    ],
+    "test": ["DejaVuSans-Oblique", "DejaVuSerif-Bold", "STIXGeneralItalic", "cmtt10"],
+}
+GLYPH_SIDE = 56  # pixels of a rendered digit's canvas; its images have half as many
+GLYPH_STROKES = 4  # each digit is kept thinned once, as it is, and thickened once and twice
+
+
+def _load_glyphs(folder):
+    """The drawn data set, from its cached IDX files, or drawn now and cached if possible."""
+    if any(_find_idx(folder, part) is None for part in FILES):
+        print("drawing the data set glyphs: 70,000 digits from fonts ...", file=sys.stderr)
+        arrays = draw_glyphs(np.random.default_rng(0))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for part, array in arrays.items():
+                save_bytes(folder / FILES[part], idx_bytes(array))
+        except OSError as error:
+            print(f"glyphs could not be kept in {folder} ({error}); going on", file=sys.stderr)
+            digests = {k: hashlib.sha256(idx_bytes(array)).hexdigest() for k, array in arrays.items()}
+            return _as_dataset("glyphs", "glyphs (drawn)", arrays, (28, 28), DIGITS, digests)
+    return _load_folder(folder, "glyphs", "glyphs (drawn)", DIGITS)
+
+
+def draw_glyphs(rng, train_size=60_000, test_size=10_000):
+    """Draw images of digits from the fonts that Matplotlib ships.
+
+    Each digit of each font is rendered once, then rotated, scaled, sheared, shifted, bent and
+    thickened or thinned at random.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    train_size, test_size : int
+
+    Returns
+    -------
+    dict
+        uint8 ``train_images``, ``test_images`` (n, 28, 28), ``train_labels``, ``test_labels``
+        (n,). The test images come from fonts that no training image uses.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        Matplotlib (its fonts) or Pillow is not installed.
+    """
+    arrays = {}
+    for part, size in (("train", train_size), ("test", test_size)):
+        glyphs = np.stack([_render_digits(font) for font in GLYPH_FONTS[part]])
+        labels = rng.integers(0, 10, size, dtype=np.uint8)
+        fonts = rng.integers(0, len(glyphs), size)
+        images = np.empty((size, 28, 28), np.uint8)
+        for start in range(0, size, 1000):
+            rows = slice(start, start + 1000)
+            images[rows] = _distort_glyphs(rng, glyphs, fonts[rows], labels[rows])
+        arrays |= {f"{part}_images": images, f"{part}_labels": labels}
+    return arrays
+
+
+def _render_digits(font):
+    """(10, strokes, side, side) float32 in [0, 1]: the digits of a font, about 40 pixels high."""
+    from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+    matplotlib = importlib.util.find_spec("matplotlib")  # found, not imported: it is slow
+    if matplotlib is None:
+        raise ModuleNotFoundError("the data set glyphs needs Matplotlib's fonts: pip install matplotlib")
+    path = pathlib.Path(matplotlib.origin).parent / "mpl-data/fonts/ttf" / f"{font}.ttf"
+    typeface = ImageFont.truetype(str(path), 200, layout_engine=ImageFont.Layout.BASIC)
+    digits = []
+    for digit in DIGITS:
+        left, top, right, bottom = typeface.getbbox(digit)
+        width, height = right - left, bottom - top
+        drawn = Image.new("L", (width, height))
+        ImageDraw.Draw(drawn).text((-left, -top), digit, fill=255, font=typeface)
+        fitted = (max(1, min(40, round(40 * width / height))), 40)
+        canvas = Image.new("L", (GLYPH_SIDE, GLYPH_SIDE))
+        canvas.paste(
+            drawn.resize(fitted, Image.Resampling.BOX),
+            ((GLYPH_SIDE - fitted[0]) // 2, (GLYPH_SIDE - fitted[1]) // 2),
+        )
+        thicker = canvas.filter(ImageFilter.MaxFilter(3))
+        thinner = Image.blend(canvas, canvas.filter(ImageFilter.MinFilter(3)), 0.6)
+        strokes = [thinner, canvas, thicker, thicker.filter(ImageFilter.MaxFilter(3))]
+        digits.append([np.asarray(s.filter(ImageFilter.BoxBlur(0.5)), np.float32) for s in strokes])
+    return np.array(digits) / np.float32(255)
+
+
+def _distort_glyphs(rng, glyphs, fonts, labels):
+    """uint8 images (n, 28, 28) of the given fonts and labels, each distorted in its own way."""
+    n, side = len(labels), GLYPH_SIDE
+
+    def uniform(low, high):
+        return rng.uniform(low, high, (n, 1, 1)).astype(np.float32)
+
+    angle, shear = uniform(-0.3, 0.3), uniform(-0.35, 0.35)
+    wide, high = uniform(0.75, 1.25), uniform(0.8, 1.15)
+    move_x, move_y = uniform(-5, 5), uniform(-5, 5)
+    bend_x, bend_y = uniform(-3.5, 3.5), uniform(-2.5, 2.5)
+    phase_x, phase_y = uniform(-np.pi, np.pi), uniform(-np.pi, np.pi)
+    # where each pixel of an image comes from on the glyph's canvas, twice as fine
+    grid = (np.arange(28, dtype=np.float32) - 13.5) * 2
+    x, y = grid[None, None, :] - move_x, grid[None, :, None] - move_y  # (n, 1, 28), (n, 28, 1)
+    cos, sin = np.cos(angle), np.sin(angle)
+    u = (cos * x + sin * y) / wide
+    v = (cos * y - sin * x) / high
+    u += shear * v + bend_x * np.sin(v / 8 + phase_x)
+    v += bend_y * np.sin(u / 8 + phase_y)
+    u += (side - 1) / 2  # (n, 28, 28)
+    v += (side - 1) / 2
+    np.clip(u, 0, side - 1.001, out=u)
+    np.clip(v, 0, side - 1.001, out=v)
+    column, row = u.astype(np.int32), v.astype(np.int32)
+    u -= column
+    v -= row
+    stroke = rng.integers(0, GLYPH_STROKES, n)
+    which = (fonts * 10 + labels) * GLYPH_STROKES + stroke
+    at = which.astype(np.int32)[:, None, None] * (side * side) + row * side + column
+    pixels = glyphs.reshape(-1)
+    above = pixels[at] * (1 - u) + pixels[at + 1] * u  # bilinear
+    below = pixels[at + side] * (1 - u) + pixels[at + side + 1] * u
+    ink = above * (1 - v) + below * v
+    return np.rint(255 * ink).astype(np.uint8)
+
+
+# --- split, preprocess, batch -----------------------------------------------------------------
+
+
+def split(images, labels, val_size, rng, train_size=None):
+    """Hold out validation images, chosen by a shuffle.
+
+    Parameters
+    ----------
+    images : array (n, d)
+    labels : array (n,)
+    val_size : int
+        Number of validation images; 0 for none.
+    rng : numpy.random.Generator
+    train_size : int, optional
+        Number of training images to keep of the others; default: all of them.
+
+    Returns
+    -------
+    (train_images, train_labels), (val_images, val_labels)
+        No image is in both; without a hold-out the training arrays are those passed in.
+
+    Raises
+    ------
+    ValueError
+        More images asked for than there are, or none left to train on.
+    """
+    n, rest = len(images), len(images) - val_size
+    wanted = rest if train_size is None else train_size
+    if val_size < 0 or not 1 <= wanted <= rest:
+        raise ValueError(
+            f"{n} images cannot be split into {val_size} for validation and "
+            f"{'at least 1' if train_size is None else train_size} for training"
+        )
+    if wanted == n:
+        return (images, labels), (images[:0], labels[:0])
+    order = rng.permutation(n)
+    val, train = np.sort(order[:val_size]), np.sort(order[val_size : val_size + wanted])
+    return (images[train], labels[train]), (images[val], labels[val])
+
+
+def _scale(x, step):
+    x /= 255
+
+
+def _center(x, step):
+    x -= step["mean"].astype(x.dtype)
+
+
+def _standardize(x, step):
+    x -= x.dtype.type(step["mean"])
+    x /= x.dtype.type(step["std"])
+
+
+def _fit_center(mean, square):
+    return {"mean": mean}
+
+
+def _fit_standardize(mean, square):
+    center = float(mean.mean())
+    std = math.sqrt(max(0.0, float(square.mean()) - center**2))
+    return {"mean": center, "std": std or 1.0}
+
+
+PREPROCESS = {  # name -> (fit from the pixels' mean and mean square, or None; apply in place)
+    "scale": (None, _scale),
+    "center": (_fit_center, _center),
+    "standardize": (_fit_standardize, _standardize),
+}
+
+
+def fit_preprocess(names, images):
+    """Fit preprocessing on training images.
+
+    Parameters
+    ----------
+    names : list of str
+        Applied in this order: ``scale`` divides by 255, ``center`` subtracts each pixel's mean
+        over the images, ``standardize`` subtracts the mean of all pixels and divides by their
+        standard deviation.
+    images : uint8 array (n, d)
+        Training images only.
+
+    Returns
+    -------
+    list of dict
+        The fitted steps, for ``preprocess``; plain data that can be stored with the params.
+
+    Raises
+    ------
+    ValueError
+        Unknown name.
+    """
+    steps = []
+    for name in names:
+        if name not in PREPROCESS:
+            raise ValueError(f"unknown preprocessing {name!r} (one of: {', '.join(PREPROCESS)})")
+        fit, _ = PREPROCESS[name]
+        steps.append({"name": name} | (fit(*_moments(images, steps)) if fit else {}))
+    return steps
+
+
+def _moments(images, steps):
+    """Mean and mean square of each pixel, (d,) float64, after the steps fitted so far."""
+    total = np.zeros((2, images.shape[1]))
+    for x, _ in batches(images, images[:, 0], steps, dtype=np.float64):
+        total += x.sum(axis=0), np.square(x).sum(axis=0)
+    return total / len(images)
+
+
+def check_steps(steps, width):
+    """Raise a ValueError unless steps (from a file) are fitted steps for images of that width."""
+    for step in steps:
+        if not isinstance(step, dict) or step.get("name") not in PREPROCESS:
+            raise ValueError(f"unknown preprocessing step {step!r:.60}")
+        if step["name"] == "center" and np.shape(step.get("mean")) != (width,):
+            raise ValueError(f"the step center does not fit images of {width} pixels")
+        if step["name"] == "standardize" and not (
+            isinstance(step.get("mean"), float) and isinstance(step.get("std"), float) and step["std"] > 0
+        ):
+            raise ValueError("the step standardize lacks its mean or std")
+
+
+def preprocess(images, steps, dtype=np.float32, out=None):
+    """Apply fitted steps to uint8 images (n, d); returns an array of dtype, written to ``out``."""
+    x = np.empty(images.shape, dtype) if out is None else out
+    x[...] = images
+    for step in steps:
+        PREPROCESS[step["name"]][1](x, step)
+    return x
+
+
+def batches(images, labels, steps, batch_size=1000, order=None, dtype=np.float32):
+    """Yield preprocessed batches ``(x, y)``, in ``order`` or as they lie.
+
+    All x share one buffer: a batch is gone when the next one is taken.
+    """
+    buffer = np.empty((min(batch_size, len(images)), images.shape[1]), dtype)
+    for start in range(0, len(images), batch_size):
+        rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
+        taken = images[rows]
+        yield preprocess(taken, steps, dtype, out=buffer[: len(taken)]), labels[rows]
+
+
+# --- what every script does at its edges ------------------------------------------------------
+
+
+@contextlib.contextmanager
+def progress_line():
+    """A function that shows one changing line on a terminal, and nothing anywhere else.
+
+    Called with "" it clears the line.
+    """
+    shown = [0.0]
+
+    def show(text):
+        if not text or time.monotonic() - shown[0] > 0.2:
+            shown[0] = time.monotonic()
+            sys.stderr.write(f"\r{text}\x1b[K")
+            sys.stderr.flush()
+
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    try:
+        yield show
+    finally:
+        show("")
+
+
+def make_parser(description):
+    """An argparse parser whose errors are one line."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=100),
+    )
+    parser.error = _raise_usage
+    return parser
+
+
+def _raise_usage(message):
+    raise ValueError(f"{message} (--help shows all flags)")
+
+
+def parse_flags(parser, argv):
+    """Parse a command line; ValueError with the nearest right name for a flag that is unknown."""
+    flags, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        _raise_usage(f"unknown argument {unknown[0]}{hint}")
+    return flags
+
+
+def run_script(main, argv=None):
+    """Run a script's ``main(argv)``; returns its exit status.
+
+    Bad input (ValueError), missing or unwritable files (OSError), a training that diverges
+    (ArithmeticError), a missing package and too little memory give one line on standard error
+    and 2; Ctrl-C gives 130, SIGTERM 143.
+    """
+    name = os.path.basename(sys.argv[0])
+    stopped = []
+
+    def stop(signum, frame):
+        stopped.append(signum)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        return main(argv) or 0
+    except (ValueError, OSError, ArithmeticError, ImportError, MemoryError) as error:
+        print(f"{name}: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(f"\n{name}: stopped{_one_line(error) and ': '}{_one_line(error)}", file=sys.stderr)
+        return 128 + (stopped[0] if stopped else signal.SIGINT)
+
+
+def _one_line(error):
+    return " ".join(str(error).split())

@@ -1,0 +1,714 @@
+"""The network: pure functions over a plain dict of arrays.
+
+Parameters are ``{"W1": (784, 292), "b1": (292,), "W2": (292, 10), "b2": (10,)}``, for any
+depth; a network without hidden layers has just ``W1`` and ``b1``. Gradients and velocities
+are dicts with the same keys and shapes. Images are rows ``(n, d)``, labels are class
+numbers ``(n,)``. Everything is computed in the dtype of the parameters.
+
+No function changes what it is given. Where memory is worth reusing there is an ``out=``,
+as in NumPy: the result is the same numbers, in the arrays that were handed over.
+"""
+
+import difflib
+import io
+import json
+import math
+import os
+import pickle
+import pickletools
+import re
+import sys
+
+import numpy as np
+
+LEAKY_SLOPE = 0.01
+UPDATE_BLOCK = 32768  # elements of a weight matrix updated at a time, so that they stay in cache
+
+
+def choose(kind, name, options):
+    """Return ``options[name]``, or raise a ValueError that suggests the nearest name."""
+    if isinstance(name, str) and name in options:
+        return options[name]
+    near = difflib.get_close_matches(str(name), options, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"unknown {kind} {name!r}{hint} (one of: {', '.join(options)})")
+
+
+# --- activations: each works in place on z, each slope is read off its own output ---------
+
+
+def relu(z):
+    return np.maximum(z, 0, out=z)
+
+
+def relu_slope(a):
+    return a > 0
+
+
+def leaky_relu(z):
+    return np.maximum(z, LEAKY_SLOPE * z, out=z)
+
+
+def leaky_relu_slope(a):
+    return np.where(a > 0, a.dtype.type(1), a.dtype.type(LEAKY_SLOPE))
+
+
+def sigmoid(z):
+    with np.errstate(over="ignore", under="ignore"):  # exp(-z) = inf gives 0, which is right
+        np.exp(np.negative(z, out=z), out=z)
+        return np.divide(1, np.add(z, 1, out=z), out=z)
+
+
+def sigmoid_slope(a):
+    return a * (1 - a)
+
+
+def tanh(z):
+    return np.tanh(z, out=z)
+
+
+def tanh_slope(a):
+    return 1 - a * a
+
+
+ACTIVATIONS = {
+    "relu": (relu, relu_slope),
+    "leaky_relu": (leaky_relu, leaky_relu_slope),
+    "sigmoid": (sigmoid, sigmoid_slope),
+    "tanh": (tanh, tanh_slope),
+}
+
+# --- initialisation -----------------------------------------------------------------------
+
+INITS = {  # name -> standard deviation from (fan_in, fan_out)
+    "he": lambda fan_in, fan_out: np.sqrt(2 / fan_in),
+    "he_leaky": lambda fan_in, fan_out: np.sqrt(2 / (fan_in * (1 + LEAKY_SLOPE**2))),
+    "xavier": lambda fan_in, fan_out: np.sqrt(2 / (fan_in + fan_out)),
+    "lecun": lambda fan_in, fan_out: np.sqrt(1 / fan_in),
+}
+AUTO_INITS = {"relu": "he", "leaky_relu": "he_leaky", "tanh": "lecun", "sigmoid": "xavier"}
+INIT_NAMES = ("auto", "he", "xavier", "lecun")
+
+
+def init_params(rng, sizes, activation="relu", init="auto", dtype=np.float32):
+    """Draw normal weights and zero biases.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    sizes : sequence of int
+        Widths of all layers, input and output included: ``[784, 292, 10]``.
+    activation : str
+        Of the hidden layers; ``auto`` depends on it.
+    init : {"auto", "he", "xavier", "lecun"}
+        ``he``: std sqrt(2 / fan_in) (He et al. 2015); ``xavier``: sqrt(2 / (fan_in + fan_out))
+        (Glorot & Bengio 2010); ``lecun``: sqrt(1 / fan_in) (LeCun et al. 1998). ``auto``: he for
+        relu, he with the slope's correction for leaky_relu, lecun for tanh, xavier for sigmoid
+        and for a network without hidden layers.
+    dtype : float32 or float64
+
+    Returns
+    -------
+    dict
+        ``W1 ... WL`` of shape (fan_in, fan_out) and ``b1 ... bL`` of shape (fan_out,).
+
+    Raises
+    ------
+    ValueError
+        Fewer than two sizes, a size below 1, an unknown name.
+    """
+    sizes = [int(size) for size in sizes]
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ValueError(f"sizes must be at least two whole numbers above 0, not {sizes}")
+    choose("activation", activation, ACTIVATIONS)
+    choose("init", init, dict.fromkeys(INIT_NAMES))
+    if init == "auto":
+        init = AUTO_INITS[activation] if len(sizes) > 2 else "xavier"
+    params = {}
+    for layer, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:]), start=1):
+        std = float(INITS[init](fan_in, fan_out))
+        params[f"W{layer}"] = rng.standard_normal((fan_in, fan_out), dtype=dtype) * std
+        params[f"b{layer}"] = np.zeros(fan_out, dtype)
+    return params
+
+
+def layer_sizes(params):
+    """Widths of all layers, input and output included: ``[784, 292, 10]``."""
+    depth = len(params) // 2
+    return [params["W1"].shape[0]] + [params[f"W{i}"].shape[1] for i in range(1, depth + 1)]
+
+
+# --- the core -----------------------------------------------------------------------------
+
+
+def forward(params, x, activation="relu", dropout=0.0, rng=None, out=None):
+    """Linear outputs of the last layer, and what ``backward`` needs.
+
+    Parameters
+    ----------
+    params : dict of arrays
+    x : array (n, d)
+        Preprocessed images; brought to the dtype of the params.
+    activation : str
+        Of the hidden layers.
+    dropout : float in [0, 1)
+        Share of hidden units switched off; the others are scaled by 1 / (1 - dropout)
+        (inverted dropout, Srivastava et al. 2014).
+    rng : numpy.random.Generator
+        Needed with dropout.
+    out : cache of an earlier call with the same shapes, optional
+        Its arrays are used again; the earlier outputs and cache are gone after that.
+
+    Returns
+    -------
+    outputs : array (n, k)
+        Before any softmax.
+    cache : dict
+        Opaque.
+
+    Raises
+    ------
+    ValueError
+        x is not (n, d), an unknown activation, a dropout outside [0, 1) or without rng.
+    """
+    activate, _ = choose("activation", activation, ACTIVATIONS)
+    dtype = params["W1"].dtype
+    x = np.asarray(x, dtype)
+    if x.ndim != 2 or x.shape[1] != params["W1"].shape[0]:
+        raise ValueError(f"x has shape {x.shape}, the network takes (n, {params['W1'].shape[0]})")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+    if dropout and rng is None:
+        raise ValueError("dropout needs a random generator (rng)")
+    depth = len(params) // 2
+    reused = out["layers"] if out else [None] * depth
+    cache = {"activation": activation, "inputs": [x], "masks": [], "layers": []}
+    for layer in range(1, depth + 1):
+        z = np.matmul(cache["inputs"][-1], params[f"W{layer}"], out=reused[layer - 1])
+        z += params[f"b{layer}"]  # (n, width)
+        cache["layers"].append(z)
+        if layer < depth:
+            hidden = activate(z)
+            if dropout:
+                kept = rng.random(hidden.shape, dtype=dtype) >= dropout
+                mask = np.multiply(kept, 1 / (1 - dropout), dtype=dtype)
+                cache["masks"].append(mask)
+                hidden = hidden * mask
+            cache["inputs"].append(hidden)
+    return z, cache
+
+
+def softmax(outputs):
+    """Probabilities (n, k), safe for any finite logits."""
+    with np.errstate(over="ignore", under="ignore"):  # a gap beyond the largest float is -inf
+        e = outputs - outputs.max(axis=1, keepdims=True)
+        np.exp(e, out=e)
+        e /= e.sum(axis=1, keepdims=True)
+    return e
+
+
+def _check_labels(outputs, y):
+    """Labels as an index array, or a ValueError that says what is wrong with them."""
+    y = np.asarray(y)
+    if y.shape != outputs.shape[:1] or y.dtype.kind not in "iu" or not len(y):
+        raise ValueError(f"labels must be {len(outputs)} whole numbers, at least one")
+    if y.max() >= outputs.shape[1] or y.min() < 0:
+        raise ValueError(f"labels must lie in 0 ... {outputs.shape[1] - 1}")
+    return y
+
+
+def _cross_entropy(outputs, y):
+    z = outputs.astype(np.float64)
+    z -= z.max(axis=1, keepdims=True)
+    return np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(y)), y]  # (n,), log of at least 1
+
+
+def _squared_error(outputs, y):
+    z = outputs.astype(np.float64)
+    z[np.arange(len(y)), y] -= 1
+    return 0.5 * np.square(z).sum(axis=1)  # (n,)
+
+
+LOSSES = {"cross_entropy": _cross_entropy, "mse": _squared_error}
+
+
+def loss(params, outputs, y, loss="cross_entropy", weight_decay=0.0):
+    """Mean loss of a batch, as a Python float, summed in float64.
+
+    Parameters
+    ----------
+    params : dict of arrays
+    outputs : array (n, k)
+        From ``forward``.
+    y : int array (n,)
+        Class numbers.
+    loss : {"cross_entropy", "mse"}
+        Mean of -log softmax(outputs)[y], or of 0.5 * squared distance between the outputs and
+        the one-hot label.
+    weight_decay : float
+        Adds 0.5 * weight_decay * the sum of squares of the W's.
+
+    Raises
+    ------
+    ValueError
+        Unknown loss, labels of the wrong shape or outside 0 ... k-1.
+    """
+    per_image = choose("loss", loss, LOSSES)
+    y = _check_labels(outputs, y)
+    with np.errstate(over="ignore", under="ignore"):
+        value = float(np.mean(per_image(outputs, y)))
+        if weight_decay:
+            squares = sum(np.square(w, dtype=np.float64).sum() for k, w in params.items() if k[0] == "W")
+            value += 0.5 * weight_decay * float(squares)
+    return value
+
+
+def backward(params, cache, y, loss="cross_entropy", weight_decay=0.0, out=None):
+    """Gradients of ``loss`` by back-propagation (Rumelhart, Hinton & Williams 1986).
+
+    Parameters
+    ----------
+    params, y, loss, weight_decay
+        As for ``loss``.
+    cache : dict
+        From ``forward`` with the same params.
+    out : dict of arrays, optional
+        Gradients of an earlier call; overwritten.
+
+    Returns
+    -------
+    dict of arrays
+        Keys, shapes and dtype of the params.
+    """
+    choose("loss", loss, LOSSES)
+    _, slope = ACTIVATIONS[cache["activation"]]
+    outputs = cache["layers"][-1]
+    y = _check_labels(outputs, y)
+    delta = softmax(outputs) if loss == "cross_entropy" else outputs.copy()
+    delta[np.arange(len(y)), y] -= 1
+    delta /= len(y)  # (n, k)
+    grads = dict.fromkeys(params) if out is None else out
+    for layer in range(len(params) // 2, 0, -1):
+        W, b = f"W{layer}", f"b{layer}"
+        grads[W] = np.matmul(cache["inputs"][layer - 1].T, delta, out=grads[W])
+        grads[b] = np.sum(delta, axis=0, out=grads[b])
+        if weight_decay:
+            grads[W] += weight_decay * params[W]
+        if layer > 1:
+            delta = delta @ params[W].T  # (n, width of the layer below)
+            delta *= slope(cache["layers"][layer - 2])
+            if cache["masks"]:
+                delta *= cache["masks"][layer - 2]
+    return grads
+
+
+def sgd_step(params, grads, velocity, lr, momentum=0.0, nesterov=False, weight_decay=0.0, out=None):
+    """One step of stochastic gradient descent.
+
+    v <- momentum v - lr g;  w <- w + v  (Polyak 1964), or with ``nesterov``
+    w <- w + momentum v - lr g with the new v (Sutskever et al. 2013).
+
+    Parameters
+    ----------
+    params, grads : dicts of arrays
+    velocity : dict of arrays or None
+        From the step before; None is zero.
+    lr, momentum : float
+    weight_decay : float
+        Adds weight_decay * W to the gradients of the W's, for a caller who left it out of
+        ``backward``.
+    out : (params, velocity), optional
+        Where the results go; may be the very dicts that are passed in. Without momentum the
+        velocity may be None: nobody needs it.
+
+    Returns
+    -------
+    params, velocity : dicts of arrays
+        The velocity of plain SGD (momentum 0) is its last step, -lr g.
+    """
+    lr, momentum, weight_decay = float(lr), float(momentum), float(weight_decay)
+    new_params, new_velocity = out or (_empty_like(params), _empty_like(params))
+    scratch = np.empty(UPDATE_BLOCK, params["W1"].dtype)
+    for key in params:
+        w, g, new_w = (d[key].reshape(-1) for d in (params, grads, new_params))
+        v = velocity[key].reshape(-1) if momentum and velocity is not None else None
+        new_v = new_velocity[key].reshape(-1) if new_velocity is not None else None
+        decay = weight_decay if key[0] == "W" else 0.0
+        for start in range(0, w.size, UPDATE_BLOCK):
+            part = slice(start, start + UPDATE_BLOCK)
+            step = scratch[: len(w[part])]  # -lr g, with the weight decay in g
+            if decay:
+                np.multiply(w[part], decay, out=step)
+                step += g[part]
+                step *= -lr
+            else:
+                np.multiply(g[part], -lr, out=step)
+            if v is not None:
+                moved = np.multiply(v[part], momentum, out=new_v[part])
+                moved += step
+                step = momentum * moved + step if nesterov else moved
+            elif new_v is not None:
+                new_v[part] = step
+                step = (1 + momentum) * step if nesterov else step
+            np.add(w[part], step, out=new_w[part])
+    return new_params, new_velocity
+
+
+def _empty_like(params):
+    return {key: np.empty_like(w, order="C") for key, w in params.items()}
+
+
+def predict(params, x, activation="relu", loss="cross_entropy"):
+    """Softmax probabilities (n, k) of a cross-entropy network, linear outputs of an mse one."""
+    choose("loss", loss, LOSSES)
+    outputs, _ = forward(params, x, activation)
+    return softmax(outputs) if loss == "cross_entropy" else outputs
+
+
+def outputs_of(params, batches, activation="relu"):
+    """Linear outputs (n, k) for all of an iterable of batches ``(x, y)``, a batch at a time."""
+    return np.concatenate([forward(params, x, activation)[0] for x, _ in batches])
+
+
+def accuracy(outputs, y):
+    """Share of rows whose largest output is that of the label."""
+    return float(np.mean(outputs.argmax(axis=1) == y))
+
+
+def confusion_matrix(y, predicted, classes):
+    """Counts (classes, classes): row is the label, column the prediction."""
+    pairs = np.asarray(y, np.int64) * classes + predicted
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+# --- params files -------------------------------------------------------------------------
+
+
+def check_params(params):
+    """Raise a ValueError unless params are a network: ``W1, b1 ... WL, bL``, finite and chained.
+
+    All arrays must share one floating dtype.
+    """
+    if not isinstance(params, dict) or not params:
+        raise ValueError("params must be a dict of arrays W1, b1, W2, b2, ...")
+    depth = (len(params) + 1) // 2
+    names = {f"{kind}{i}" for i in range(1, depth + 1) for kind in "Wb"}
+    if set(params) != names:
+        odd = ", ".join(sorted(names ^ set(map(str, params)))[:4])
+        raise ValueError(f"params must be W1, b1, W2, b2, ... in pairs (look at: {odd})")
+    width = None
+    for layer in range(1, depth + 1):
+        W, b = params[f"W{layer}"], params[f"b{layer}"]
+        for key, array, ndim in ((f"W{layer}", W, 2), (f"b{layer}", b, 1)):
+            if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+                raise ValueError(f"{key} is not an array of floating-point numbers")
+            if array.ndim != ndim or not array.size:
+                raise ValueError(f"{key} has shape {array.shape}, it must have {ndim} dimensions")
+            if array.dtype != params["W1"].dtype:
+                raise ValueError(f"{key} is {array.dtype}, but W1 is {params['W1'].dtype}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{key} holds nan or inf")
+        if width is not None and W.shape[0] != width:
+            raise ValueError(f"W{layer} takes {W.shape[0]} inputs, but the layer below gives {width}")
+        width = W.shape[1]
+        if b.shape != (width,):
+            raise ValueError(f"b{layer} has shape {b.shape}, but W{layer} gives {width} outputs")
+
+
+def save_params(path, params, config, **more):
+    """Write params and config to ``.pkl`` or ``.npz``, beside the target and moved into place.
+
+    A ``.pkl`` is a pickled ``{"params": {...}, "config": {...}, **more}`` of plain dicts, lists,
+    strings, numbers and arrays. A ``.npz`` holds the params by name, and under ``config`` a JSON
+    text in which ``{"$array": name}`` stands for an array kept under that name; no pickle inside.
+
+    Raises
+    ------
+    ValueError
+        Another suffix, params that are no network, a value of another kind in config.
+    OSError
+        The file cannot be written. Whatever was there before is still there.
+    """
+    write = choose("suffix", os.path.splitext(path)[1], {".pkl": _to_pickle, ".npz": _to_npz})
+    check_params(params)
+    content = write({"params": params, "config": config, **more})
+    aside = f"{path}.{os.getpid()}.part"
+    try:
+        with open(aside, "wb") as file:
+            file.write(content)
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        if os.path.exists(aside):
+            os.remove(aside)
+
+
+def load_params(path):
+    """Read ``(params, config)`` from a ``.pkl`` or ``.npz`` file.
+
+    Nothing in the file is ever run: only dicts, lists, strings, numbers, None, bools and numeric
+    NumPy arrays are admitted.
+
+    Raises
+    ------
+    ValueError
+        Anything else, a damaged file, or params that are no network (see ``check_params``).
+    OSError
+        The file cannot be read.
+    """
+    content = load_checkpoint(path)
+    return content["params"], content["config"]
+
+
+def load_run(path):
+    """``(params, config)`` of a run's folder or of a params file, ready for use.
+
+    Raises
+    ------
+    ValueError
+        As ``load_params``; a config that does not say how to use the params.
+    OSError
+        There is no such file.
+    """
+    if os.path.isdir(path):
+        path = os.path.join(path, "params.pkl")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no {path}; python train.py makes one (see its --out)")
+    params, config = load_params(path)
+    try:
+        choose("activation", config["activation"], ACTIVATIONS)
+        choose("loss", config["loss"], LOSSES)
+        facts = config["data"]
+        if not all(isinstance(config[key], kind) for key, kind in (("dataset", str), ("steps", list))):
+            raise ValueError("its config does not name a data set and preprocessing steps")
+        if len(facts["class_names"]) != layer_sizes(params)[-1] or len(facts["image_shape"]) != 2:
+            raise ValueError("its class names or image shape do not fit its params")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} was not written by a run: {error}") from error
+    return params, config
+
+
+def load_checkpoint(path):
+    """Everything in a params file, as a dict with at least ``params`` and ``config``."""
+    read = choose("suffix", os.path.splitext(path)[1], {".pkl": _from_pickle, ".npz": _from_npz})
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        checkpoint = read(content)
+        if not isinstance(checkpoint, dict) or not {"params", "config"} <= set(checkpoint):
+            raise ValueError("it holds no params and config")
+        if not isinstance(checkpoint["config"], dict):
+            raise ValueError("its config is not a dict")
+        check_params(checkpoint["params"])
+    except Exception as error:  # a damaged file can fail in any way, and is always the same error
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} is not a usable params file: {reason}") from error
+    native = {k: w.astype(w.dtype.newbyteorder("="), copy=False) for k, w in checkpoint["params"].items()}
+    return {**checkpoint, "params": native}
+
+
+def _plain(value, arrays=None):
+    """A copy made of dicts, lists, strings, numbers, None, bools and arrays, or a ValueError.
+
+    With a dict ``arrays``, arrays are moved into it and ``{"$array": name}`` left in their place.
+    """
+    if isinstance(value, dict):
+        return {sys.intern(key): _plain(item, arrays) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, arrays) for item in value]
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        if arrays is None:
+            return value
+        name = f"array{len(arrays)}"
+        arrays[name] = value
+        return {"$array": name}
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str):
+        return sys.intern(value)  # equal strings become one, so that equal content is equal bytes
+    if value is None or isinstance(value, (int, float)):
+        return value
+    raise ValueError(f"a {type(value).__name__} cannot be stored with params")
+
+
+def _to_pickle(checkpoint):
+    return pickle.dumps(_plain(checkpoint), protocol=4)
+
+
+def _to_npz(checkpoint):
+    arrays = {}
+    rest = _plain({key: part for key, part in checkpoint.items() if key != "params"}, arrays)
+    buffer = io.BytesIO()
+    np.savez(buffer, **checkpoint["params"], **arrays, **{k: json.dumps(v) for k, v in rest.items()})
+    return buffer.getvalue()
+
+
+def _from_npz(content):
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it is no .npz archive")
+        sizes = {info.filename: info.file_size for info in file.zip.infolist()}
+        if sum(sizes.values()) > 4 * len(content):
+            raise ValueError("it claims to unpack to far more than its own size")
+        entries = {key: file[key] for key in file.files}
+
+    def restored(value):
+        if isinstance(value, dict) and set(value) == {"$array"}:
+            return entries[value["$array"]]
+        if isinstance(value, dict):
+            return {key: restored(item) for key, item in value.items()}
+        return [restored(item) for item in value] if isinstance(value, list) else value
+
+    texts = {key: str(value) for key, value in entries.items() if value.dtype.kind == "U"}
+    params = {key: value for key, value in entries.items() if re.fullmatch(r"[Wb]\d+", key)}
+    return {"params": params, **{key: restored(json.loads(text)) for key, text in texts.items()}}
+
+
+# --- reading a pickle without running it ----------------------------------------------------
+#
+# pickle.loads calls whatever the file names. This reads the few opcodes that plain data and
+# NumPy arrays are made of, and knows only the functions below by name.
+
+
+def _numeric_dtype(spec):
+    """dtype from ``{"type": "f4", "order": "<"}``; ValueError unless numeric."""
+    if not isinstance(spec, dict) or not re.fullmatch(r"[biuf]\d{1,2}", str(spec.get("type"))):
+        raise ValueError("it holds an array that is not numeric")
+    return np.dtype((spec.get("order") or "=") + spec["type"])
+
+
+def _array_state(shape, spec, fortran, content):
+    """State for ndarray.__setstate__, after checking that the sizes agree."""
+    dtype = _numeric_dtype(spec)
+    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError("it holds an array with an impossible shape")
+    if math.prod(shape) * dtype.itemsize != len(content):
+        raise ValueError(f"an array of shape {shape} does not fit its {len(content)} bytes")
+    return (1, shape, dtype, bool(fortran), bytes(content))
+
+
+def _set_array(array, state):
+    array.__setstate__(state)
+    return array
+
+
+def _new_array(*_):
+    return np.empty(0, np.uint8)
+
+
+def _from_buffer(content, spec, shape, order):
+    return _set_array(_new_array(), _array_state(shape, spec, order == "F", content))
+
+
+def _scalar(spec, content):
+    return _from_buffer(content, spec, (), "C").item()
+
+
+_CALLS = {
+    "numpy ndarray": None,  # only ever an argument of _reconstruct
+    "numpy dtype": lambda name, *_: {"type": name, "order": None},
+    "_codecs encode": lambda text, encoding: text.encode("latin1"),
+}
+for _core in ("numpy.core", "numpy._core"):  # NumPy 1.x and 2.x
+    _CALLS[f"{_core}.multiarray _reconstruct"] = _new_array
+    _CALLS[f"{_core}.multiarray scalar"] = _scalar
+    _CALLS[f"{_core}.numeric _frombuffer"] = _from_buffer
+
+_CONSTANTS = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+}
+_LITERALS = {"INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT"}
+_LITERALS |= {"UNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE"}
+_LITERALS |= {"BINBYTES", "BINBYTES8", "SHORT_BINBYTES", "BYTEARRAY8"}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def _build(target, state):
+    """What BUILD does, for the two kinds of thing that need it: arrays and their dtypes."""
+    if isinstance(target, np.ndarray):
+        _, *rest = state
+        _set_array(target, _array_state(*rest))
+    elif isinstance(target, dict) and set(target) == {"type", "order"}:
+        target["order"] = {"<": "<", ">": ">", "|": "|"}[state[1]]
+    else:
+        raise ValueError("it sets the state of something that is no array")
+
+
+def _from_pickle(content):
+    stack, marks, memo = [], [], {}
+
+    def pop(count):
+        items = stack[len(stack) - count :]
+        del stack[len(stack) - count :]
+        return items
+
+    def pop_to_mark():
+        return pop(len(stack) - marks.pop())
+
+    for opcode, argument, _ in pickletools.genops(content):
+        name = opcode.name
+        if name in _LITERALS:
+            stack.append(argument)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name]())
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
+            memo[len(memo) if argument is None else argument] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name in _TUPLES:
+            stack.append(tuple(pop(_TUPLES[name])))
+        elif name == "TUPLE":
+            stack.append(tuple(pop_to_mark()))
+        elif name == "LIST":
+            stack.append(pop_to_mark())
+        elif name == "DICT":
+            items = pop_to_mark()
+            stack.append(dict(zip(items[::2], items[1::2])))
+        elif name == "APPEND":
+            item = stack.pop()
+            stack[-1].append(item)
+        elif name == "APPENDS":
+            items = pop_to_mark()
+            stack[-1].extend(items)
+        elif name in ("SETITEM", "SETITEMS"):
+            items = pop(2) if name == "SETITEM" else pop_to_mark()
+            stack[-1].update(zip(items[::2], items[1::2]))
+        elif name in ("GLOBAL", "STACK_GLOBAL"):
+            path = argument if name == "GLOBAL" else " ".join(pop(2))
+            if path not in _CALLS:
+                raise ValueError(f"it names {path!r}, which is never run")
+            stack.append(path)
+        elif name == "REDUCE":
+            function, arguments = pop(2)
+            stack.append(_CALLS[function](*arguments))
+        elif name == "BUILD":
+            state = stack.pop()
+            _build(stack[-1], state)
+        elif name not in ("PROTO", "FRAME", "STOP"):
+            raise ValueError(f"its pickle does more than hold data ({name})")
+    (value,) = stack
+    _check_admitted(value)
+    return value
+
+
+def _check_admitted(value):
+    """Raise a ValueError unless value is made of plain data; a container may appear only once."""
+    pending, seen = [value], set()
+    while pending:
+        item = pending.pop()
+        if isinstance(item, (dict, list)):
+            if id(item) in seen:
+                raise ValueError("it holds the same list or dict twice")
+            seen.add(id(item))
+            pending.extend(item.values() if isinstance(item, dict) else item)
+            if isinstance(item, dict) and not all(isinstance(key, str) for key in item):
+                raise ValueError("it holds a dict with a key that is not a string")
+        elif item is not None and not isinstance(item, (str, int, float, np.ndarray)):
+            raise ValueError(f"it holds a {type(item).__name__}")

@@ -1,0 +1,602 @@
+"""One training run: from a config to files in ``results/``.
+
+    python train.py --lr 0.25 --hidden 292
+
+Training is a fold over epochs: ``train_epoch(state, data, config) -> (state, row)``. The state
+is everything that the next epoch depends on, the row is a line of the history, and the epoch's
+randomness comes from the seed and the epoch's number. So a run can be stopped anywhere and
+resumed with the same bits.
+"""
+
+import argparse
+import math
+import os
+import pathlib
+import platform
+import shutil
+import sys
+import time
+
+import numpy as np
+
+import nn
+from data import (
+    PREPROCESS,
+    batches,
+    fit_preprocess,
+    load_dataset,
+    load_json,
+    load_rows,
+    make_parser,
+    parse_flags,
+    progress_line,
+    run_script,
+    save_json,
+    save_rows,
+    split,
+)
+
+# --- settings ---------------------------------------------------------------------------------
+
+
+def number(low, high=math.inf, whole=False, above=False, below=False):
+    """A check that turns text or a number into a number between low and high, or raises."""
+    kind = "a whole number" if whole else "a number"
+    lower = f"{'above' if above else 'of at least'} {low}"
+    upper = "" if high == math.inf else f" and {'below' if below else 'at most'} {high}"
+
+    def check(value):
+        try:
+            result = float(value)
+            fits = math.isfinite(result) and not isinstance(value, bool)
+            fits = fits and (result > low if above else result >= low)
+            fits = fits and (result < high if below else result <= high)
+            fits = fits and (not whole or result == int(result))
+        except (TypeError, ValueError, OverflowError):
+            fits = False
+        if not fits:
+            raise ValueError(f"must be {kind} {lower}{upper}, not {_shown(value)}")
+        return int(value if isinstance(value, int) else result) if whole else result
+
+    return check
+
+
+def _shown(value):
+    return repr(value[0] if isinstance(value, list) and len(value) == 1 else value)
+
+
+def optional(check):
+    return lambda value: None if value is None else check(value)
+
+
+def one_of(kind, names):
+    def check(value):
+        nn.choose(kind, value, dict.fromkeys(names))
+        return value
+
+    return check
+
+
+def switch(value):
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, not {_shown(value)}")
+    return value
+
+
+def text(value):
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"must be a name, not {_shown(value)}")
+    return value
+
+
+def widths(value):
+    """Hidden widths from ``292``, ``"512x256"``, ``["512", "256"]`` or ``[512, 256]``; 0 is none."""
+    parts = value if isinstance(value, list) else [value]
+    parts = [part for item in parts for part in (item.split("x") if isinstance(item, str) else [item])]
+    result = [number(0, whole=True)(part) for part in parts]
+    if 0 in result and len(result) > 1:
+        raise ValueError("must be 0 alone, or widths above 0")
+    return [width for width in result if width]
+
+
+def preprocess_names(value):
+    names = value if isinstance(value, list) else [value]
+    for name in names:
+        nn.choose("preprocessing", name, PREPROCESS)
+    return names
+
+
+LR_SCHEDULES = {  # lr of epoch t, counted from 0, from lr0, decay d, config c
+    "constant": lambda lr, d, t, c: lr,
+    "inverse": lambda lr, d, t, c: lr / (1 + d * t),
+    "exponential": lambda lr, d, t, c: lr * d**t,
+    "step": lambda lr, d, t, c: lr * d ** (t // c["lr_step"]),
+    "cosine": lambda lr, d, t, c: lr * 0.5 * (1 + math.cos(math.pi * min(1, t / c["epochs"]))),
+}
+LR_DECAYS = {"inverse": 0.001, "exponential": 0.95, "step": 0.1}  # defaults of those that have one
+DTYPES = {"float32": np.float32, "float64": np.float64}
+
+SETTINGS = {  # name -> default, check, help; the flags, config files and search spaces follow it
+    "dataset": ("auto", text, "auto, mnist, fashion-mnist, glyphs or a folder with IDX files"),
+    "hidden": ([292], widths, "widths of the hidden layers, as 292 or 512 256; 0 for none"),
+    "activation": ("relu", one_of("activation", nn.ACTIVATIONS), ", ".join(nn.ACTIVATIONS)),
+    "loss": ("cross_entropy", one_of("loss", nn.LOSSES), ", ".join(nn.LOSSES)),
+    "init": ("auto", one_of("init", nn.INIT_NAMES), ", ".join(nn.INIT_NAMES)),
+    "lr": (0.2475, number(0, above=True), "learning rate of the first epoch"),
+    "lr_schedule": (
+        "constant",
+        one_of("lr schedule", LR_SCHEDULES),
+        "constant; inverse: lr / (1 + d t); exponential: lr d^t; step: times d every --lr-step "
+        "epochs; cosine: to 0 over all epochs (d is --lr-decay, t the epochs done)",
+    ),
+    "lr_decay": (
+        None,
+        optional(number(0)),
+        f"d of the schedule; without it {', '.join(f'{d} for {s}' for s, d in LR_DECAYS.items())}",
+    ),
+    "lr_step": (10, number(1, whole=True), "epochs between the drops of the step schedule"),
+    "momentum": (0.0, number(0, 1, below=True), "momentum"),
+    "nesterov": (False, switch, "Nesterov's form of momentum"),
+    "weight_decay": (2.5e-7, number(0), "L2 penalty: 0.5 * weight decay * sum of squared weights"),
+    "dropout": (0.0, number(0, 1, below=True), "share of hidden units switched off in a step"),
+    "batch_size": (128, number(1, whole=True), "images in a step"),
+    "epochs": (50, number(1, whole=True), "passes over the training images"),
+    "val_size": (6000, number(0, whole=True), "training images held out for validation"),
+    "train_size": (None, optional(number(1, whole=True)), "use only so many training images"),
+    "patience": (
+        0,
+        number(0, whole=True),
+        "stop after so many epochs in a row that do not beat the best validation accuracy by more "
+        "than --min-delta; 0: never",
+    ),
+    "min_delta": (
+        0.0,
+        number(0, 1),
+        "least gain in accuracy that counts for --patience (0.001 is 0.1 points)",
+    ),
+    "preprocess": (["scale"], preprocess_names, f"in this order: {', '.join(PREPROCESS)}"),
+    "seed": (0, number(0, 2**63, whole=True), "seed of the split, the first weights and all epochs"),
+    "dtype": ("float32", one_of("dtype", DTYPES), ", ".join(DTYPES)),
+}
+DEFAULTS = {name: default for name, (default, _, _) in SETTINGS.items()}
+RECORDS = ("data", "versions", "status", "result")  # what config.json holds beside the settings
+
+
+def check_settings(settings):
+    """Complete and checked settings; ValueError that names the one that is wrong.
+
+    Parameters
+    ----------
+    settings : dict
+        Any of SETTINGS, as numbers or as text; what is missing takes its default.
+    """
+    for name in settings:
+        nn.choose("setting", name, SETTINGS)
+    config = {}
+    for name, value in {**DEFAULTS, **settings}.items():
+        try:
+            config[name] = SETTINGS[name][1](value)
+        except ValueError as error:
+            raise ValueError(f"{flag(name)}: {error}") from None
+    if config["lr_decay"] is None:
+        config["lr_decay"] = LR_DECAYS.get(config["lr_schedule"])
+    elif config["lr_schedule"] not in LR_DECAYS:
+        raise ValueError(f"--lr-decay: the {config['lr_schedule']} schedule has none")
+    if config["nesterov"] and not config["momentum"]:
+        raise ValueError("--nesterov: needs a --momentum above 0")
+    if config["patience"] and not config["val_size"]:
+        raise ValueError("--patience: needs validation images (--val-size)")
+    return config
+
+
+def flag(name):
+    return "--" + name.replace("_", "-")
+
+
+# --- training ---------------------------------------------------------------------------------
+
+COLUMNS = ["epoch", "lr"]
+COLUMNS += [f"{part}_{figure}" for part in ("train", "val", "test") for figure in ("loss", "accuracy")]
+COLUMNS += ["seconds"]
+
+
+def prepare(dataset, config):
+    """Split a dataset and fit the preprocessing on its training part.
+
+    Returns
+    -------
+    dict
+        ``train``, ``val``, ``test``: (uint8 images (n, d), labels (n,)); ``steps``: the fitted
+        preprocessing; ``classes``: how many.
+    """
+    rng = np.random.default_rng([config["seed"], 0, 1])
+    train, val = split(
+        dataset["train_images"], dataset["train_labels"], config["val_size"], rng, config["train_size"]
+    )
+    return {
+        "train": train,
+        "val": val,
+        "test": (dataset["test_images"], dataset["test_labels"]),
+        "steps": fit_preprocess(config["preprocess"], train[0]),
+        "classes": len(dataset["class_names"]),
+    }
+
+
+def init_state(data, config):
+    """The state before the first epoch."""
+    sizes = [data["train"][0].shape[1], *config["hidden"], data["classes"]]
+    rng = np.random.default_rng(config["seed"])
+    params = nn.init_params(rng, sizes, config["activation"], config["init"], DTYPES[config["dtype"]])
+    return {"params": params, "velocity": None, "epoch": 0, "best": None}
+
+
+def learning_rate(config, epochs_done):
+    schedule = LR_SCHEDULES[config["lr_schedule"]]
+    return schedule(config["lr"], config["lr_decay"], epochs_done, config)
+
+
+def train_epoch(state, data, config, progress=lambda images: None):
+    """One epoch of mini-batch SGD, and its line of the history.
+
+    Parameters
+    ----------
+    state : dict
+        ``params``; ``velocity`` (None without momentum); ``epoch``, the number of epochs done;
+        ``best``: None, or ``epoch``, ``accuracy`` and ``params`` of the best epoch so far.
+        Left as it is.
+    data : dict
+        From ``prepare``.
+    config : dict
+        From ``check_settings``.
+    progress : function
+        Called with the number of images done in this epoch.
+
+    Returns
+    -------
+    state : dict
+    row : dict
+        ``epoch`` (from 1), ``lr``, loss and accuracy of each part after the epoch (None for a
+        part without images), ``seconds`` of the steps alone. Losses are without weight decay.
+
+    Raises
+    ------
+    FloatingPointError
+        The loss stopped being finite; the message names the epoch and the step.
+    """
+    started = time.perf_counter()
+    with np.errstate(over="ignore", invalid="ignore"):  # found out by the checks for finite values
+        params, velocity = _train_steps(state, data, config, progress)
+        seconds = time.perf_counter() - started
+        row = {"epoch": state["epoch"] + 1, "lr": learning_rate(config, state["epoch"])}
+        for part in ("train", "val", "test"):
+            figures = evaluate(params, *data[part], data["steps"], config)
+            row[f"{part}_loss"], row[f"{part}_accuracy"] = figures
+    row["seconds"] = round(seconds, 4)
+    if not math.isfinite(row["train_loss"]):
+        raise _divergence(config, row["epoch"], "after its last step")
+    best = state["best"]
+    accuracy = row["val_accuracy"]  # None without validation images: then the last epoch is kept
+    if accuracy is None or best is None or accuracy > best["accuracy"]:
+        best = {"epoch": row["epoch"], "accuracy": accuracy, "params": params}
+    return {"params": params, "velocity": velocity, "epoch": row["epoch"], "best": best}, row
+
+
+def _train_steps(state, data, config, progress):
+    """Params and velocity after all steps of the epoch that comes after ``state``."""
+    images, labels = data["train"]
+    rng = np.random.default_rng([config["seed"], state["epoch"] + 1])
+    lr = learning_rate(config, state["epoch"])
+    optimiser = {key: config[key] for key in ("momentum", "nesterov", "weight_decay")}
+    params = {key: w.copy() for key, w in state["params"].items()}  # the steps work in place
+    velocity, cache, grads = None, None, None
+    if config["momentum"]:
+        velocity = {k: np.zeros_like(w) for k, w in params.items()}
+        if state["velocity"]:
+            velocity = {key: v.copy() for key, v in state["velocity"].items()}
+    order, done = rng.permutation(len(images)), 0
+    taken = batches(images, labels, data["steps"], config["batch_size"], order, DTYPES[config["dtype"]])
+    for step, (x, y) in enumerate(taken, start=1):
+        if len(x) != config["batch_size"]:
+            cache = None  # the last batch is smaller: no arrays of its size to use again
+        outputs, cache = nn.forward(params, x, config["activation"], config["dropout"], rng, out=cache)
+        if not math.isfinite(outputs.sum()):  # as good as a loss that is not finite, and cheaper
+            raise _divergence(config, state["epoch"] + 1, f"step {step}")
+        grads = nn.backward(params, cache, y, config["loss"], out=grads)
+        nn.sgd_step(params, grads, velocity, lr, **optimiser, out=(params, velocity))
+        done += len(x)
+        progress(done)
+    return params, velocity
+
+
+def evaluate(params, images, labels, steps, config):
+    """Loss (without weight decay) and accuracy on uint8 images, or (None, None) without images."""
+    if not len(images):
+        return None, None
+    taken = batches(images, labels, steps, dtype=DTYPES[config["dtype"]])
+    outputs = nn.outputs_of(params, taken, config["activation"])
+    return nn.loss(params, outputs, labels, config["loss"]), nn.accuracy(outputs, labels)
+
+
+def _divergence(config, epoch, where):
+    return FloatingPointError(
+        f"epoch {epoch}, {where}: the loss is no longer finite; try an --lr below {config['lr']:g}"
+    )
+
+
+def should_stop(rows, config):
+    """Early stopping: --patience epochs in a row without a gain of more than --min-delta."""
+    best, stale = -math.inf, 0
+    for row in rows if config["patience"] else []:
+        gained = row["val_accuracy"] > best + config["min_delta"]
+        best, stale = (row["val_accuracy"], 0) if gained else (best, stale + 1)
+    return bool(config["patience"]) and stale >= config["patience"]
+
+
+def fit(state, data, config, rows=(), on_epoch=lambda state, rows: None, progress=lambda n: None):
+    """Fold ``train_epoch`` over the epochs that are left, until the last or ``should_stop``.
+
+    Parameters
+    ----------
+    state, data, config, progress
+        As for ``train_epoch``.
+    rows : list of dict
+        The history so far.
+    on_epoch : function
+        Called with the new state and all rows after each epoch.
+
+    Returns
+    -------
+    state, rows
+    """
+    rows = list(rows)
+    while state["epoch"] < config["epochs"] and not should_stop(rows, config):
+        state, row = train_epoch(state, data, config, progress)
+        rows.append(row)
+        on_epoch(state, rows)
+    return state, rows
+
+
+# --- the files of a run -----------------------------------------------------------------------
+
+RUN_FILES = ["last.pkl", "params.pkl", "history.csv", "config.json", "predictions.csv", "figures"]
+
+
+def params_config(config, steps, best):
+    """The config that is stored with params: all that is needed to use them."""
+    chosen = {"epoch": best["epoch"], "val_accuracy": best["accuracy"]} if best else {"epoch": 0}
+    return {**config, "steps": steps, **chosen}
+
+
+def save_epoch(out, state, rows, config, steps):
+    """Write what an epoch leaves: params.pkl when it is the best, history.csv, last.pkl."""
+    best = state["best"]
+    if best and best["epoch"] == state["epoch"]:
+        nn.save_params(out / "params.pkl", best["params"], params_config(config, steps, best))
+    save_rows(out / "history.csv", rows, COLUMNS)
+    save_last(out, state, config, steps)
+
+
+def save_last(out, state, config, steps):
+    """Write last.pkl, the state to resume from. It comes last: the other files never lag behind."""
+    last = params_config(config, steps, None) | {"epoch": state["epoch"]}
+    nn.save_params(out / "last.pkl", state["params"], last, velocity=state["velocity"], best=state["best"])
+
+
+def load_last(out):
+    """``(state, rows, config)`` from a folder that a run has left."""
+    last = nn.load_checkpoint(out / "last.pkl")
+    config = last["config"]
+    state = {"params": last["params"], "velocity": last.get("velocity"), "epoch": config.get("epoch")}
+    try:
+        check_settings({name: config[name] for name in SETTINGS})
+        state["best"] = last["best"]
+        for params in (state["velocity"], state["best"] and state["best"]["params"]):
+            if params is not None:
+                nn.check_params(params)
+        rows = load_rows(out / "history.csv")[: state["epoch"]] if state["epoch"] else []
+        if [row["epoch"] for row in rows] != list(range(1, state["epoch"] + 1)):
+            raise ValueError(f"history.csv does not hold its {state['epoch']} epochs")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{out / 'last.pkl'} cannot be resumed: {error}") from error
+    return state, rows, config
+
+
+def keep_previous(out):
+    """Move an earlier run's files from ``out`` to ``out/previous-N``; returns that folder or None."""
+    found = [name for name in RUN_FILES if (out / name).exists()]
+    if not found:
+        return None
+    number = 1
+    while (kept := out / f"previous-{number}").exists():
+        number += 1
+    kept.mkdir()
+    for name in found:  # last.pkl first: from then on nothing can resume half a run
+        shutil.move(out / name, kept / name)
+    return kept
+
+
+# --- command line -----------------------------------------------------------------------------
+
+
+def add_settings(parser):
+    """A flag for each of SETTINGS; only flags that are given appear in what is parsed."""
+    for name, (default, check, text) in SETTINGS.items():
+        if check is switch:
+            kind = {"action": argparse.BooleanOptionalAction}
+        else:
+            kind = {"nargs": "+" if isinstance(default, list) else None, "metavar": "X"}
+        shown = SHOWN_DEFAULTS.get(name, default)
+        parser.add_argument(flag(name), default=argparse.SUPPRESS, help=f"{text} (default: {shown})", **kind)
+
+
+SHOWN_DEFAULTS = {
+    "hidden": 292,
+    "preprocess": "scale",
+    "nesterov": "off",
+    "train_size": "all",
+    "lr_decay": "by schedule",
+}
+
+
+def load_settings(path):
+    """Settings from a JSON file, which may be an earlier run's config.json."""
+    content = load_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object of settings")
+    return {name: value for name, value in content.items() if name not in RECORDS}
+
+
+def start_run(settings, data_dir):
+    """State, rows, config and data of a new run."""
+    dataset = load_dataset(settings["dataset"], data_dir)
+    facts = {key: dataset[key] for key in ("title", "image_shape", "class_names", "sha256")}
+    config = {**settings, "dataset": dataset["name"], "data": facts}
+    data = prepare(dataset, config)
+    return init_state(data, config), [], config, data
+
+
+def resume_run(out, given, data_dir):
+    """State, rows, config and data of the run in ``out``; only --epochs may be given anew."""
+    state, rows, config = load_last(out)
+    for name, value in check_settings({**{n: config[n] for n in SETTINGS}, **given}).items():
+        if name == "epochs":
+            config["epochs"] = value
+        elif value != config[name] and (name, value) != ("dataset", "auto"):
+            raise ValueError(
+                f"{flag(name)}: the run in {out} has {config[name]}; --resume goes on with it as it "
+                f"is (leave the flag out, or start a new run without --resume)"
+            )
+    dataset = load_dataset(config["dataset"], data_dir)
+    if dataset["sha256"] != config["data"]["sha256"]:
+        raise ValueError(f"the data set {config['dataset']} is not the one that the run in {out} used")
+    return state, rows, config, prepare(dataset, config)
+
+
+def figures_text(row, parts=("train", "val", "test")):
+    """Loss and accuracy of each part that has images, aligned."""
+    shown = [part for part in parts if row[f"{part}_loss"] is not None]
+    return "   ".join(
+        f"{part} {row[f'{part}_loss']:.4f} {100 * row[f'{part}_accuracy']:6.2f} %" for part in shown
+    )
+
+
+def describe(config, data, params):
+    """Two lines that say what is about to be trained on what."""
+    counts = [f"{len(data[part][0]):,} {name}" for part, name in PART_NAMES.items() if len(data[part][0])]
+    rows, columns = config["data"]["image_shape"]
+    size = sum(w.size for w in params.values())
+    layers = "-".join(map(str, nn.layer_sizes(params)))
+    return (
+        f"{config['data']['title']}: {', '.join(counts)} images of {rows}x{columns}, "
+        f"{data['classes']} classes\n"
+        f"{layers}, {config['activation'] if config['hidden'] else 'softmax regression'}, {size:,} params"
+    )
+
+
+PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
+
+
+def save_record(out, config, status, rows=(), best=None):
+    """Write config.json: settings, data set, versions, status, and the figures reached."""
+    result = None
+    if rows:
+        chosen = rows[best["epoch"] - 1] if best else rows[-1]
+        result = {"kept": chosen, "last": rows[-1], "seconds": round(sum(r["seconds"] for r in rows), 3)}
+    versions = {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
+    record = {**config, "versions": versions, "status": status, "result": result}
+    save_json(out / "config.json", record)
+
+
+def main(argv=None):
+    parser = make_parser("Train a neural network and write it to a folder.")
+    add_settings(parser)
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="folder of the data sets (default: DATA_DIR or datasets)"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default="results",
+        help="folder for the run's files (default: results); a run that is already there is kept, "
+        "in DIR/previous-N",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out, from its last whole epoch"
+    )
+    parser.add_argument("--config", metavar="FILE", help="JSON file of settings; flags that are given win")
+    parser.add_argument("--quiet", action="store_true", help="print only the summary")
+    flags = parse_flags(parser, argv)
+    given = {name: value for name, value in vars(flags).items() if name in SETTINGS}
+    if flags.config:
+        given = {**load_settings(flags.config), **given}
+    settings = check_settings(given)
+    out = pathlib.Path(flags.out)
+    out.mkdir(parents=True, exist_ok=True)
+    say = (lambda *lines: None) if flags.quiet else (lambda *lines: print(*lines, sep="\n", flush=True))
+
+    if flags.resume and (out / "last.pkl").exists():
+        state, rows, config, data = resume_run(out, given, flags.data_dir)
+        say(f"resuming the run in {out} after epoch {state['epoch']}")
+    else:
+        state, rows, config, data = start_run(settings, flags.data_dir)
+        if flags.resume:
+            say(f"no run to resume in {out}: starting a new one")
+        if kept := keep_previous(out):
+            say(f"the run that was in {out} is kept in {kept}")
+        save_last(out, state, config, data["steps"])
+    save_record(out, config, "running", rows, state["best"])
+    say(describe(config, data, state["params"]))
+
+    reached = {"state": state, "rows": rows, "since": time.perf_counter()}
+    first, started = state["epoch"], time.perf_counter()
+    images, width = len(data["train"][0]), len(str(config["epochs"]))
+
+    with progress_line() as show:
+
+        def progress(done):
+            now, epoch = time.perf_counter(), reached["state"]["epoch"]
+            share = (epoch - first + done / images) / (config["epochs"] - first)
+            show(
+                f"epoch {epoch + 1}/{config['epochs']}   {done:,}/{images:,} images   "
+                f"{done / (now - reached['since']):,.0f} images/s   "
+                f"{(now - started) * (1 - share) / share:.0f} s left"
+            )
+
+        def on_epoch(state, rows):
+            save_epoch(out, state, rows, config, data["steps"])
+            reached.update(state=state, rows=rows, since=time.perf_counter())
+            show("")
+            row = rows[-1]
+            say(
+                f"epoch {row['epoch']:{width}}/{config['epochs']}   lr {row['lr']:.4g}   "
+                f"{figures_text(row)}   {row['seconds']:.2f} s"
+            )
+
+        status = "stopped"
+        try:
+            fit(state, data, config, rows, on_epoch, progress)
+            status = "finished"
+        except FloatingPointError:
+            status = "diverged"
+            raise
+        except KeyboardInterrupt:
+            epoch = reached["state"]["epoch"]
+            raise KeyboardInterrupt(f"{epoch} whole epochs are in {out}; --resume goes on") from None
+        finally:
+            save_record(out, config, status, reached["rows"], reached["state"]["best"])
+
+    state, rows = reached["state"], reached["rows"]
+    if len(rows) < config["epochs"]:
+        say(f"stopped early: no gain in {config['patience']} epochs")
+    kept = rows[state["best"]["epoch"] - 1]
+    why = "the last" if kept["val_accuracy"] is None else "the best on validation"
+    print(f"{config['data']['title']}, epoch {kept['epoch']} ({why}): {figures_text(kept)}")
+    print(f"its params are in {out / 'params.pkl'}; judge them with: python test.py {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
