@@ -92,7 +92,7 @@ SLOWEST = 100_000  # a mirror that brings fewer bytes of uncompressed content a 
 
 def save_bytes(path, content):
     """Write bytes beside ``path`` and move them into place; a reader never sees half a file."""
-    aside = f"{path}.{os.getpid()}.part"
+    aside = f"{path}.{os.getpid()}-{threading.get_ident()}.part"
     try:
         with open(aside, "wb") as file:
             file.write(content)
@@ -397,11 +397,17 @@ def _fetch(url, size, answer_seconds):
 
 
 def _read_url(url, size, answer_seconds, deadline):
-    import urllib.request  # late: it takes a tenth of a second that only a download needs
+    import urllib.error  # late: they take a tenth of a second that only a download needs
+    import urllib.request
 
-    content, most = bytearray(), size + CHUNK  # gzip never makes a file much larger
     request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0"})
-    with urllib.request.urlopen(request, timeout=answer_seconds) as response:
+    try:
+        response = urllib.request.urlopen(request, timeout=answer_seconds)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise
+    content, most = bytearray(), size + CHUNK  # gzip never makes a file much larger
+    with response:
         length = int(response.headers.get("Content-Length") or 0)
         with progress_line() as show:
             while chunk := response.read1(CHUNK):
@@ -787,7 +793,8 @@ def run_script(main, argv=None):
         print(f"{name}: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"\n{name}: stopped{_one_line(error) and ': '}{_one_line(error)}", file=sys.stderr)
+        start = "\n" if sys.stderr.isatty() else ""  # below the ^C that a terminal shows
+        print(f"{start}{name}: stopped{_one_line(error) and ': '}{_one_line(error)}", file=sys.stderr)
         return 128 + (stopped[0] if stopped else signal.SIGINT)
 
 

@@ -34,7 +34,7 @@ def choose(kind, name, options):
     raise ValueError(f"unknown {kind} {name!r}{hint} (one of: {', '.join(options)})")
 
 
-# --- activations: each works in place on z, each slope is read off its own output ---------
+# --- activations: each works in place on z, each slope is read off its own output -------------
 
 
 def relu(z):
@@ -78,7 +78,7 @@ ACTIVATIONS = {
     "tanh": (tanh, tanh_slope),
 }
 
-# --- initialisation -----------------------------------------------------------------------
+# --- initialisation ---------------------------------------------------------------------------
 
 INITS = {  # name -> standard deviation from (fan_in, fan_out)
     "he": lambda fan_in, fan_out: np.sqrt(2 / fan_in),
@@ -138,7 +138,7 @@ def layer_sizes(params):
     return [params["W1"].shape[0]] + [params[f"W{i}"].shape[1] for i in range(1, depth + 1)]
 
 
-# --- the core -----------------------------------------------------------------------------
+# --- the core ---------------------------------------------------------------------------------
 
 
 def forward(params, x, activation="relu", dropout=0.0, rng=None, out=None):
@@ -343,14 +343,13 @@ def sgd_step(params, grads, velocity, lr, momentum=0.0, nesterov=False, weight_d
                 step *= -lr
             else:
                 np.multiply(g[part], -lr, out=step)
+            moved = step
             if v is not None:
                 moved = np.multiply(v[part], momentum, out=new_v[part])
                 moved += step
-                step = momentum * moved + step if nesterov else moved
             elif new_v is not None:
                 new_v[part] = step
-                step = (1 + momentum) * step if nesterov else step
-            np.add(w[part], step, out=new_w[part])
+            np.add(w[part], momentum * moved + step if nesterov else moved, out=new_w[part])
     return new_params, new_velocity
 
 
@@ -381,7 +380,7 @@ def confusion_matrix(y, predicted, classes):
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
-# --- params files -------------------------------------------------------------------------
+# --- params files -----------------------------------------------------------------------------
 
 
 def check_params(params):
@@ -564,7 +563,7 @@ def _from_npz(content):
     return {"params": params, **{key: restored(json.loads(text)) for key, text in texts.items()}}
 
 
-# --- reading a pickle without running it ----------------------------------------------------
+# --- reading a pickle without running it ------------------------------------------------------
 #
 # pickle.loads calls whatever the file names. This reads the few opcodes that plain data and
 # NumPy arrays are made of, and knows only the functions below by name.

@@ -227,7 +227,8 @@ def init_state(data, config):
     sizes = [data["train"][0].shape[1], *config["hidden"], data["classes"]]
     rng = np.random.default_rng(config["seed"])
     params = nn.init_params(rng, sizes, config["activation"], config["init"], DTYPES[config["dtype"]])
-    return {"params": params, "velocity": None, "epoch": 0, "best": None}
+    velocity = {key: np.zeros_like(w) for key, w in params.items()} if config["momentum"] else None
+    return {"params": params, "velocity": velocity, "epoch": 0, "best": None}
 
 
 def learning_rate(config, epochs_done):
@@ -287,12 +288,8 @@ def _train_steps(state, data, config, progress):
     rng = np.random.default_rng([config["seed"], state["epoch"] + 1])
     lr = learning_rate(config, state["epoch"])
     optimiser = {key: config[key] for key in ("momentum", "nesterov", "weight_decay")}
-    params = {key: w.copy() for key, w in state["params"].items()}  # the steps work in place
-    velocity, cache, grads = None, None, None
-    if config["momentum"]:
-        velocity = {k: np.zeros_like(w) for k, w in params.items()}
-        if state["velocity"]:
-            velocity = {key: v.copy() for key, v in state["velocity"].items()}
+    params, velocity = _copy(state["params"]), _copy(state["velocity"])  # the steps work in place
+    cache = grads = None
     order, done = rng.permutation(len(images)), 0
     taken = batches(images, labels, data["steps"], config["batch_size"], order, DTYPES[config["dtype"]])
     for step, (x, y) in enumerate(taken, start=1):
@@ -306,6 +303,10 @@ def _train_steps(state, data, config, progress):
         done += len(x)
         progress(done)
     return params, velocity
+
+
+def _copy(arrays):
+    return arrays and {key: array.copy() for key, array in arrays.items()}
 
 
 def evaluate(params, images, labels, steps, config):
