@@ -282,6 +282,7 @@ def backward(params, cache, y, loss="cross_entropy", weight_decay=0.0, out=None)
     """
     choose("loss", loss, LOSSES)
     _, slope = ACTIVATIONS[cache["activation"]]
+    weight_decay = float(weight_decay)  # a float64 scalar would upcast
     outputs = cache["layers"][-1]
     y = _check_labels(outputs, y)
     delta = softmax(outputs) if loss == "cross_entropy" else outputs.copy()
