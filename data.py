@@ -126,8 +126,14 @@ def _csv_field(value):
     return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\n\r') else text
 
 
-def load_rows(path):
+def load_rows(path, text=False):
     """A CSV file of numbers as a list of dicts; empty fields become None.
+
+    Parameters
+    ----------
+    path : path
+    text : bool
+        Whether a field that is no number is kept as text, and not an error.
 
     Raises
     ------
@@ -139,7 +145,8 @@ def load_rows(path):
             header, *lines = list(csv.reader(file, strict=True)) or [[]]
         if not header or any(len(line) != len(header) for line in lines):
             raise ValueError("its rows differ in length")
-        return [dict(zip(header, map(_number, line))) for line in lines]
+        read = _number_or_text if text else _number
+        return [dict(zip(header, map(read, line))) for line in lines]
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{path} is not a history of numbers: {error}") from error
 
@@ -148,6 +155,13 @@ def _number(text):
     if text == "":
         return None
     return int(text) if text.lstrip("-").isdigit() else float(text)
+
+
+def _number_or_text(text):
+    try:
+        return _number(text)
+    except ValueError:
+        return text
 
 
 def load_idx(path):
@@ -247,6 +261,36 @@ def load_dataset(name="auto", data_dir=None, download=True):
             f"unknown dataset {name!r}: neither {', '.join(DATASET_NAMES)} nor a folder with IDX files"
         )
     return _load_folder(folder, str(name), folder.resolve().name)
+
+
+def load_dataset_of(config, data_dir=None, name=None):
+    """The data set that a network is judged on: the one of its config, or the one named.
+
+    Parameters
+    ----------
+    config : dict
+        Stored with the params; says what they were trained on.
+    data_dir, name
+        As for ``load_dataset``.
+
+    Raises
+    ------
+    ValueError
+        The data set has images of another size, or classes that the network does not know; the
+        stored preprocessing does not fit. And as ``load_dataset``.
+    OSError
+        As ``load_dataset``.
+    """
+    dataset, facts = load_dataset(name or config["dataset"], data_dir), config["data"]
+    width, classes = math.prod(facts["image_shape"]), len(facts["class_names"])
+    if dataset["test_images"].shape[1] != width or dataset["test_labels"].max() >= classes:
+        raise ValueError(
+            f"{dataset['title']} does not fit: the network takes {width} pixels and knows {classes} classes"
+        )
+    check_steps(config["steps"], width)
+    if name is None and dataset["sha256"] != facts.get("sha256"):
+        print("note: the data set has changed since the network was trained", file=sys.stderr)
+    return dataset
 
 
 def _load_auto(data_dir, download):
