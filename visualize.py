@@ -345,9 +345,7 @@ def confusion_figure(counts, class_names, title=""):
         for (row, column), count in np.ndenumerate(counts):
             dark = row != column and count > 0.6 * most
             if count:
-                ax.text(
-                    column, row, f"{count}", ha="center", va="center", size=8, color="w" if dark else "k"
-                )
+                ax.text(column, row, f"{count}", ha="center", va="center", size=8, color="w" if dark else "k")
     return figure
 
 
