@@ -126,29 +126,25 @@ def _csv_field(value):
     return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\n\r') else text
 
 
-def load_rows(path, text=False):
+def load_rows(path, words=False):
     """A CSV file of numbers as a list of dicts; empty fields become None.
 
-    Parameters
-    ----------
-    path : path
-    text : bool
-        Whether a field that is no number is kept as text, and not an error.
+    With ``words``, a field that is no number, such as ``512x256`` or ``relu``, remains text.
 
     Raises
     ------
     ValueError
-        No header, a row of another length, a field that is no number.
+        No header, a row of another length, a field that is no number (without ``words``).
     """
+    read = _number_or_word if words else _number
     try:
         with open(path, encoding="utf-8", newline="") as file:
             header, *lines = list(csv.reader(file, strict=True)) or [[]]
         if not header or any(len(line) != len(header) for line in lines):
             raise ValueError("its rows differ in length")
-        read = _number_or_text if text else _number
         return [dict(zip(header, map(read, line))) for line in lines]
     except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is not a history of numbers: {error}") from error
+        raise ValueError(f"{path} is not a table{'' if words else ' of numbers'}: {error}") from error
 
 
 def _number(text):
@@ -157,7 +153,7 @@ def _number(text):
     return int(text) if text.lstrip("-").isdigit() else float(text)
 
 
-def _number_or_text(text):
+def _number_or_word(text):
     try:
         return _number(text)
     except ValueError:
@@ -646,18 +642,23 @@ def split(images, labels, val_size, rng, train_size=None):
     ValueError
         More images asked for than there are, or none left to train on.
     """
-    n, rest = len(images), len(images) - val_size
-    wanted = rest if train_size is None else train_size
-    if val_size < 0 or not 1 <= wanted <= rest:
+    wanted = check_split(len(images), val_size, train_size)
+    if wanted == len(images):
+        return (images, labels), (images[:0], labels[:0])
+    order = rng.permutation(len(images))
+    val, train = np.sort(order[:val_size]), np.sort(order[val_size : val_size + wanted])
+    return (images[train], labels[train]), (images[val], labels[val])
+
+
+def check_split(n, val_size, train_size=None):
+    """The number of training images in a split of n images; ValueError where there is no such split."""
+    wanted = n - val_size if train_size is None else train_size
+    if val_size < 0 or not 1 <= wanted <= n - val_size:
         raise ValueError(
             f"{n} images cannot be split into {val_size} for validation and "
             f"{'at least 1' if train_size is None else train_size} for training"
         )
-    if wanted == n:
-        return (images, labels), (images[:0], labels[:0])
-    order = rng.permutation(n)
-    val, train = np.sort(order[:val_size]), np.sort(order[val_size : val_size + wanted])
-    return (images[train], labels[train]), (images[val], labels[val])
+    return wanted
 
 
 def _scale(x, step):
