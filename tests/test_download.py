@@ -1,0 +1,219 @@
+"""Downloads, driven against an HTTP server on the loopback address."""
+
+import contextlib
+import gzip
+import hashlib
+import http.server
+import os
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import write_dataset
+
+import data
+
+CONTENT = data.idx_bytes(np.arange(200, dtype=np.uint8))
+ZIPPED = gzip.compress(CONTENT)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+def reply(handler, status=200, body=ZIPPED, length=None, location=None):
+    handler.send_response(status)
+    handler.send_header("Content-Length", str(len(body) if length is None else length))
+    if location:
+        handler.send_header("Location", location)
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def drip(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        for _ in range(100):
+            handler.wfile.write(b"\x1f")
+            handler.wfile.flush()
+            time.sleep(0.05)
+
+
+def silent(handler):
+    time.sleep(5)
+
+
+def no_end(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        for _ in range(100):
+            handler.wfile.write(bytes(1 << 20))
+
+
+ANSWERS = {
+    "good": reply,
+    "403": lambda h: reply(h, 403, b"forbidden"),
+    "404": lambda h: reply(h, 404, b"not found"),
+    "500": lambda h: reply(h, 500, b"error"),
+    "html": lambda h: reply(h, 200, b"<html><body>Please log in</body></html>"),
+    "cut": lambda h: reply(h, 200, ZIPPED[:60], length=len(ZIPPED)),
+    "cut-without-length": lambda h: reply(h, 200, ZIPPED[:-9]),
+    "wrong-hash": lambda h: reply(h, 200, gzip.compress(CONTENT[::-1])),
+    "bomb": lambda h: reply(h, 200, gzip.compress(bytes(1 << 26), 9)),
+    "empty": lambda h: reply(h, 200, b""),
+    "moved": lambda h: reply(h, 302, b"", location="/good/f.gz"),
+    "loop": lambda h: reply(h, 302, b"", location="/loop/f.gz"),
+    "to-file": lambda h: reply(h, 302, b"", location="file:///etc/hostname"),
+    "drip": drip,
+    "silent": silent,
+    "no-end": no_end,
+}
+BAD = [name for name in ANSWERS if name not in ("good", "moved")]
+
+
+@pytest.fixture(scope="module")
+def server():
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            ANSWERS[self.path.split("/")[1]](self)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.handle_error = lambda *_: None  # clients that give up are the point here
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def get(server, tmp_path):
+    def get(*answers):
+        target = tmp_path / "set" / "f.gz"
+        urls = [f"{server}/{answer}/f.gz" for answer in answers]
+        data.download_file(urls, target, SHA256, len(CONTENT), answer_seconds=1)
+        return target.read_bytes()
+
+    return get
+
+
+@pytest.mark.parametrize("answer", ["good", "moved"])
+def test_a_good_file_is_kept_as_served(get, tmp_path, answer):
+    assert get(answer) == ZIPPED
+    assert os.listdir(tmp_path / "set") == ["f.gz"]
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_after_a_bad_mirror_the_next_one_is_tried(get, tmp_path, bad):
+    assert get(bad, "good") == ZIPPED
+    assert os.listdir(tmp_path / "set") == ["f.gz"]
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_when_no_mirror_is_good_nothing_is_left_and_all_are_listed(get, tmp_path, server, bad):
+    with pytest.raises(OSError, match=r"could not download f\.gz") as error:
+        get(bad, "404")
+    assert f"{server}/{bad}/f.gz" in str(error.value) and "404" in str(error.value)
+    assert not (tmp_path / "set").exists()
+
+
+def test_an_overall_limit_ends_a_dripping_server(get):
+    started = time.monotonic()
+    with pytest.raises(OSError, match="could not download"):
+        get("drip", "silent")
+    assert time.monotonic() - started < 4
+
+
+def test_nobody_listens(tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/f.gz"
+        with pytest.raises(OSError, match="refused"):
+            data.download_file([url], tmp_path / "f.gz", SHA256, 208)
+
+
+def test_a_name_that_does_not_resolve(tmp_path):
+    with pytest.raises(OSError, match="could not download"):
+        data.download_file(["http://no-such-host.invalid/f.gz"], tmp_path / "f.gz", SHA256, 208, 2)
+
+
+def test_a_full_disk_leaves_nothing(get, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left.*No space left"):
+        get("good", "good")
+    assert os.listdir(tmp_path / "set") == []
+
+
+@pytest.fixture
+def mirrored(server, tmp_path, monkeypatch):
+    """A source `mnist` whose mirrors are on this machine, with small files."""
+    made = write_dataset(tmp_path / "origin", zipped=True)
+    contents = {part: (made / f"{name}.gz").read_bytes() for part, name in data.FILES.items()}
+    source = {
+        **data.SOURCES["mnist"],
+        "mirrors": [f"{server}/404/", f"{server}/origin/"],
+        "sha256": {part: hashlib.sha256(gzip.decompress(c)).hexdigest() for part, c in contents.items()},
+    }
+    by_name = {f"{data.FILES[part]}.gz": content for part, content in contents.items()}
+    monkeypatch.setitem(ANSWERS, "origin", lambda h: reply(h, body=by_name[h.path.split("/")[-1]]))
+    monkeypatch.setitem(data.SOURCES, "mnist", source)
+    monkeypatch.setattr(
+        data, "SIZES", {part: len(gzip.decompress(content)) for part, content in contents.items()}
+    )
+    return source
+
+
+def test_a_whole_dataset_is_downloaded_once(mirrored, tmp_path, monkeypatch):
+    dataset = data.load_dataset("auto", tmp_path / "data")
+    assert dataset["name"] == "mnist" and dataset["train_images"].shape == (60, 20)
+    assert len(os.listdir(tmp_path / "data" / "mnist")) == 4
+    monkeypatch.setattr(data, "download_file", None)
+    assert data.load_dataset("mnist", tmp_path / "data")["sha256"] == dataset["sha256"]
+
+
+def test_only_what_is_missing_is_downloaded(mirrored, tmp_path):
+    data.load_dataset("mnist", tmp_path / "data")
+    file = tmp_path / "data" / "mnist" / "t10k-images-idx3-ubyte.gz"
+    others = {p.name: p.stat().st_mtime_ns for p in file.parent.iterdir() if p != file}
+    file.unlink()
+    data.load_dataset("mnist", tmp_path / "data")
+    assert file.exists()
+    assert others == {p.name: p.stat().st_mtime_ns for p in file.parent.iterdir() if p != file}
+
+
+def test_mnist_never_falls_back_and_auto_says_so(mirrored, tmp_path, monkeypatch, capsys):
+    mirrored["mirrors"] = mirrored["mirrors"][:1]
+    draw = data.draw_glyphs
+    monkeypatch.setattr(data, "draw_glyphs", lambda rng: draw(rng, 300, 100))
+    with pytest.raises(OSError, match="404"):
+        data.load_dataset("mnist", tmp_path / "data")
+    assert data.load_dataset("auto", tmp_path / "data")["name"] == "glyphs"
+    warning = capsys.readouterr().err
+    assert "WARNING: this is NOT MNIST" in warning and "404" in warning and "To get MNIST" in warning
+
+
+def test_auto_gives_up_on_silent_mirrors_within_15_seconds(mirrored, server, tmp_path, monkeypatch):
+    monkeypatch.setitem(ANSWERS, "silent", lambda h: time.sleep(20))
+    mirrored["mirrors"] = [f"{server}/silent/", f"{server}/drip/"]
+    draw = data.draw_glyphs
+    monkeypatch.setattr(data, "draw_glyphs", lambda rng: draw(rng, 300, 100))
+    started = time.monotonic()
+    assert data.load_dataset("auto", tmp_path / "data")["name"] == "glyphs"
+    assert time.monotonic() - started < 15
+
+
+def test_several_downloads_at_once_do_no_harm(get, tmp_path):
+    threads = [threading.Thread(target=get, args=("good",)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "set" / "f.gz").read_bytes() == ZIPPED
+    assert os.listdir(tmp_path / "set") == ["f.gz"]

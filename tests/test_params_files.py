@@ -1,0 +1,212 @@
+import io
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import nn
+
+
+@pytest.fixture
+def params():
+    return nn.init_params(np.random.default_rng(0), [6, 5, 3])
+
+
+CONFIG = {
+    "lr": 0.1,
+    "hidden": [5],
+    "name": "relu",
+    "none": None,
+    "yes": True,
+    "steps": [{"mean": np.arange(6.0)}],
+}
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "npz"])
+def test_round_trip_is_exact(tmp_path, params, suffix):
+    path = tmp_path / f"params.{suffix}"
+    nn.save_params(path, params, CONFIG)
+    got, config = nn.load_params(path)
+    assert list(got) == list(params)
+    for key in params:
+        np.testing.assert_array_equal(got[key], params[key])
+        assert got[key].dtype == np.float32
+    np.testing.assert_array_equal(config["steps"][0]["mean"], CONFIG["steps"][0]["mean"])
+    assert {**config, "steps": 0} == {**CONFIG, "steps": 0}
+    content = path.read_bytes()
+    nn.save_params(path, got, config)
+    assert path.read_bytes() == content, "the same content must give the same bytes"
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_pkl_is_readable_without_us(tmp_path, params):
+    nn.save_params(tmp_path / "params.pkl", params, CONFIG)
+    code = (
+        "import pickle\n"
+        "content = pickle.load(open('params.pkl', 'rb'))\n"
+        "print(sorted(content), content['params']['W1'].shape, content['config']['lr'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "['config', 'params'] (6, 5) 0.1\n", done.stderr
+
+
+def test_an_npz_is_readable_without_us_and_has_no_pickle(tmp_path, params):
+    nn.save_params(tmp_path / "params.npz", params, {"lr": 0.1})
+    with np.load(tmp_path / "params.npz", allow_pickle=False) as file:
+        assert set(file.files) == {"W1", "b1", "W2", "b2", "config"}
+        assert str(file["config"]) == '{"lr": 0.1}'
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_every_pickle_protocol_is_read(tmp_path, params, protocol):
+    config = {"mean": np.arange(6.0).reshape(2, 3).T, "n": np.int64(3), "list": [1, 2.5, "a"], "empty": {}}
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps({"params": params, "config": config}, protocol=protocol))
+    got, read = nn.load_params(tmp_path / "p.pkl")
+    np.testing.assert_array_equal(got["W1"], params["W1"])
+    np.testing.assert_array_equal(read["mean"], config["mean"])
+    assert (read["n"], read["list"], read["empty"]) == (3, [1, 2.5, "a"], {})
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_files_of_both_numpy_generations_are_read(tmp_path, params, protocol):
+    content = pickle.dumps({"params": params, "config": {}}, protocol=protocol)
+    other = {b"numpy._core.": b"numpy.core.", b"numpy.core.": b"numpy._core."}
+    here = next(name for name in other if name in content)
+    there = other[here]
+    # the module's name has a length byte before it (protocol 4 and 5) or stands on a line (2)
+    for module in (b"multiarray", b"numeric"):
+        old, new = here + module, there + module
+        content = content.replace(bytes([len(old)]) + old, bytes([len(new)]) + new).replace(
+            b"c" + old, b"c" + new
+        )
+    if protocol > 2:  # frames have a length as well: write the pickle without them
+        assert content[2:3] == pickle.FRAME
+        content = content[:2] + content[11:]
+    (tmp_path / "p.pkl").write_bytes(content)
+    np.testing.assert_array_equal(nn.load_params(tmp_path / "p.pkl")[0]["W1"], params["W1"])
+
+
+def test_big_endian_params_become_native(tmp_path, params):
+    swapped = {key: w.astype(">f4") for key, w in params.items()}
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps({"params": swapped, "config": {}}))
+    got, _ = nn.load_params(tmp_path / "p.pkl")
+    assert got["W1"].dtype == np.float32 and got["W1"].dtype.isnative
+    np.testing.assert_array_equal(got["W1"], params["W1"])
+
+
+# --- what must not load -----------------------------------------------------------------------
+
+
+class Runs:
+    """Unpickled by Python, it makes a folder."""
+
+    def __reduce__(self):
+        return os.mkdir, ("it-ran",)
+
+
+BAD_PICKLES = {
+    "code at the top": (lambda p: Runs(), "never run"),
+    "code in params": (lambda p: {"params": Runs(), "config": {}}, "never run"),
+    "code in config": (lambda p: {"params": p, "config": {"a": [Runs()]}}, "never run"),
+    "a function": (lambda p: {"params": p, "config": {"a": print}}, "never run"),
+    "an object array": (lambda p: {"params": {**p, "W1": np.array([[None]])}, "config": {}}, "numeric"),
+    "a text array": (lambda p: {"params": p, "config": {"a": np.array(["a"])}}, "numeric"),
+    "a set": (lambda p: {"params": p, "config": {"a": {1}}}, "SET"),
+    "bytes": (lambda p: {"params": p, "config": {"a": b"a"}}, "bytes"),
+    "a tuple": (lambda p: {"params": p, "config": {"a": (1, 2)}}, "tuple"),
+    "a key that is no string": (lambda p: {"params": p, "config": {1: 2}}, "key"),
+    "no config": (lambda p: {"params": p}, "no params and config"),
+    "a list": (lambda p: [1, 2], "no params and config"),
+    "config no dict": (lambda p: {"params": p, "config": 3}, "not a dict"),
+    "no layers": (lambda p: {"params": {}, "config": {}}, "W1, b1"),
+    "a missing bias": (lambda p: {"params": {k: p[k] for k in ("W1", "b1", "W2")}, "config": {}}, "b2"),
+    "a strange name": (lambda p: {"params": {**p, "U1": p["W1"]}, "config": {}}, "U1"),
+    "a bias of another length": (lambda p: {"params": {**p, "b1": p["b1"][:2]}, "config": {}}, "b1"),
+    "a flat weight": (lambda p: {"params": {**p, "W1": p["W1"].ravel()}, "config": {}}, "W1"),
+    "layers that do not chain": (lambda p: {"params": {**p, "W2": p["W2"][:4]}, "config": {}}, "W2 takes 4"),
+    "an empty layer": (lambda p: {"params": {**p, "W1": p["W1"][:0]}, "config": {}}, "W1"),
+    "whole numbers": (lambda p: {"params": {**p, "W1": p["W1"].astype(int)}, "config": {}}, "floating"),
+    "mixed dtypes": (lambda p: {"params": {**p, "W2": p["W2"].astype(float)}, "config": {}}, "float64"),
+    "nan": (lambda p: {"params": {**p, "b2": p["b2"] * np.nan}, "config": {}}, "nan or inf"),
+    "inf": (lambda p: {"params": {**p, "W2": p["W2"] + np.inf}, "config": {}}, "nan or inf"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PICKLES)
+def test_bad_pickles_are_refused(tmp_path, monkeypatch, params, case):
+    monkeypatch.chdir(tmp_path)
+    make, words = BAD_PICKLES[case]
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps(make(params)))
+    with pytest.raises(ValueError, match=words) as error:
+        nn.load_params("p.pkl")
+    assert "p.pkl" in str(error.value)
+    assert not (tmp_path / "it-ran").exists()
+
+
+def test_shapes_that_lie_are_refused_without_taking_memory(tmp_path, params):
+    content = pickle.dumps({"params": {"W1": np.zeros((3, 5), np.float32)}, "config": {}}, protocol=4)
+    shape = b"K\x03K\x05"
+    assert content.count(shape) == 1
+    huge = content.replace(shape, b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f")
+    (tmp_path / "p.pkl").write_bytes(huge[:2] + huge[11:])  # without the frame and its length
+    with pytest.raises(ValueError, match="does not fit its 60 bytes"):
+        nn.load_params(tmp_path / "p.pkl")
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "npz"])
+def test_a_cut_or_changed_file_is_an_error_or_the_same_network(tmp_path, params, suffix):
+    path = tmp_path / f"p.{suffix}"
+    nn.save_params(path, params, CONFIG)
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    for length in rng.integers(0, len(content), 60):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match="not a usable params file"):
+            nn.load_params(path)
+    for _ in range(200):
+        changed = bytearray(content)
+        changed[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        path.write_bytes(changed)
+        try:
+            got, _ = nn.load_params(path)
+        except ValueError as error:
+            assert "not a usable params file" in str(error)
+        else:
+            nn.check_params(got)
+
+
+def test_npz_with_objects_or_text_instead_of_config(tmp_path, params):
+    for extra in (
+        {"config": np.array([None])},
+        {},
+        {"config": np.array("no json")},
+        {"config": np.array("[]")},
+    ):
+        buffer = io.BytesIO()
+        np.savez(buffer, **params, **extra)
+        (tmp_path / "p.npz").write_bytes(buffer.getvalue())
+        with pytest.raises(ValueError, match="not a usable params file"):
+            nn.load_params(tmp_path / "p.npz")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, params):
+    path = tmp_path / "p.pkl"
+    nn.save_params(path, params, {"lr": 1.0})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        nn.save_params(path, params, {"lr": 2.0})
+    assert nn.load_params(path)[1] == {"lr": 1.0}
+    assert os.listdir(tmp_path) == ["p.pkl"]
+
+
+def test_only_two_suffixes(tmp_path, params):
+    with pytest.raises(ValueError, match="unknown suffix"):
+        nn.save_params(tmp_path / "p.json", params, {})
+    with pytest.raises(ValueError, match="cannot be stored"):
+        nn.save_params(tmp_path / "p.pkl", params, {"f": print})

@@ -1,0 +1,404 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, is_one_clear_line, run, write_dataset
+
+import data
+import nn
+import train
+
+SMALL = ("--val-size", 12, "--batch-size", 16, "--hidden", 7, "--quiet")
+
+
+def small_run(folder, **settings):
+    """Config and prepared data of a run on a folder's data set."""
+    given = {"dataset": str(folder), "hidden": [7], "val_size": 12, "batch_size": 16, "epochs": 5, **settings}
+    config = train.check_settings(given)
+    return config, train.prepare(data.load_dataset(config["dataset"]), config)
+
+
+def history(out):
+    rows = data.load_rows(out / "history.csv")
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+# --- the fold ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"momentum": 0.9},
+        {"momentum": 0.9, "nesterov": True, "activation": "tanh", "hidden": [6, 5]},
+        {"hidden": [], "loss": "mse", "lr": 0.01},
+        {"dropout": 0.3, "dtype": "float64", "preprocess": ["scale", "center", "standardize"]},
+    ],
+)
+def test_an_epoch_is_the_core_functions_in_a_row(small_set, settings):
+    config, prepared = small_run(small_set, weight_decay=0.01, **settings)
+    state = train.init_state(prepared, config)
+    before = {key: w.copy() for key, w in state["params"].items()}
+    new, row = train.train_epoch(state, prepared, config)
+    again, same_row = train.train_epoch(state, prepared, config)
+
+    dtype = train.DTYPES[config["dtype"]]
+    rng = np.random.default_rng([config["seed"], 1])
+    images, labels = prepared["train"]
+    order = rng.permutation(len(images))
+    params, velocity = state["params"], state["velocity"]
+    for start in range(0, len(images), 16):
+        rows = order[start : start + 16]
+        x = data.preprocess(images[rows], prepared["steps"], dtype)
+        _, cache = nn.forward(params, x, config["activation"], config["dropout"], rng)
+        grads = nn.backward(params, cache, labels[rows], config["loss"])
+        optimiser = (config["lr"], config["momentum"], config["nesterov"], config["weight_decay"])
+        params, velocity = nn.sgd_step(params, grads, velocity, *optimiser)
+    # the products leave out blank columns and lr is multiplied in earlier: the last bits may differ
+    tolerance = 1e-5 if dtype == np.float32 else 1e-13
+    for key in params:
+        np.testing.assert_allclose(new["params"][key], params[key], rtol=tolerance, atol=tolerance)
+        np.testing.assert_array_equal(again["params"][key], new["params"][key])
+        np.testing.assert_array_equal(state["params"][key], before[key])
+        assert new["params"][key].dtype == dtype
+    assert {**row, "seconds": 0} == {**same_row, "seconds": 0}
+    assert list(row) == train.COLUMNS and row["epoch"] == 1 and row["lr"] == config["lr"]
+
+
+def test_rows_hold_the_loss_and_accuracy_of_each_part(small_set):
+    config, prepared = small_run(small_set)
+    state, row = train.train_epoch(train.init_state(prepared, config), prepared, config)
+    for part in ("train", "val", "test"):
+        images, labels = prepared[part]
+        outputs, _ = nn.forward(state["params"], images / 255)
+        assert row[f"{part}_loss"] == pytest.approx(nn.loss(state["params"], outputs, labels), rel=1e-4)
+        assert row[f"{part}_accuracy"] == np.mean(outputs.argmax(axis=1) == labels)
+
+
+def test_fit_learns_and_keeps_the_best_epoch(small_set):
+    config, prepared = small_run(small_set, epochs=30, lr=0.05)
+    state, rows = train.fit(train.init_state(prepared, config), prepared, config)
+    assert [row["epoch"] for row in rows] == list(range(1, 31))
+    accuracies = [row["val_accuracy"] for row in rows]
+    assert max(accuracies) > 0.9
+    assert state["best"]["epoch"] == 1 + accuracies.index(max(accuracies))
+    images, labels = prepared["val"]
+    outputs, _ = nn.forward(state["best"]["params"], images / 255)
+    assert nn.accuracy(outputs, labels) == max(accuracies)
+
+
+def test_without_validation_the_last_epoch_is_kept(small_set):
+    config, prepared = small_run(small_set, val_size=0)
+    state, rows = train.fit(train.init_state(prepared, config), prepared, config)
+    assert state["best"]["epoch"] == 5 and state["best"]["params"] is state["params"]
+    assert rows[0]["val_loss"] is None and rows[0]["val_accuracy"] is None
+
+
+def test_folding_on_gives_the_bits_of_an_unbroken_run(small_set):
+    config, prepared = small_run(small_set, momentum=0.9, dropout=0.2)
+    whole, rows = train.fit(train.init_state(prepared, config), prepared, config)
+    half = train.fit(train.init_state(prepared, config), prepared, {**config, "epochs": 2})
+    folded, more_rows = train.fit(half[0], prepared, config, half[1])
+    for key in whole["params"]:
+        np.testing.assert_array_equal(whole["params"][key], folded["params"][key])
+    assert [row["train_loss"] for row in rows] == [row["train_loss"] for row in more_rows]
+
+
+def test_early_stopping_counts_epochs_without_a_gain():
+    config = {"patience": 2, "min_delta": 0.01}
+
+    def stops(*accuracies):
+        return train.should_stop([{"val_accuracy": a} for a in accuracies], config)
+
+    assert not stops(0.5) and not stops(0.5, 0.6, 0.605) and not stops(0.5, 0.505, 0.52, 0.52)
+    assert stops(0.5, 0.6, 0.605, 0.609) and stops(0.5, 0.4, 0.5)
+    assert not train.should_stop([{"val_accuracy": 0.5}] * 9, {**config, "patience": 0})
+
+
+def test_fit_stops_early(small_set):
+    config, prepared = small_run(small_set, epochs=50, lr=1e-9, patience=3)
+    _, rows = train.fit(train.init_state(prepared, config), prepared, config)
+    assert len(rows) == 4
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({}, [1, 1, 1, 1]),
+        ({"lr_schedule": "inverse", "lr_decay": 0.5}, [1, 1 / 1.5, 1 / 2, 1 / 2.5]),
+        ({"lr_schedule": "exponential", "lr_decay": 0.9}, [1, 0.9, 0.81, 0.729]),
+        ({"lr_schedule": "step", "lr_decay": 0.1, "lr_step": 2}, [1, 1, 0.1, 0.1]),
+        ({"lr_schedule": "cosine", "epochs": 4}, [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]),
+    ],
+)
+def test_lr_schedules(settings, expected):
+    config = train.check_settings({"lr": 1.0, **settings})
+    assert [train.learning_rate(config, t) for t in range(4)] == pytest.approx(expected)
+
+
+def test_divergence_names_epoch_and_step(small_set):
+    config, prepared = small_run(small_set, lr=1e30)
+    with pytest.raises(FloatingPointError, match=r"epoch 1, step \d.*--lr below 1e\+30"):
+        train.fit(train.init_state(prepared, config), prepared, config)
+
+
+# --- settings ---------------------------------------------------------------------------------
+
+
+def test_settings_are_completed_and_typed():
+    config = train.check_settings({"hidden": "512x256", "lr": "1e-2", "batch_size": "32", "nesterov": False})
+    assert config["hidden"] == [512, 256] and config["lr"] == 0.01 and config["batch_size"] == 32
+    assert config["epochs"] == 50 and config["preprocess"] == ["scale"] and config["train_size"] is None
+    assert train.check_settings(config) == config
+    assert train.check_settings({"hidden": ["0"]})["hidden"] == []
+    assert train.check_settings({"hidden": 0})["hidden"] == []
+
+
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("lr", "abc", "--lr: must be a number above 0, not 'abc'"),
+        ("lr", 0, "above 0"),
+        ("lr", "nan", "above 0"),
+        ("lr", "inf", "above 0"),
+        ("lr", True, "above 0"),
+        ("lr", None, "above 0"),
+        ("momentum", 1, "below 1"),
+        ("dropout", -0.1, "at least 0"),
+        ("batch_size", 0, "at least 1"),
+        ("batch_size", 1.5, "whole"),
+        ("epochs", "1e9x", "whole"),
+        ("hidden", [5, 0], "0 alone"),
+        ("hidden", ["-3"], "at least 0"),
+        ("hidden", [], None),
+        ("nesterov", "yes", "true or false"),
+        ("activation", "rleu", "did you mean relu"),
+        ("loss", ["mse"], "unknown loss"),
+        ("preprocess", ["scale", "centre"], "did you mean center"),
+        ("lr_schedule", "cosin", "did you mean cosine"),
+        ("dtype", "float16", "did you mean float"),
+        ("dataset", "", "must be a name"),
+        ("seed", -1, "at least 0"),
+        ("learning_rate", 1, "unknown setting"),
+    ],
+)
+def test_bad_settings_are_named(name, value, words):
+    if words is None:
+        assert train.check_settings({name: value})[name] == value
+        return
+    with pytest.raises(ValueError, match=words.replace("+", r"\+")):
+        train.check_settings({name: value})
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"nesterov": True}, "--nesterov: needs"),
+        ({"patience": 3, "val_size": 0}, "--patience: needs"),
+        ({"lr_decay": 0.1}, "--lr-decay: the constant"),
+    ],
+)
+def test_contradictions_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        train.check_settings(settings)
+
+
+# --- the script -------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_its_files(small_set, tmp_path):
+    out = tmp_path / "run"
+    done = run("train.py", "--dataset", small_set, "--epochs", 3, "--out", out, *SMALL[:-1])
+    assert "small: 48 training, 12 validation, 20 test images of 4x5, 3 classes" in done.stdout
+    assert "20-7-3" in done.stdout and "epoch 3/3" in done.stdout and "best on validation" in done.stdout
+    assert done.stderr == "", "no progress line unless standard error is a terminal"
+    assert sorted(os.listdir(out)) == ["config.json", "history.csv", "last.pkl", "params.pkl"]
+    assert (out / "history.csv").read_text().startswith(",".join(train.COLUMNS))
+    config = json.loads((out / "config.json").read_text())
+    assert config["status"] == "finished" and config["lr"] == 0.2475 and config["seed"] == 0
+    assert set(config["data"]["sha256"]) == set(data.FILES)
+    assert config["versions"]["numpy"] == np.__version__
+    assert config["result"]["last"] == data.load_rows(out / "history.csv")[-1]
+    params, stored = nn.load_run(out)
+    assert nn.layer_sizes(params) == [20, 7, 3]
+    assert stored["epoch"] == config["result"]["kept"]["epoch"] and stored["steps"] == [{"name": "scale"}]
+
+
+def test_the_same_command_gives_the_same_bytes(small_set, tmp_path):
+    for name in ("a", "b"):
+        run("train.py", "--dataset", small_set, "--epochs", 3, "--out", tmp_path / name, *SMALL)
+    for file in ("params.pkl", "last.pkl"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert history(tmp_path / "a") == history(tmp_path / "b")
+
+
+def test_a_second_run_keeps_the_first(small_set, tmp_path):
+    out = tmp_path / "run"
+    for epochs in (3, 2):
+        done = run("train.py", "--dataset", small_set, "--epochs", epochs, "--out", out, *SMALL[:-1])
+    assert f"the run that was in {out} is kept in {out / 'previous-1'}" in done.stdout
+    assert len(history(out)) == 2 and len(history(out / "previous-1")) == 3
+    assert nn.load_run(out / "previous-1")
+
+
+def test_config_file_and_flags(small_set, tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps({"lr": 0.05, "epochs": 2, "hidden": [4, 3]}))
+    run(
+        "train.py",
+        "--dataset",
+        small_set,
+        "--config",
+        tmp_path / "c.json",
+        "--lr",
+        0.1,
+        "--out",
+        tmp_path,
+        *SMALL,
+    )
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["lr"], config["epochs"], config["hidden"]) == (0.1, 2, [7])
+    first = (tmp_path / "params.pkl").read_bytes()
+    run("train.py", "--config", tmp_path / "config.json", "--out", tmp_path / "again", "--quiet")
+    assert (tmp_path / "again" / "params.pkl").read_bytes() == first, "a config.json repeats its run"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--lr", "abc"], ["--lr", "above 0"]),
+        (["--hiden", "5"], ["--hiden", "did you mean --hidden"]),
+        (["--lr"], ["--lr"]),
+        (["--dataset", "nowhere"], ["nowhere", "mnist"]),
+        (["--dataset", "{set}", "--val-size", "60"], ["60 images cannot be split"]),
+        (["--dataset", "{set}", "--val-size", "2", "--lr", "1e30"], ["epoch 1", "--lr below"]),
+        (
+            ["--dataset", "{set}", "--val-size", "2", "--out", "{set}/" + data.FILES["test_labels"]],
+            ["File exists"],
+        ),
+        (["--config", "nothing.json"], ["nothing.json"]),
+    ],
+)
+def test_bad_input_gives_one_clear_line_and_status_2(small_set, tmp_path, arguments, words):
+    arguments = [a.replace("{set}", str(small_set)) for a in ["--out", str(tmp_path / "o"), *arguments]]
+    done = run("train.py", *arguments, check=2)
+    assert is_one_clear_line(done.stderr, "train.py: ", *words)
+
+
+def test_a_run_that_diverges_keeps_what_was_best(small_set, tmp_path):
+    # an lr that grows by the schedule: the first epochs are fine
+    done = run(
+        "train.py", "--dataset", small_set, "--out", tmp_path, *SMALL, "--lr", 0.001,
+        "--lr-schedule", "exponential", "--lr-decay", 1e6, "--epochs", 30, check=2,
+    )  # fmt: skip
+    assert is_one_clear_line(done.stderr, "the loss is no longer finite")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["status"] == "diverged" and len(history(tmp_path)) == config["result"]["last"]["epoch"] > 0
+    nn.load_run(tmp_path)
+
+
+# --- stopped and resumed ----------------------------------------------------------------------
+
+LONG = ("--epochs", "60", "--momentum", "0.9", "--dropout", "0.2", "--lr", "0.01")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    write_dataset(folder / "small")
+    run("train.py", "--dataset", folder / "small", "--out", folder / "run", *LONG, *SMALL)
+    return folder
+
+
+@pytest.mark.parametrize("delay", np.random.default_rng(0).uniform(0.1, 1.2, 6).round(3).tolist())
+def test_killed_at_any_moment_a_run_resumes_with_the_same_bits(unbroken, tmp_path, delay):
+    command = [str(ROOT / "train.py"), "--dataset", str(unbroken / "small"), "--out", str(tmp_path / "run")]
+    command = [sys.executable, *command, *LONG, *map(str, SMALL)]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    time.sleep(delay)
+    process.kill()
+    process.wait()
+    if (tmp_path / "run" / "last.pkl").exists():
+        nn.load_checkpoint(tmp_path / "run" / "last.pkl")
+    subprocess.run([*command, "--resume"], env=environment, check=True, stdout=subprocess.DEVNULL)
+    for file in ("params.pkl", "last.pkl"):
+        assert (tmp_path / "run" / file).read_bytes() == (unbroken / "run" / file).read_bytes()
+    assert history(tmp_path / "run") == history(unbroken / "run")
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_what_was_reached(unbroken, tmp_path, number, status):
+    out = tmp_path / "run"
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "--dataset",
+        str(unbroken / "small"),
+        "--out",
+        str(out),
+    ]
+    command += [*map(str, SMALL), "--epochs", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (out / "history.csv").exists() or len(history(out)) < 3:
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert "Traceback" not in errors and "--resume goes on" in errors and errors.count("\n") == 1
+    config = json.loads((out / "config.json").read_text())
+    assert config["status"] == "stopped"
+    assert len(history(out)) >= nn.load_checkpoint(out / "last.pkl")["config"]["epoch"] > 0
+
+
+def test_resume_refuses_another_run_and_extends_its_own(small_set, tmp_path):
+    def go(*more, check=0):
+        return run("train.py", "--out", tmp_path / "run", *more, check=check)
+
+    go("--dataset", small_set, "--epochs", 2, *SMALL)
+    assert is_one_clear_line(go("--resume", "--lr", 0.1, check=2).stderr, "--lr", "0.2475")
+    go("--resume", "--epochs", 4)
+    assert len(history(tmp_path / "run")) == 4
+    write_dataset(small_set, seed=5)
+    assert is_one_clear_line(go("--resume", "--epochs", 5, check=2).stderr, "not the one")
+
+
+def test_resume_with_nothing_there_starts(small_set, tmp_path):
+    done = run("train.py", "--dataset", small_set, "--out", tmp_path, "--resume", "--epochs", 1, *SMALL[:-1])
+    assert "no run to resume" in done.stdout and len(history(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "no-state", "history"])
+def test_a_damaged_run_is_not_resumed(small_set, tmp_path, damage):
+    run("train.py", "--dataset", small_set, "--out", tmp_path, "--epochs", 2, *SMALL)
+    last = tmp_path / "last.pkl"
+    if damage == "cut":
+        last.write_bytes(last.read_bytes()[:-20])
+    elif damage == "no-state":
+        nn.save_params(last, nn.load_params(last)[0], {"epoch": "two"})
+    else:
+        (tmp_path / "history.csv").unlink()
+    done = run("train.py", "--out", tmp_path, "--resume", check=2)
+    assert is_one_clear_line(done.stderr, str(tmp_path))
+
+
+# --- real data --------------------------------------------------------------------------------
+
+
+def test_three_epochs_on_real_mnist(real_data, tmp_path):
+    run(
+        "train.py", "--dataset", "mnist", "--data-dir", real_data, "--out", tmp_path, "--epochs", 3,
+        "--lr", 0.1, "--momentum", 0.9, "--quiet", OPENBLAS_NUM_THREADS="2",
+    )  # fmt: skip
+    done = run("test.py", tmp_path, "--data-dir", real_data, "--json")
+    report = json.loads(done.stdout)
+    assert report["dataset"] == "mnist" and report["images"] == 10_000
+    assert report["accuracy"] >= 0.97
+    kept = json.loads((tmp_path / "config.json").read_text())["result"]["kept"]
+    assert report["accuracy"] == kept["test_accuracy"] and report["loss"] == pytest.approx(kept["test_loss"])
