@@ -930,23 +930,25 @@ def _paper(pixels):
     """
     rows, columns, _ = pixels.shape
     y, x = np.meshgrid(np.linspace(-1, 1, rows), np.linspace(-1, 1, columns), indexing="ij")
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=2).reshape(-1, 6)
-    flat = pixels.reshape(-1, 3)
-    frame = np.ones((rows, columns), bool)
-    margin = max(1, min(rows, columns) // 10)
-    frame[margin:-margin, margin:-margin] = False
-    kept = frame.ravel()
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=2)
+    some = slice(None, None, max(1, max(rows, columns) // 64))  # of the pixels are enough to fit to
+    few, colours = terms[some, some].reshape(-1, 6), pixels[some, some].reshape(-1, 3)
+    kept = np.abs(few[:, 1:3]).max(axis=1) > 0.8  # the frame
     for step in range(12):
-        used = terms[:, :3] if step < 8 else terms  # bent only in the end, or it bends to the ink
-        surface = used @ np.linalg.lstsq(used[kept], flat[kept], rcond=None)[0]
-        error = np.linalg.norm(flat - surface, axis=1)
+        used = 3 if step < 8 else 6  # bent only in the end, or it bends to the ink
+        fitted = np.linalg.lstsq(few[kept, :used], colours[kept], rcond=None)[0]
+        error = np.linalg.norm(colours - few[:, :used] @ fitted, axis=1)
         kept = error <= np.median(error)
-    return surface.reshape(pixels.shape).astype(np.float32)
+    return (terms @ fitted).astype(np.float32)
 
 
 def _without_specks(mask):
     """A mask without its connected parts that are under a twentieth of the largest."""
-    left, parts = set(map(tuple, np.argwhere(mask).tolist())), []
+    cell = -(-max(mask.shape) // 64)  # pixels a side of the cells that are looked at
+    padded = np.pad(mask, [(0, -n % cell) for n in mask.shape])
+    rows, columns = (n // cell for n in padded.shape)
+    cells = padded.reshape(rows, cell, columns, cell).any(axis=(1, 3))
+    left, parts = set(map(tuple, np.argwhere(cells).tolist())), []
     while left:
         part = [left.pop()]
         for row, column in part:  # grows while it is walked through
@@ -955,11 +957,11 @@ def _without_specks(mask):
             part.extend(around)
         parts.append(part)
     largest = max(map(len, parts))
-    result = np.zeros_like(mask)
+    large = np.zeros_like(cells)
     for part in parts:
         if len(part) >= 0.05 * largest:
-            result[tuple(np.transpose(part))] = True
-    return result
+            large[tuple(np.transpose(part))] = True
+    return mask & large.repeat(cell, axis=0).repeat(cell, axis=1)[: mask.shape[0], : mask.shape[1]]
 
 
 def _grown(mask):

@@ -63,8 +63,8 @@ MARKED_EPOCHS = 30  # histories of up to so many epochs have a marker at each
 SHOWN_MISTAKES = 24
 RANKED_TRIALS = 25
 FIRES_ABOVE = {"sigmoid": 0.5}  # output above which a hidden unit fires; 0 for the others
-DRAWING = (280, 280)  # pixels of the pad to draw on
-PEN = 11  # radius of its pen in pixels: strokes as wide as MNIST's
+DRAWING = (140, 140)  # pixels of the pad to draw on
+PEN = 5.5  # radius of its pen in pixels: strokes as wide as MNIST's
 RANKED_STATUSES = ("finished", "stopped")  # of trials; the others have failed
 NO_SETTINGS = ("data", "versions", "status", "result", "steps", "epoch", "val_accuracy")
 LACKING = {  # why a folder has no such thing, where it does not itself say why
@@ -461,8 +461,7 @@ def confusion_figure(counts, class_names, title=""):
     figure = new_figure("Confusion matrix of the test images", title)
     ax = figure.add_subplot()
     errors = np.ma.masked_array(counts, np.eye(len(counts), dtype=bool))
-    cmap = matplotlib.colormaps["Oranges"].copy()
-    cmap.set_bad("#d9d9d9")
+    cmap = matplotlib.colormaps["Oranges"].with_extremes(bad="#d9d9d9")
     most = max(1, int(errors.filled(0).max()))
     image = ax.imshow(errors, cmap=cmap, vmin=0, vmax=most)
     figure.colorbar(image, label="wrongly classified images", fraction=0.05).ax.yaxis.set_major_locator(
@@ -1164,6 +1163,8 @@ def drawing_window(figure, params, config, title=""):
         if getattr(event, "key", "c") == "c":
             show(np.zeros(DRAWING))
 
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)  # laid out once: to do it at each stroke is slow
     handlers = {"button_press": press, "motion_notify": move, "button_release": release, "key_press": clear}
     for name, handler in handlers.items():
         figure.canvas.mpl_connect(f"{name}_event", handler)

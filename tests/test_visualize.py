@@ -1,0 +1,524 @@
+import re
+
+import matplotlib
+import numpy as np
+import pytest
+from conftest import is_one_clear_line, run, write_dataset
+from matplotlib.backend_bases import KeyEvent, MouseEvent
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+import data
+import nn
+import train
+import visualize
+
+
+def make_run(out, dataset, *arguments):
+    given = ["--dataset", dataset, "--out", out, "--batch-size", 16, "--val-size", 12, "--quiet", *arguments]
+    assert not train.main(list(map(str, given)))
+    return out
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "small", train=80, test=40)
+
+
+@pytest.fixture(scope="module")
+def trained(small, tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("run"), small, "--hidden", 7, 5, "--epochs", 4, "--lr", 0.05)
+
+
+@pytest.fixture(scope="module")
+def linear(small, tmp_path_factory):
+    out = tmp_path_factory.mktemp("linear")
+    return make_run(out, small, "--hidden", 0, "--epochs", 3, "--momentum", 0.5)
+
+
+def row(epoch, train=0.5, val=0.4, test=0.3):
+    """A row of a history whose accuracies are 1 - loss."""
+    parts = {"train": train, "val": val, "test": test}
+    losses = {f"{part}_loss": value for part, value in parts.items()}
+    accuracies = {f"{p}_accuracy": None if value is None else 1 - value for p, value in parts.items()}
+    return {"epoch": epoch, "lr": 0.1, "seconds": 1.0, **losses, **accuracies}
+
+
+def lines_of(ax):
+    return {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
+
+
+def title_of(figure):
+    return figure._suptitle.get_text()
+
+
+def images_of(figure):
+    return [image.get_array() for ax in figure.axes for image in ax.images]
+
+
+# --- curves ---
+
+
+def test_curves_show_each_part_and_mark_the_chosen_epoch():
+    rows = [row(e, 1 / e, 1.1 / e, 1.2 / e) for e in range(1, 4)]
+    figure = visualize.curves_figure(rows, "loss", "MNIST, 784-10", chosen=2, loss="mse")
+    (ax,) = figure.axes
+    lines = lines_of(ax)
+    np.testing.assert_allclose(lines["train"].get_xydata(), [[e, 1 / e] for e in (1, 2, 3)])
+    np.testing.assert_allclose(lines["validation"].get_ydata(), [1.1 / e for e in (1, 2, 3)])
+    np.testing.assert_allclose(lines["test"].get_ydata(), [1.2 / e for e in (1, 2, 3)])
+    assert len({line.get_linestyle() for line in lines.values()}) == 4  # told apart without colours
+    np.testing.assert_array_equal(lines["epoch 2, whose params are kept"].get_xdata(), [2, 2])
+    rings = [line.get_xydata().tolist() for line in ax.lines if line.get_markerfacecolor() == "none"]
+    assert [[2, 1 / 2]] in rings and [[2, 1.2 / 2]] in rings
+    assert title_of(figure) == "Loss by epoch\nMNIST, 784-10"
+    assert "half squared error" in ax.get_ylabel() and ax.get_xlabel() == "epoch"
+
+
+def test_accuracy_is_in_percent_and_a_part_without_images_has_no_line():
+    figure = visualize.curves_figure([row(1, val=None), row(2, 0.25, val=None)], "accuracy")
+    lines = lines_of(figure.axes[0])
+    assert set(lines) == {"train", "test"}
+    np.testing.assert_allclose(lines["train"].get_ydata(), [50, 75])
+    assert "%" in figure.axes[0].get_ylabel()
+
+
+def test_error_is_on_a_log_axis_and_leaves_out_epochs_without_errors():
+    figure = visualize.curves_figure([row(1, 0.1), row(2, 0.0), row(3, 0.01)], "error")
+    ax = figure.axes[0]
+    assert ax.get_yscale() == "log" and "no point where it is 0" in ax.get_ylabel()
+    np.testing.assert_allclose(lines_of(ax)["train"].get_ydata(), [10, np.nan, 1])
+
+
+@pytest.mark.parametrize("first, outside", [(2.3, True), (0.5, False)])
+def test_the_first_epoch_is_left_out_of_the_range_when_it_would_flatten_the_rest(first, outside):
+    rows = [row(1, first, first, first)] + [row(e, 0.5 - e / 20, 0.4, 0.4) for e in range(2, 6)]
+    ax = visualize.curves_figure(rows, "loss").axes[0]
+    assert (ax.get_ylim()[1] < first) == outside
+    assert ("outside the range" in ax.get_xlabel()) == outside
+    assert ax.get_ylim()[0] < 0.25 and ax.get_ylim()[1] > 0.4
+
+
+def test_twin_axes_hold_losses_left_and_test_accuracy_right():
+    left, right = visualize.twin_figure([row(1), row(2, 0.4, 0.4, 0.2)]).axes
+    assert set(lines_of(left)) == {"train loss (left axis)", "test loss (left axis)"}
+    np.testing.assert_allclose(lines_of(right)["test accuracy (right axis)"].get_ydata(), [70, 80])
+    assert "accuracy (%)" in right.get_ylabel()
+
+
+def test_one_epoch_has_a_marker_and_whole_numbers_at_the_axis():
+    ax = visualize.curves_figure([row(1)], "loss").axes[0]
+    assert all(line.get_marker() for line in lines_of(ax).values())
+    low, high = ax.get_xlim()
+    assert [tick for tick in ax.get_xticks() if low <= tick <= high] == [1]
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 50, 300])
+def test_texts_of_curves_do_not_overlap(epochs):
+    rows = [row(e, 1 / e, 1.1 / e, 1.2 / e) for e in range(1, epochs + 1)]
+    with matplotlib.rc_context(visualize.STYLE):
+        for quantity in ("loss", "accuracy", "error"):
+            figure = visualize.curves_figure(rows, quantity, "MNIST, 784-292-10, test accuracy 98.25 %", 1)
+            figure.draw_without_rendering()
+            boxes = [text.get_window_extent() for text in visible_texts(figure)]
+            for i, box in enumerate(boxes):
+                assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+def visible_texts(figure):
+    (ax,) = figure.axes
+    inside = [
+        label
+        for axis in (ax.xaxis, ax.yaxis)
+        for tick, label in zip(axis.get_majorticklocs(), axis.get_majorticklabels())
+        if axis.get_view_interval()[0] <= tick <= axis.get_view_interval()[1]
+    ]
+    return [*inside, ax.xaxis.label, ax.yaxis.label, *ax.get_legend().get_texts(), figure._suptitle]
+
+
+# --- weights ---
+
+
+def test_the_heat_map_shows_the_weights_with_colours_centred_on_0():
+    weights = np.random.default_rng(0).normal(0.1, 1, (20, 7))
+    figure = visualize.weights_figure(weights, "W1", "T")
+    image = figure.axes[0].images[0]
+    np.testing.assert_array_equal(image.get_array(), weights)
+    assert image.norm.vmin == -image.norm.vmax and image.norm.vmax > 1
+    assert title_of(figure) == "W1: 20 × 7 weights\nT"
+
+
+def test_lightness_alone_tells_the_sign_of_a_weight():
+    red, green, blue, _ = visualize.SIGNED(np.linspace(0, 1, 101)).T
+    lightness = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    assert (np.diff(lightness) > 0).all()
+
+
+def test_a_heat_map_of_zeros_can_be_drawn():
+    assert visualize.weights_figure(np.zeros((3, 2)), "W1").axes[0].images[0].norm.vmax == 1
+
+
+def test_receptive_fields_come_strongest_first_on_one_sheet():
+    weights = np.zeros((6, 3), np.float32)  # three units, pictures of 2x3
+    weights[:, 0], weights[0, 1], weights[:, 2] = 0.1, 5, 1
+    fields = visualize.receptive_fields(weights, (2, 3))
+    assert fields.shape == (3, 2, 3)
+    assert [float(field.max()) for field in fields] == [5, 1, pytest.approx(0.1)]
+    figure = visualize.fields_figure(weights, (2, 3))
+    sheet = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
+    np.testing.assert_array_equal(sheet[:2, :3], fields[0])
+    assert np.isfinite(sheet).sum() == weights.size
+    assert "3 hidden units" in title_of(figure)
+
+
+@pytest.mark.parametrize("n, shape", [(1, (4, 5)), (3, (28, 28)), (7, (6, 19)), (2000, (28, 28))])
+def test_a_mosaic_holds_every_picture_once(n, shape):
+    pictures = np.arange(n, dtype=np.float32)[:, None, None] * np.ones((1, *shape), np.float32)
+    sheet = visualize.mosaic(pictures, aspect=1.4)
+    values, counts = np.unique(sheet[np.isfinite(sheet)], return_counts=True)
+    np.testing.assert_array_equal(values, np.arange(n))
+    assert set(counts) == {shape[0] * shape[1]}
+
+
+def test_a_network_without_hidden_layers_shows_its_class_templates(linear):
+    figures, skipped = visualize.draw_folder(linear, ["fields", "activations"], None)
+    params, _ = nn.load_run(linear)
+    images = images_of(figures["fields"])
+    for image, template in zip(images, params["W1"].T):
+        np.testing.assert_array_equal(image, template.reshape(4, 5))
+    assert [ax.get_title() for ax in figures["fields"].axes[:3]] == ["0", "1", "2"]
+    assert skipped == {"the network has no hidden layer": ["activations"]}
+
+
+def test_histograms_count_all_weights_of_each_layer(trained):
+    params, _ = nn.load_run(trained)
+    figure = visualize.histogram_figure(params)
+    for ax, name in zip(figure.axes, ("W1", "W2", "W3")):
+        assert sum(bar.get_height() for bar in ax.patches) == params[name].size
+        assert ax.get_title().startswith(name)
+
+
+def test_activations_tell_how_many_units_never_fire():
+    activations = np.array([[0.0, 1.0, 2.0], [0.0, 0.0, 3.0]], np.float32)
+    figure = visualize.activations_figure(activations, layer=2)
+    assert "hidden layer 2: 1 of 3 units never fire" in title_of(figure)
+    left, right = figure.axes
+    assert sum(bar.get_height() for bar in left.patches) == 6
+    np.testing.assert_array_equal(right.patches[0].get_data().values, [100, 50, 0])
+
+
+# --- predictions ---
+
+
+def test_the_confusion_matrix_shows_its_counts():
+    counts = np.array([[50, 2, 0], [0, 40, 7], [1, 0, 30]])
+    figure = visualize.confusion_figure(counts, ["cat", "dog", "emu"])
+    ax = figure.axes[0]
+    texts = {tuple(text.get_position()): text.get_text() for text in ax.texts}
+    assert texts == {(c, r): str(n) for (r, c), n in np.ndenumerate(counts) if n}
+    shown = ax.images[0].get_array()
+    assert shown.mask.diagonal().all() and shown[1, 2] == 7 and ax.images[0].norm.vmax == 7
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["cat", "dog", "emu"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("prediction", "label")
+
+
+def test_many_classes_make_a_confusion_matrix_without_numbers():
+    figure = visualize.confusion_figure(np.eye(60, dtype=int), list(map(str, range(60))))
+    assert not figure.axes[0].texts
+
+
+def test_mistakes_come_most_confident_first():
+    estimates = np.array([[0.9, 0.1], [0.4, 0.6], [0.99, 0.01], [0.2, 0.8]])
+    labels = np.array([1, 0, 1, 1])
+    worst = visualize.worst_mistakes(estimates, labels)
+    assert worst.tolist() == [2, 0, 1]
+    images = np.arange(4 * 6, dtype=np.uint8).reshape(4, 2, 3)
+    figure = visualize.mistakes_figure(images[worst], labels[worst], estimates[worst], ["a", "b"])
+    assert figure.axes[0].get_title() == "b → a\n99.0 %"
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), images[2])
+
+
+def test_calibration_by_hand():
+    confidence = np.array([0.95, 0.95, 0.55, 1.0])
+    correct = np.array([True, True, False, False])
+    counts, mean, accuracy, error = visualize.calibration(confidence, correct)
+    assert counts[9] == 3 and counts[5] == 1 and counts.sum() == 4
+    assert accuracy[9] == pytest.approx(2 / 3) and accuracy[5] == 0 and np.isnan(accuracy[0])
+    assert mean[9] == pytest.approx(2.9 / 3)
+    assert error == pytest.approx((3 * (2.9 / 3 - 2 / 3) + 0.55) / 4)
+
+
+def test_figures_of_a_run_agree_with_its_network(trained, small):
+    figures, skipped = visualize.draw_folder(trained, None, None)
+    params, config = nn.load_run(trained)
+    dataset = data.load_dataset(str(small))
+    probs = nn.predict(params, data.preprocess(dataset["test_images"], config["steps"]))
+    wrong = int((probs.argmax(axis=1) != dataset["test_labels"]).sum())
+    expected = {"loss", "accuracy", "error", "twin", "fields", "histogram", "confusion", "calibration"}
+    expected |= {"weights_W1", "weights_W2", "weights_W3", "activations_1", "activations_2"}
+    assert set(figures) == expected | ({"mistakes"} if wrong else set())
+    assert set(skipped) <= {"no test image is classified wrongly"}
+    accuracy = 100 * (1 - wrong / 40)
+    for figure in figures.values():
+        assert f"small, 20-7-5-3, test accuracy {accuracy:.2f} %" in title_of(figure)
+        assert tuple(figure.get_size_inches()) == visualize.PAGE
+    cells = figures["confusion"].axes[0].texts
+    assert sum(int(text.get_text()) for text in cells) == 40
+
+
+# --- searches ---
+
+
+def make_search(folder, epochs=(4, 4, 2)):
+    """A search of three trials and one that failed, as search.py leaves it."""
+    columns = ["trial", "status", "seed", "lr", "weight_decay", "hidden", "epochs", *SCORES, "seconds"]
+    trials = []
+    for number, (lr, decay, hidden, length) in enumerate(
+        zip((0.2, 0.15, 0.25), (1e-7, 1e-5, 1e-4), ("30", "30x20", "64"), epochs), start=1
+    ):
+        rows = [row(e, val=0.1 * number + 0.1 / e) for e in range(1, length + 1)]
+        path = folder / "trials" / f"{number:03}"
+        path.mkdir(parents=True)
+        data.save_rows(path / "history.csv", rows, train.COLUMNS)
+        data.save_json(path / "config.json", {"data": {"title": "MNIST"}})
+        setting = {"lr": lr, "weight_decay": decay, "hidden": hidden}
+        ended = {"trial": number, "status": "finished" if length == 4 else "stopped", "seed": number}
+        trials.append({**rows[-1], **setting, **ended, "epochs": length})
+    failed = {**trials[0], "trial": 4, "status": "diverged", **dict.fromkeys(SCORES)}
+    data.save_rows(folder / "trials.csv", [*trials, failed], columns)
+    space = "lr=0.15:0.25 weight_decay=1e-7:1e-4:log hidden=30,30x20,64"
+    data.save_json(folder / "search.json", {"space": space})
+    return folder
+
+
+SCORES = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+
+
+def test_a_search_shows_each_setting_the_ranking_and_the_curves(tmp_path):
+    figures, skipped = visualize.draw_folder(make_search(tmp_path), None, None)
+    assert set(figures) == {"search", "ranking", "learning_curves"} and not skipped
+    lr, decay, hidden = figures["search"].axes[:3]
+    assert [ax.get_xlabel() for ax in (lr, decay, hidden)] == ["lr", "weight_decay", "hidden"]
+    assert [ax.get_xscale() for ax in (lr, decay)] == ["linear", "log"]
+    assert {label.get_text() for label in hidden.get_xticklabels()} == {"30", "30x20", "64"}
+    np.testing.assert_allclose(lines_of(lr)["the best"].get_xydata(), [[0.2, 100 * (1 - 0.125)]])
+    np.testing.assert_allclose(lines_of(decay)["fewer epochs"].get_xdata(), [1e-4])
+
+    ranking = figures["ranking"].axes[0]
+    np.testing.assert_allclose(ranking.lines[0].get_xdata(), [87.5, 77.5, 65])
+    heading, first, *_ = [label.get_text().split() for label in ranking.get_yticklabels()]
+    assert heading == ["trial", "lr", "weight_decay", "hidden"] and first == ["1", "0.2", "1e-07", "30"]
+
+    curves = figures["learning_curves"].axes[0].lines
+    assert [len(line.get_xdata()) for line in curves] == [4, 2, 4]
+    best = curves[-1]
+    assert best.get_label() == "trial 1, the best" and best.get_color() == visualize.ORANGE
+    assert "MNIST, 4 trials, 1 failed, best validation accuracy 87.50 %" in title_of(figures["search"])
+
+
+def test_a_search_without_its_definition_or_histories_is_still_drawn(tmp_path):
+    make_search(tmp_path)
+    (tmp_path / "search.json").unlink()
+    for path in tmp_path.glob("trials/*/*"):
+        path.unlink()
+    figures, skipped = visualize.draw_folder(tmp_path, None, None)
+    assert [ax.get_xlabel() for ax in figures["search"].axes[:3]] == ["lr", "weight_decay", "hidden"]
+    assert set(figures) == {"search", "ranking"}
+    assert skipped == {"there is no trials/NNN/history.csv": ["learning_curves"]}
+
+
+def test_trials_far_below_the_others_do_not_flatten_them():
+    values = [0.97, 0.972, 0.974, 0.975, 0.976, 0.98, 0.1]
+    assert 0.95 < visualize.floor_of(values) < 0.97
+    trials = [
+        {"trial": i, "lr": i, "epochs": 3, "val_accuracy": v}
+        for i, v in enumerate(sorted(values, reverse=True))
+    ]
+    ax, legend = visualize.search_figure(trials, {"lr": "0:9"}).axes
+    assert ax.get_ylim()[0] > 90
+    assert "1 at the bottom lie lower still" in [t.get_text() for t in legend.get_legend().get_texts()]
+
+
+# --- several runs ---
+
+
+def test_runs_are_overlaid_with_the_settings_in_which_they_differ(small, tmp_path, capsys):
+    runs = [
+        make_run(tmp_path / f"m{m}", small, "--hidden", 0, "--epochs", 3, "--momentum", m) for m in (0, 0.9)
+    ]
+    assert not visualize.main([*map(str, runs)])
+    written = capsys.readouterr().out.splitlines()[2 * 2 :]  # after what training prints
+    assert written == [
+        str(tmp_path / "comparison" / name)
+        for name in ["loss.png", "loss.svg", "accuracy.png", "accuracy.svg", "error.png", "error.svg"]
+        + ["report.pdf"]
+    ]
+    figures, _ = visualize.draw_comparison(runs, None)
+    panels = figures["loss"].axes[:3]
+    assert [ax.get_title() for ax in panels] == ["train", "validation", "test"]
+    for ax, part in zip(panels, ("train", "val", "test")):
+        for path, (label, line) in zip(runs, lines_of(ax).items()):
+            rows = data.load_rows(path / "history.csv")
+            np.testing.assert_allclose(line.get_ydata(), [r[f"{part}_loss"] for r in rows])
+            assert re.match(r"momentum (0|0\.9): test accuracy [\d.]+ %$", label)
+        styles = {(line.get_color(), line.get_linestyle()) for line in lines_of(ax).values()}
+        assert len(styles) == 2
+    assert "small, 20-3" in title_of(figures["loss"])
+
+
+def test_runs_with_the_same_settings_are_told_apart_by_their_folders():
+    config = {"lr": 0.1, "hidden": [5], "nesterov": True}
+    runs = [{"config": config, "path": name, "rows": [row(1)], "chosen": 1} for name in ("a", "b")]
+    assert visualize.run_labels(runs) == ["a: test accuracy 70.00 %", "b: test accuracy 70.00 %"]
+    runs[1]["config"] = {**config, "nesterov": False, "hidden": []}
+    assert visualize.run_labels(runs)[1] == "hidden none, nesterov off: test accuracy 70.00 %"
+
+
+def test_comparing_skips_a_run_without_history(trained, linear, small, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    figures, skipped = visualize.draw_comparison([trained, linear, empty], ["loss", "fields"])
+    assert set(figures) == {"loss"} and len(lines_of(figures["loss"].axes[0])) == 2
+    assert skipped == {
+        "there is no history.csv with an epoch": [str(empty)],
+        "it is drawn for one run at a time": ["fields"],
+    }
+
+
+# --- files, flags, errors ---
+
+
+def test_files_are_the_same_each_time_and_reported_line_by_line(trained, tmp_path):
+    lines = []
+    for out in (tmp_path / "a", tmp_path / "b"):
+        done = run("visualize.py", trained, "--only", "loss,fields", "--out", out)
+        lines.append(done.stdout.splitlines())
+        assert not done.stderr
+    names = ["loss.png", "loss.svg", "fields.png", "fields.svg", "report.pdf"]
+    assert lines[0] == [str(tmp_path / "a" / name) for name in names]
+    for name in names:
+        first, second = ((tmp_path / out / name).read_bytes() for out in "ab")
+        assert first == second, name
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(names)
+    assert (tmp_path / "a" / "report.pdf").read_bytes().count(b"/Type /Page\n") == 2
+
+
+def test_the_default_folder_is_the_runs_own_figures(trained, capsys):
+    assert not visualize.main([str(trained), "--only", "error"])
+    assert str(trained / "figures" / "error.png") in capsys.readouterr().out
+
+
+def test_missing_pieces_are_skipped_with_a_reason(trained, tmp_path, capsys):
+    (tmp_path / "history.csv").write_bytes((trained / "history.csv").read_bytes())
+    (tmp_path / "config.json").write_bytes((trained / "config.json").read_bytes())
+    figures, skipped = visualize.draw_folder(tmp_path, None, None)
+    assert set(figures) == {"loss", "accuracy", "error", "twin"}
+    (reason,) = skipped
+    assert reason == "there is no params.pkl" and "fields" in skipped[reason]
+    assert "small, 20-7-5-3, test accuracy" in title_of(figures["loss"])
+    assert not visualize.main([str(tmp_path), "--only", "loss,fields"])
+    assert capsys.readouterr().err == "skipped fields: there is no params.pkl\n"
+
+
+def test_without_the_data_set_the_other_figures_are_drawn(trained, monkeypatch):
+    def missing(*_):
+        raise FileNotFoundError("gone")
+
+    monkeypatch.setattr(data, "load_dataset_of", missing)
+    figures, skipped = visualize.draw_folder(trained, ["weights", "confusion", "activations"], None)
+    assert set(figures) == {"weights_W1", "weights_W2", "weights_W3"}
+    assert skipped == {"the data set is not at hand: gone": ["confusion", "activations"]}
+
+
+@pytest.mark.parametrize(
+    "make, arguments, words",
+    [
+        (None, ["{tmp}/nowhere"], ["there is no folder", "nowhere", "train.py"]),
+        (None, ["{tmp}"], ["nothing to draw in", "no history.csv", "no params.pkl"]),
+        (None, ["{tmp}", "{tmp}"], ["nothing to draw in"]),
+        (None, ["{tmp}", "--only", "los"], ["unknown figure 'los'", "did you mean loss?"]),
+        (None, ["{tmp}", "--onyl", "loss"], ["did you mean --only"]),
+        (("history.csv", "epoch,x\n1,2\n"), ["{tmp}"], ["history.csv", "lacks the columns"]),
+        (("history.csv", "epoch\n1,2\n"), ["{tmp}"], ["history.csv", "differ in length"]),
+        (("params.pkl", "rubbish"), ["{tmp}"], ["params.pkl", "not a usable params file"]),
+        (("config.json", "[]"), ["{tmp}"], ["config.json", "settings"]),
+        (("trials.csv", "trial,status\n1,finished\n"), ["{tmp}"], ["trials.csv", "lacks the columns"]),
+        (None, ["{run}", "--draw"], ["no window can be opened", "display"]),
+        (None, ["{run}", "--show", "--only", "loss"], ["no window can be opened", "display"]),
+    ],
+)
+def test_bad_input_gives_one_clear_line(trained, tmp_path, capsys, monkeypatch, make, arguments, words):
+    monkeypatch.setattr("sys.argv", ["visualize.py"])
+    if make:
+        (tmp_path / make[0]).write_text(make[1])
+    names = {"{tmp}": tmp_path, "{run}": trained}
+    for name, value in names.items():
+        arguments = [argument.replace(name, str(value)) for argument in arguments]
+    with matplotlib.rc_context({"backend": "agg"}):
+        assert data.run_script(visualize.main, arguments) == 2
+    assert is_one_clear_line(capsys.readouterr().err, "visualize.py", *words)
+
+
+# --- drawing ---
+
+
+def test_a_stroke_is_a_round_line_and_leaves_the_drawing_alone():
+    empty = np.zeros((40, 60))
+    drawn = visualize.stroke(empty, (10, 20), (50, 20), radius=3)
+    assert not empty.any()
+    assert (drawn[20, 10:51] == 1).all() and drawn[20, 5] == 0 and drawn[20, 55] == 0
+    assert (drawn[18:23, 30] == 1).all() and drawn[25, 30] == 0
+    dot = visualize.stroke(empty, (30, 20), (30, 20), radius=4)
+    assert dot[20, 30] == 1 and 40 < dot.sum() < 65
+
+
+def test_drawing_with_the_mouse_moves_the_probabilities(trained):
+    params, config = nn.load_run(trained)
+    figure = Figure(figsize=visualize.PAGE, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    window = visualize.drawing_window(figure, params, config)
+    pad, bars = window["pad"], window["bars"]
+    canvas.draw()
+
+    def mouse(name, x, y, ax=pad):
+        place = ax.transData.transform((x, y))
+        canvas.callbacks.process(name, MouseEvent(name, canvas, *place, button=1))
+
+    def ink():
+        return float(np.asarray(window["ink"].get_array()).sum())
+
+    assert [bar.get_width() for bar in bars] == [0, 0, 0]
+    mouse("motion_notify_event", 40, 40)  # a move without a button pressed draws nothing
+    assert ink() == 0
+    mouse("button_press_event", 40, 40)
+    for y in range(45, 100, 5):
+        mouse("motion_notify_event", 40, y)
+    mouse("button_release_event", 40, 95)
+    assert ink() > 500 and np.asarray(window["seen"].get_array()).max() == 255
+    assert sum(bar.get_width() for bar in bars) == pytest.approx(100, abs=0.01)
+    image, estimates = visualize.read_drawing(np.asarray(window["ink"].get_array()), params, config)
+    np.testing.assert_allclose([bar.get_width() for bar in bars], 100 * estimates, rtol=1e-5)
+    np.testing.assert_array_equal(window["seen"].get_array(), image)
+    before = ink()
+    mouse("motion_notify_event", 100, 100)  # the button is up again
+    assert ink() == before
+
+    canvas.callbacks.process("key_press_event", KeyEvent("key_press_event", canvas, "c"))
+    assert ink() == 0 and [bar.get_width() for bar in bars] == [0, 0, 0]
+    mouse("button_press_event", 40, 40)
+    assert ink() > 0
+    mouse("button_release_event", 40, 40)
+    button = window["button"].ax
+    mouse("button_press_event", 0.5, 0.5, button)
+    mouse("button_release_event", 0.5, 0.5, button)
+    assert ink() == 0
+
+
+def test_figures_of_real_mnist_show_what_was_learned(real_data, tmp_path):
+    out = make_run(tmp_path, "mnist", "--data-dir", real_data, "--epochs", 1, "--hidden", 0)
+    figures, _ = visualize.draw_folder(out, ["fields", "confusion", "mistakes"], real_data)
+    templates = images_of(figures["fields"])
+    assert len(templates) == 10 and templates[0].shape == (28, 28)
+    assert templates[0][12:16, 12:16].mean() < templates[0][12:16, 6:9].mean()  # a 0 is hollow
+    assert len(images_of(figures["mistakes"])) == visualize.SHOWN_MISTAKES
+    assert "MNIST, 784-10, test accuracy 9" in title_of(figures["confusion"])
