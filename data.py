@@ -908,12 +908,13 @@ def _find_ink(pixels):
     """How much ink there is at each pixel, (rows, columns) in [0, 1], and the box that holds it."""
     difference = pixels - _paper(pixels)
     distance = np.linalg.norm(difference, axis=2)
-    most = np.partition(distance.ravel(), -8)[-8:].min()  # some pixels may be dust
+    rank = min(8, 1 + distance.size // 100)  # the very strongest pixels of a large picture may be dust
+    most = np.partition(distance.ravel(), -rank)[-rank]
     strong = distance >= 0.5 * most
     colour = difference[strong].mean(axis=0)  # from paper to ink; what differs otherwise is light
     ink = difference @ (colour / max(1e-9, np.linalg.norm(colour)))
     noise = 3.14 * np.quantile(np.abs(ink), 0.25)  # the standard deviation, of normal noise
-    peak = np.partition(ink.ravel(), -8)[-8:].min()
+    peak = np.partition(ink.ravel(), -rank)[-rank]
     if peak < FAINTEST or peak < 5 * noise:
         raise ValueError("there is nothing to see on it")
     ink = np.clip((ink / peak - 0.1) / 0.9, 0, 1)

@@ -745,7 +745,8 @@ def load_folder(path):
 
 def load_config(path):
     config = data.load_json(path) if path.exists() else {}
-    if not isinstance(config, dict):
+    records = isinstance(config, dict) and [config.get("data", {}), config.get("result") or {}]
+    if not records or not all(isinstance(record, dict) for record in records):
         raise ValueError(f"{path} does not hold a run's settings")
     return config
 
@@ -755,6 +756,8 @@ def load_history(path):
     rows = data.load_rows(path) if path.exists() else []
     figures = {f"{part}_{figure}" for part in PARTS for figure in ("loss", "accuracy")}
     check_columns(path, rows, {"epoch"} | figures)
+    if not all(isinstance(row["epoch"], int) for row in rows):
+        raise ValueError(f"{path} has a row without the number of its epoch")
     return rows
 
 
@@ -776,7 +779,11 @@ def load_search(path):
     table = path / "trials.csv"
     rows = data.load_rows(table, words=True) if table.exists() else []
     check_columns(table, rows, {"trial", "status", "epochs", "val_accuracy"})
-    trials = [row for row in rows if row["status"] in RANKED_STATUSES and row["val_accuracy"] is not None]
+    trials = [
+        row
+        for row in rows
+        if row["status"] in RANKED_STATUSES and isinstance(row["val_accuracy"], (int, float))
+    ]
     if not trials:
         return {}
     columns = list(rows[0])

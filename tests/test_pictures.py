@@ -1,0 +1,368 @@
+import io
+import json
+
+import numpy as np
+import pytest
+from conftest import is_one_clear_line, run, write_dataset
+from PIL import Image
+
+import data
+import nn
+import test as judging
+import train
+
+
+def grown(image, times, margin=0):
+    """A larger picture of an image, with a margin around it; float in [0, 1], 1 is ink."""
+    size = tuple(n * times for n in image.shape[::-1])
+    large = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    return np.pad(np.asarray(large, np.float32) / 255, margin)
+
+
+def coloured(ink, paper, pen):
+    """RGB picture of ink (rows, columns) in [0, 1], in the colours of paper and pen."""
+    ink = ink[:, :, None]
+    return np.uint8(np.clip(ink * np.array(pen) + (1 - ink) * np.array(paper), 0, 255))
+
+
+def inverted(image):
+    return coloured(grown(image, 1), (255, 255, 255), (0, 0, 0)), "png"
+
+
+def larger(image):
+    return coloured(grown(image, 3, margin=60), (0, 0, 0), (255, 255, 255)), "png"
+
+
+def off_centre(image):
+    return coloured(np.pad(grown(image, 1), [(30, 2), (1, 31)]), (0, 0, 0), (255, 255, 255)), "png"
+
+
+def ink_on_paper(image):
+    return coloured(grown(image, 5, margin=20), (245, 235, 215), (40, 60, 170)), "png"
+
+
+def lit_photo(image):
+    """Dark ink on paper that is half as bright at one corner as at the other, compressed as JPEG."""
+    ink = grown(image, 6, margin=50)
+    y, x = np.meshgrid(*(np.linspace(0, 1, n) for n in ink.shape), indexing="ij")
+    light = (1 - 0.3 * x - 0.2 * y)[:, :, None]
+    return np.uint8(coloured(ink, (230, 225, 215), (50, 50, 60)) * light), "jpg"
+
+
+FORMS = [inverted, larger, off_centre, ink_on_paper, lit_photo]
+
+
+def save(path, pixels):
+    Image.fromarray(pixels).save(path, quality=40) if path.suffix == ".jpg" else Image.fromarray(pixels).save(
+        path
+    )
+    return path
+
+
+def difference(a, b):
+    """Mean absolute difference of two images in grey levels, where they lie on each other best.
+
+    Centring by whole pixels may put the same digit a pixel further.
+    """
+    moved = [np.roll(a.astype(int), (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    return min(np.abs(image - b).mean() for image in moved)
+
+
+@pytest.fixture
+def seven():
+    """A 28x28 image of a 7, already as MNIST's are: 20 pixels high, centred by mass."""
+    y, x = np.mgrid[:28, :28]
+    bar = (y >= 4) & (y < 7) & (x >= 8) & (x < 20)
+    stem = (y >= 4) & (y < 24) & (np.abs(x - (19.5 - (y - 4) * 0.4)) < 1.5)
+    drawn = np.where(bar | stem, 255, 0).astype(np.uint8)
+    return data.prepare_picture(coloured(grown(drawn, 1), (0, 0, 0), (255, 255, 255)))
+
+
+def test_ten_real_digits_in_five_disturbed_forms_are_classified(real_data, tmp_path, capsys):
+    network = tmp_path / "run"
+    given = ["--dataset", "mnist", "--data-dir", real_data, "--out", network, "--quiet", "--val-size", 0]
+    given += ["--epochs", 6, "--batch-size", 64, "--lr", 0.6, "--lr-schedule", "cosine"]
+    train.main(list(map(str, given)))
+    dataset = data.load_dataset("mnist", real_data)
+    _, report = judging.judge(*nn.load_run(network), dataset["test_images"], dataset["test_labels"])
+    assert report["accuracy"] >= 0.98
+    capsys.readouterr()
+
+    chosen = np.arange(50) * 199  # ten images in each of the forms, no image twice
+    files, labels = [], []
+    for form, indices in zip(FORMS, chosen.reshape(10, 5).T):
+        for index in indices:
+            pixels, suffix = form(dataset["test_images"][index].reshape(28, 28))
+            files.append(save(tmp_path / f"{form.__name__}{index}.{suffix}", pixels))
+            labels.append(str(dataset["test_labels"][index]))
+    assert judging.main([str(network), "--json", "--images", *map(str, files)]) == 0
+    found = [row["classes"][0]["name"] for row in json.loads(capsys.readouterr().out)]
+    right = np.array([a == b for a, b in zip(found, labels)]).reshape(5, 10)
+    assert right.mean() >= 0.9, dict(zip([form.__name__ for form in FORMS], right.sum(axis=1)))
+
+
+def test_an_image_of_mnists_form_remains_as_it_is(seven):
+    again = data.prepare_picture(coloured(grown(seven, 1), (0, 0, 0), (255, 255, 255)))
+    rows, columns = (np.flatnonzero((again > 50).any(axis=axis)) for axis in (1, 0))
+    assert rows[-1] - rows[0] + 1 == 20 and columns[-1] - columns[0] + 1 < 20
+    mass = again.astype(float)
+    center = [(mass.sum(axis=1 - axis) @ np.arange(28)) / mass.sum() for axis in (0, 1)]
+    np.testing.assert_allclose(center, 14, atol=0.51)
+    assert difference(again, seven) < 3
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_comes_to_the_same_image(seven, form):
+    pixels, _ = form(seven)
+    assert difference(data.prepare_picture(pixels), seven) < 12  # another digit: above 30
+
+
+@pytest.mark.parametrize(
+    "paper, pen",
+    [
+        ((255, 255, 255), (255, 230, 0)),  # yellow on white
+        ((20, 30, 60), (240, 240, 240)),  # chalk on a board
+        ((200, 60, 60), (60, 150, 60)),  # green on a red that is as light
+        ((215, 215, 215), (170, 170, 170)),  # a faint pencil
+    ],
+)
+def test_any_ink_on_any_paper(seven, paper, pen):
+    seen = data.prepare_picture(coloured(grown(seven, 4, margin=30), paper, pen))
+    assert difference(seen, seven) < 12
+
+
+def test_a_small_digit_on_a_large_noisy_photo(seven):
+    rng = np.random.default_rng(0)
+    ink = np.pad(grown(seven, 4), [(600, 300), (200, 800)])
+    photo = coloured(ink, (200, 195, 190), (60, 60, 90)) + rng.normal(0, 4, (*ink.shape, 1))
+    seen = data.prepare_picture(np.uint8(np.clip(photo, 0, 255)))
+    assert difference(seen, seven) < 12
+
+
+def test_specks_of_dust_are_left_out(seven):
+    ink = grown(seven, 6, margin=60)
+    ink[10:13, 10:13] = 1
+    ink[-20:-17, 100:104] = 1
+    seen = data.prepare_picture(coloured(ink, (255, 255, 255), (0, 0, 0)))
+    assert difference(seen, seven) < 12
+
+
+def test_a_thin_pens_strokes_are_thickened():
+    ink = np.zeros((400, 400), np.float32)
+    ink[60:340, 198:201] = 1
+    ink[60:63, 120:280] = 1
+    seen = data.prepare_picture(coloured(ink, (255, 255, 255), (0, 0, 0)))
+    assert (seen[14] > 100).sum() >= 2  # the stem
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 30), (11, 9), (40, 8)])
+def test_small_pictures(size):
+    ink = np.zeros(size, np.float32)
+    ink[1:-1, size[1] // 2] = 1
+    seen = data.prepare_picture(coloured(ink, (255, 255, 255), (0, 0, 0)))
+    assert seen.shape == (28, 28) and seen.max() == 255
+    rows = np.flatnonzero((seen > 50).any(axis=1))
+    assert rows[-1] - rows[0] >= 16
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (14, 14), (20, 40), (9, 5)])
+def test_other_image_shapes(seven, shape):
+    seen = data.prepare_picture(coloured(grown(seven, 4), (255, 255, 255), (0, 0, 0)), shape)
+    assert seen.shape == shape and seen.dtype == np.uint8 and seen.max() == 255
+    rows = np.flatnonzero((seen > 30).any(axis=1))
+    assert rows[-1] - rows[0] + 1 <= round(shape[0] * 20 / 28)
+
+
+def test_the_picture_is_left_as_it_is(seven):
+    pixels, _ = lit_photo(seven)
+    before = pixels.copy()
+    data.prepare_picture(pixels)
+    np.testing.assert_array_equal(pixels, before)
+
+
+@pytest.mark.parametrize("grey, noise", [(0, 0), (255, 0), (120, 0), (200, 8), (90, 3)])
+def test_a_blank_picture_is_refused(grey, noise):
+    blank = np.random.default_rng(0).normal(grey, noise, (120, 160, 1)) * np.ones(3)
+    with pytest.raises(ValueError, match="nothing to see"):
+        data.prepare_picture(np.uint8(np.clip(blank, 0, 255)))
+
+
+# --- reading picture files ---
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "I;16", "LA", "RGBA"])
+def test_all_kinds_of_pixels(seven, tmp_path, mode):
+    large = Image.fromarray(np.uint8(255 - 255 * grown(seven, 4)))
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(large, np.uint16) * 257)
+    elif mode in ("LA", "RGBA"):  # black ink on nothing
+        picture = Image.new("RGBA", large.size, (0, 0, 0, 255))
+        picture.putalpha(Image.eval(large, lambda v: 255 - v))
+        picture = picture.convert(mode)
+    else:
+        picture = large.convert(mode)
+    path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
+    picture.save(path)
+    pixels = data.load_picture(path)
+    assert pixels.shape == (112, 112, 3) and pixels.dtype == np.uint8
+    assert difference(data.prepare_picture(pixels), seven) < 12
+
+
+def test_white_ink_on_nothing(seven, tmp_path):
+    picture = Image.new("RGBA", (28, 28), (255, 255, 255, 255))
+    picture.putalpha(Image.fromarray(seven))
+    picture.save(tmp_path / "white.png")
+    seen = data.prepare_picture(data.load_picture(tmp_path / "white.png"))
+    assert difference(seen, seven) < 12
+
+
+def test_a_photo_is_turned_upright(tmp_path):
+    picture, exif = Image.new("RGB", (40, 20)), Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    assert data.load_picture(tmp_path / "turned.jpg").shape == (40, 20, 3)
+
+
+def cut_jpeg():
+    buffer = io.BytesIO()
+    Image.effect_noise((200, 200), 50).save(buffer, "JPEG")
+    return buffer.getvalue()[:3000]
+
+
+def png_of(*size, mode="1"):
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+BAD = {
+    "empty.png": (lambda: b"", "is empty"),
+    "text.png": (lambda: b"this is a text", "no known format"),
+    "cut.jpg": (cut_jpeg, "no picture that can be read"),
+    "small.png": (lambda: png_of(7, 100), "7x100 pixels; the least is 8x8"),
+    "large.png": (lambda: png_of(7100, 7100), "7100x7100 pixels; the most is 50,000,000"),
+    "bomb.png": (lambda: png_of(20_000, 20_000), "over 50,000,000 pixels"),
+    "blank.png": (lambda: png_of(50, 50), "nothing to see"),
+}
+
+
+# --- test.py --images and committees ---
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three runs on one data set of 28x28, of different layers, preprocessing and losses."""
+    folder = tmp_path_factory.mktemp("runs")
+    dataset = write_dataset(folder / "set", train=90, test=60, shape=(28, 28))
+    common = ["--dataset", dataset, "--val-size", 0, "--batch-size", 16, "--epochs", 2, "--quiet"]
+    kinds = {
+        "plain": ["--hidden", 8],
+        "deep": ["--hidden", 9, 7, "--preprocess", "scale", "center", "--activation", "tanh"],
+        "mse": ["--hidden", 0, "--loss", "mse", "--lr", 0.001],
+    }
+    for name, more in kinds.items():
+        train.main([str(word) for word in [*common, *more, "--out", folder / name]])
+    return folder
+
+
+def train_briefly(dataset, out):
+    given = ["--dataset", dataset, "--out", out, "--val-size", 0, "--hidden", 0, "--epochs", 1, "--quiet"]
+    train.main(list(map(str, given)))
+
+
+def test_a_committee_is_the_mean_of_its_members(runs, capsys):
+    names = [str(runs / "plain"), str(runs / "deep" / "params.pkl")]
+    assert not judging.main([*names, "--json"])
+    report = json.loads(capsys.readouterr().out)
+    dataset = data.load_dataset(str(runs / "set"))
+    labels, probs = dataset["test_labels"], []
+    for name, row in zip(names, report["members"]):
+        params, config = nn.load_run(name)
+        x = data.preprocess(dataset["test_images"], config["steps"])
+        probs.append(nn.predict(params, x, config["activation"]))
+        assert row["run"] == name and row["accuracy"] == (probs[-1].argmax(axis=1) == labels).mean()
+    mean = (probs[0].astype(float) + probs[1]) / 2
+    assert report["accuracy"] == (mean.argmax(axis=1) == labels).mean()
+    assert report["loss"] == pytest.approx(-np.log(mean[np.arange(60), labels]).mean(), rel=1e-5)
+    assert [row["layers"] for row in report["members"]] == ["784-8-3", "784-9-7-3"]
+    assert not (runs / "plain" / "predictions.csv").exists()  # they are not those of that run
+
+
+def test_a_committee_may_have_an_mse_member(runs, capsys):
+    names = [str(runs / name) for name in ("plain", "mse", "deep")]
+    assert not judging.main(names)
+    text = capsys.readouterr().out
+    assert "committee of 3: 60 test images" in text and all(f"{name} " in text for name in names)
+
+
+def test_members_must_know_the_same_classes(runs, tmp_path):
+    other = write_dataset(tmp_path / "other", classes=4, shape=(28, 28))
+    train_briefly(other, tmp_path / "r")
+    with pytest.raises(ValueError, match="know different classes"):
+        judging.main([str(runs / "plain"), str(tmp_path / "r")])
+
+
+def test_members_of_different_data_sets_need_a_choice(runs, tmp_path, capsys):
+    other = write_dataset(tmp_path / "other", shape=(28, 28))
+    train_briefly(other, tmp_path / "r")
+    both = [str(runs / "plain"), str(tmp_path / "r")]
+    with pytest.raises(ValueError, match="choose with --dataset"):
+        judging.main(both)
+    assert not judging.main([*both, "--dataset", str(other)])
+
+
+def test_pictures_are_judged_as_the_network_judges_their_images(runs, seven, tmp_path, capsys):
+    path = save(tmp_path / "ink.png", ink_on_paper(seven)[0])
+    for names in (["plain"], ["plain", "deep"]):
+        folders = [str(runs / name) for name in names]
+        assert judging.main([*folders, "--images", str(path), "--json"]) == 0
+        (row,) = json.loads(capsys.readouterr().out)
+        image = data.prepare_picture(data.load_picture(path)).reshape(1, -1)
+        mean = np.zeros(3)
+        for params, config in map(nn.load_run, folders):
+            x = data.preprocess(image, config["steps"])
+            mean += nn.predict(params, x, config["activation"])[0] / len(names)
+        assert [c["name"] for c in row["classes"]] == [str(i) for i in np.argsort(-mean)]
+        np.testing.assert_allclose([c["probability"] for c in row["classes"]], np.sort(mean)[::-1])
+    assert judging.main([folders[0], "--images", str(path)]) == 0
+    line = capsys.readouterr().out
+    assert line.startswith(f"{path}: ") and line.count("%") == 3 and line.count("\n") == 1
+
+
+def test_save_writes_what_the_network_saw_beside_what_was_given(runs, seven, tmp_path, capsys):
+    pixels, _ = ink_on_paper(seven)
+    path = save(tmp_path / "ink.png", pixels)
+    assert judging.main([str(runs / "plain"), "--images", str(path), "--save"]) == 0
+    seen = tmp_path / "ink.png.seen.png"
+    assert f"(seen: {seen})" in capsys.readouterr().out
+    sheet = np.asarray(Image.open(seen))
+    right = sheet[10:290, 300:580, 0].reshape(28, 10, 28, 10)
+    np.testing.assert_array_equal(right[:, 5, :, 5], data.prepare_picture(pixels))
+    assert (sheet[10:290, 10:290] == (245, 235, 215)).all(axis=2).mean() > 0.5  # the paper
+
+
+def test_bad_pictures_have_a_line_each_and_the_others_go_on(runs, seven, tmp_path):
+    good = save(tmp_path / "good.png", larger(seven)[0])
+    files = []
+    for name, (content, _) in BAD.items():
+        files.append(tmp_path / name)
+        files[-1].write_bytes(content())
+    files = [*files[:3], good, *files[3:], tmp_path / "missing.png"]
+    done = run("test.py", runs / "plain", "--images", *files, check=2)
+    assert done.stdout.count("\n") == 1 and done.stdout.startswith(f"{good}: ")
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(BAD) + 1
+    for (name, (_, words)), line in zip(BAD.items(), lines):
+        assert name in line and words in line, line
+    assert "missing.png" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--save"], ["--save", "--images"]),
+        (["--images", "a.png", "--dataset", "mnist"], ["--dataset", "--images"]),
+    ],
+)
+def test_flags_that_do_not_go_together(runs, arguments, words):
+    assert is_one_clear_line(run("test.py", runs / "plain", *arguments, check=2).stderr, *words)
