@@ -15,12 +15,15 @@ import argparse
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import itertools
+import logging
 import math
 import multiprocessing
 import os
 import pathlib
 import platform
+import queue
 import shlex
 import shutil
 import signal
@@ -309,7 +312,8 @@ def _own_dataset(config, data_dir):
 #
 # Both give the same dict: ``submit(function, *args) -> Future`` of concurrent.futures,
 # ``capacity() -> int``, how many trials can run at once, ``source(config) -> dict``, where a
-# trial finds its images, and ``lost``, the exceptions of a future whose worker died.
+# trial finds its images, ``lost``, the exception of a future whose worker died, and ``tries``, the
+# number of those after which a trial has failed.
 
 ONE_THREAD = {
     f"{library}_THREADS": "1" for library in ("OPENBLAS_NUM", "OMP_NUM", "MKL_NUM", "VECLIB_MAXIMUM")
@@ -320,21 +324,34 @@ ONE_THREAD = {
 def local_workers(count, folder, datasets):
     """``count`` processes with one BLAS thread each; they end with the block, however it ends.
 
-    Each has an executor of its own, so that the death of one process fails one future only, and
-    tells which. The splits of the data are written to ``folder`` for as long as the block lasts.
+    Each has a pipe of its own, which breaks when it dies, even in the middle of a message. (The
+    processes of a ProcessPoolExecutor share a pipe that its parent keeps open: half a message of
+    a process that was killed makes it wait forever.) The splits of the data are written to
+    ``folder`` for as long as the block lasts.
     """
-    alive, lifeline = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    slots = [{"executor": _one_process(alive), "future": None} for _ in range(count)]
-    splits = {}
+    processes, idle, closing, splits = [], queue.SimpleQueue(), threading.Event(), {}
 
-    def submit(function, *args):
-        slot = next(slot for slot in slots if slot["future"] is None or slot["future"].done())
+    def start():
+        process, connection = _start_process()
+        processes.append(process)
+        if closing.is_set():
+            process.kill()
+        return connection
+
+    def call(function, *args):  # in a thread, one for each process
+        connection = idle.get() or start()
         try:
-            slot["future"] = slot["executor"].submit(function, *args)
-        except concurrent.futures.BrokenExecutor:  # its process died
-            slot["executor"] = _one_process(alive)
-            slot["future"] = slot["executor"].submit(function, *args)
-        return slot["future"]
+            connection.send((function, args))
+            result, error = connection.recv()
+        except (EOFError, OSError):
+            connection.close()
+            connection = None  # the next call starts another process
+            raise concurrent.futures.BrokenExecutor("a worker died") from None
+        finally:
+            idle.put(connection)
+        if error:
+            raise error
+        return result
 
     def source(config):
         key = tuple(config[name] for name in ("dataset", "val_size", "train_size", "split_seed"))
@@ -342,39 +359,71 @@ def local_workers(count, folder, datasets):
             splits[key] = save_split(folder / str(len(splits)), datasets[config["dataset"]], config)
         return {"folder": str(splits[key])}
 
-    before = {name: os.environ.get(name) for name in ONE_THREAD}
-    os.environ.update(ONE_THREAD)  # a process reads it when it loads NumPy, as the workers are yet to
+    for _ in range(count):
+        idle.put(None)
     shutil.rmtree(folder, ignore_errors=True)  # of a search that was killed
+    threads = concurrent.futures.ThreadPoolExecutor(count)
+    lost = concurrent.futures.BrokenExecutor
     try:
-        lost = concurrent.futures.BrokenExecutor
-        yield {"submit": submit, "capacity": lambda: count, "source": source, "lost": lost}
+        with _environment(ONE_THREAD):  # a process reads it when it loads NumPy
+            submit = functools.partial(threads.submit, call)
+            yield {"submit": submit, "capacity": lambda: count, "source": source, "lost": lost, "tries": 2}
     finally:
-        lifeline.close()
-        for slot in slots:
-            slot["executor"].shutdown(cancel_futures=True)
-        alive.close()
+        closing.set()
+        for process in list(processes):
+            process.kill()
+        threads.shutdown(cancel_futures=True)
+        for process in processes:
+            process.join()
+        while not idle.empty():
+            if connection := idle.get():
+                connection.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _environment(variables):
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
         for name, value in before.items():
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
 
 
-def _one_process(alive):
+def _start_process():
+    """A process that does what is sent to it, and our end of the pipe to it."""
     spawn = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=_start_worker, initargs=(alive,))
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
+    process.start()
+    theirs.close()  # so that the pipe breaks when the process ends
+    return process, ours
 
 
-def _start_worker(alive):
-    """Leave Ctrl-C to the parent, and end when the parent closes its end of the pipe, or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _serve(connection):
+    """Answer calls until the parent ends, which may be in the middle of one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
 
     def follow_parent():
-        with contextlib.suppress(EOFError, OSError):
-            alive.recv()
+        multiprocessing.parent_process().join()
         os._exit(1)
 
     threading.Thread(target=follow_parent, daemon=True).start()
+    with contextlib.suppress(EOFError, OSError):  # the pipe breaks when the parent ends
+        while True:
+            function, args = connection.recv()
+            connection.send(_outcome(function, args))
+
+
+def _outcome(function, args):
+    try:
+        return function(*args), None
+    except Exception as error:  # it is raised again where the call came from
+        return None, error
 
 
 def save_split(folder, dataset, config):
@@ -399,6 +448,7 @@ def cluster_workers(address, data_dir):
         raise ModuleNotFoundError(
             "--scheduler needs Dask on every machine: pip install distributed"
         ) from None
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # its errors are raised, too
     try:
         client = distributed.Client(address, timeout=ANSWER_SECONDS)
     except (OSError, ValueError) as error:
@@ -416,7 +466,13 @@ def cluster_workers(address, data_dir):
                 "capacity": lambda: max(1, sum(client.nthreads().values())),
                 "source": lambda config: {"data_dir": data_dir},
                 "lost": distributed.scheduler.KilledWorker,
+                "tries": 1,  # Dask has tried it on several workers by then
             }
+        except (concurrent.futures.CancelledError, distributed.comm.CommClosedError):
+            raise ConnectionError(
+                f"the scheduler at {address} is gone; every trial that has ended is kept, and --resume "
+                f"runs the others"
+            ) from None
         finally:
             executor.shutdown(wait=False)
 
@@ -480,7 +536,7 @@ def run_trials(trials, until, workers, out):
 
     Yields ``(running, ended)`` about once a second and whenever a trial ends: how many are
     running, and a list of ``(trial, result)`` of those that have ended since. ``result`` is that
-    of ``run_trial``, or None for a trial that failed: whose worker died twice.
+    of ``run_trial``, or None for a trial that failed: whose worker died, and the next one too.
     """
     waiting, running, ended = collections.deque(trials), {}, []
     deaths = collections.Counter()
@@ -499,7 +555,7 @@ def run_trials(trials, until, workers, out):
                 ended.append(_after(trial, future.result()))
             except workers["lost"]:
                 deaths[trial["number"]] += 1
-                if deaths[trial["number"]] < 2:
+                if deaths[trial["number"]] < workers["tries"]:
                     waiting.appendleft(trial)
                 else:
                     ended.append(({**trial, "status": "failed"}, None))
@@ -562,7 +618,7 @@ def trial_line(trial, trials, searched, done):
         rank = [other["number"] for other in ranking(trials)].index(trial["number"]) + 1
         words += [train.figures_text(trial["rows"][-1]), f"{trial['seconds']:.1f} s", f"rank {rank}"]
     else:
-        words.append({"diverged": "diverged", "failed": "FAILED: its worker died twice"}[trial["status"]])
+        words.append({"diverged": "diverged", "failed": "FAILED: its workers died"}[trial["status"]])
     return "   ".join(words)
 
 
