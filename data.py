@@ -259,6 +259,36 @@ def load_dataset(name="auto", data_dir=None, download=True):
     return _load_folder(folder, str(name), folder.resolve().name)
 
 
+def load_dataset_of(config, data_dir=None, name=None):
+    """The data set that a network is judged on: the one of its config, or the one named.
+
+    Parameters
+    ----------
+    config : dict
+        Stored with the params; says what they were trained on.
+    data_dir, name
+        As for ``load_dataset``.
+
+    Raises
+    ------
+    ValueError
+        The data set has images of another size, or classes that the network does not know; the
+        stored preprocessing does not fit. And as ``load_dataset``.
+    OSError
+        As ``load_dataset``.
+    """
+    dataset, facts = load_dataset(name or config["dataset"], data_dir), config["data"]
+    width, classes = math.prod(facts["image_shape"]), len(facts["class_names"])
+    if dataset["test_images"].shape[1] != width or dataset["test_labels"].max() >= classes:
+        raise ValueError(
+            f"{dataset['title']} does not fit: the network takes {width} pixels and knows {classes} classes"
+        )
+    check_steps(config["steps"], width)
+    if name is None and dataset["sha256"] != facts.get("sha256"):
+        print("note: the data set has changed since the network was trained", file=sys.stderr)
+    return dataset
+
+
 def _load_auto(data_dir, download):
     try:
         return _load_source("mnist", data_dir / "mnist", download, AUTO_ANSWER_SECONDS)

@@ -282,6 +282,7 @@ def backward(params, cache, y, loss="cross_entropy", weight_decay=0.0, out=None)
     """
     choose("loss", loss, LOSSES)
     _, slope = ACTIVATIONS[cache["activation"]]
+    weight_decay = float(weight_decay)  # a float64 scalar would upcast
     outputs = cache["layers"][-1]
     y = _check_labels(outputs, y)
     delta = softmax(outputs) if loss == "cross_entropy" else outputs.copy()
@@ -359,9 +360,20 @@ def _empty_like(params):
 
 def predict(params, x, activation="relu", loss="cross_entropy"):
     """Softmax probabilities (n, k) of a cross-entropy network, linear outputs of an mse one."""
-    choose("loss", loss, LOSSES)
     outputs, _ = forward(params, x, activation)
+    return estimates(outputs, loss)
+
+
+def estimates(outputs, loss="cross_entropy"):
+    """What ``predict`` makes of linear outputs (n, k): their softmax, or for mse themselves."""
+    choose("loss", loss, LOSSES)
     return softmax(outputs) if loss == "cross_entropy" else outputs
+
+
+def hidden_activations(params, x, activation="relu"):
+    """What each hidden layer puts out for x (n, d): a list of arrays (n, width), without dropout."""
+    _, cache = forward(params, x, activation)
+    return cache["inputs"][1:]
 
 
 def outputs_of(params, batches, activation="relu"):
@@ -480,7 +492,8 @@ def load_run(path):
         facts = config["data"]
         if not all(isinstance(config[key], kind) for key, kind in (("dataset", str), ("steps", list))):
             raise ValueError("its config does not name a data set and preprocessing steps")
-        if len(facts["class_names"]) != layer_sizes(params)[-1] or len(facts["image_shape"]) != 2:
+        rows, columns = facts["image_shape"]
+        if [rows * columns, len(facts["class_names"])] != layer_sizes(params)[:: len(params) // 2]:
             raise ValueError("its class names or image shape do not fit its params")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} was not written by a run: {error}") from error

@@ -1,0 +1,145 @@
+import csv
+import json
+import pickle
+
+import numpy as np
+import pytest
+from conftest import is_one_clear_line, run, write_dataset
+
+import data
+import nn
+import test as judging
+
+
+@pytest.fixture
+def trained(small_set, tmp_path):
+    run(
+        "train.py", "--dataset", small_set, "--out", tmp_path / "run", "--val-size", 12, "--batch-size", 16,
+        "--hidden", 7, "--epochs", 5, "--preprocess", "scale", "center", "--activation", "tanh", "--quiet",
+    )  # fmt: skip
+    return tmp_path / "run"
+
+
+def test_scores_of_a_known_confusion():
+    confusion = np.array([[5, 1, 0], [2, 6, 0], [0, 0, 0]])
+    first, second, empty = judging.class_scores(confusion)
+    assert first == {"precision": 5 / 7, "recall": 5 / 6, "f1": pytest.approx(10 / 13), "support": 6}
+    assert second["precision"] == 6 / 7 and second["recall"] == 6 / 8 and second["support"] == 8
+    assert empty == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+
+
+def test_confusion_matrix_counts_labels_by_row():
+    matrix = nn.confusion_matrix(np.array([0, 0, 1, 2], np.uint8), np.array([0, 1, 1, 0]), 3)
+    np.testing.assert_array_equal(matrix, [[1, 1, 0], [0, 1, 0], [1, 0, 0]])
+
+
+def test_the_report_agrees_with_the_network(trained, small_set):
+    report = json.loads(run("test.py", trained, "--json").stdout)
+    params, config = nn.load_run(trained)
+    dataset = data.load_dataset(str(small_set))
+    x = data.preprocess(dataset["test_images"], config["steps"])
+    probs = nn.predict(params, x, "tanh")
+    right = probs.argmax(axis=1) == dataset["test_labels"]
+    assert report["accuracy"] == right.mean() and report["errors"] == (~right).sum()
+    assert np.array(report["confusion"]).trace() == right.sum()
+    assert np.array(report["confusion"]).sum() == report["images"] == 20
+    assert report["loss"] == pytest.approx(
+        -np.log(probs[np.arange(20), dataset["test_labels"]]).mean(), rel=1e-4
+    )
+    with open(trained / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["prediction"]) for row in rows] == list(probs.argmax(axis=1))
+    assert [int(row["label"]) for row in rows] == list(dataset["test_labels"])
+    np.testing.assert_allclose([float(row["probability"]) for row in rows], probs.max(axis=1), atol=1e-6)
+
+
+def test_the_text_is_aligned_and_complete(trained):
+    text = run("test.py", trained).stdout
+    assert "small, 20-7-3: 20 test images" in text and "accuracy" in text and "errors" in text
+    table = text[text.index("confusion matrix") :].splitlines()[1:5]
+    assert len({len(line) for line in table}) == 1
+    assert all(name in text for name in ("precision", "recall", "F1"))
+
+
+def test_a_params_file_and_another_data_set(trained, tmp_path):
+    other = write_dataset(tmp_path / "other", seed=9)
+    report = json.loads(run("test.py", trained / "last.pkl", "--dataset", other, "--json").stdout)
+    assert report["dataset"] == str(other)
+
+
+def test_an_mse_network_reports_its_estimates(small_set, tmp_path):
+    run(
+        "train.py", "--dataset", small_set, "--out", tmp_path, "--val-size", 0, "--loss", "mse", "--lr", 0.01,
+        "--epochs", 2, "--hidden", 0, "--quiet",
+    )  # fmt: skip
+    run("test.py", tmp_path)
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        assert all(0 <= float(row["probability"]) <= 1 for row in csv.DictReader(file))
+
+
+def test_changed_data_is_noted(trained, small_set):
+    write_dataset(small_set, seed=3)
+    assert "has changed" in run("test.py", trained).stderr
+
+
+def write_params(path, config):
+    params = nn.init_params(np.random.default_rng(0), [20, 7, 3])
+    path.write_bytes(pickle.dumps({"params": params, "config": config}))
+
+
+GOOD = {
+    "activation": "relu", "loss": "mse", "dataset": "glyphs", "steps": [],
+    "data": {"class_names": ["a", "b", "c"], "image_shape": [4, 5], "title": "T"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"activation": "swish"}, "unknown activation"),
+        ({"activation": 5}, "unknown activation"),
+        ({"loss": None}, "unknown loss"),
+        ({"dataset": 7}, "does not name a data set"),
+        ({"steps": {}}, "preprocessing steps"),
+        ({"data": None}, "not written by a run"),
+        ({"data": {**GOOD["data"], "class_names": ["a"]}}, "class names"),
+        ({"data": {**GOOD["data"], "image_shape": [20]}}, "image shape"),
+    ],
+)
+def test_params_that_no_run_wrote_are_refused(tmp_path, change, words):
+    write_params(tmp_path / "params.pkl", {**GOOD, **change})
+    with pytest.raises(ValueError, match=words):
+        nn.load_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "steps, words",
+    [
+        ([{"name": "warp"}], "unknown preprocessing step"),
+        (["scale"], "unknown preprocessing step"),
+        ([{"name": "center", "mean": np.zeros(3)}], "does not fit"),
+        ([{"name": "standardize", "mean": 0.0, "std": 0.0}], "mean or std"),
+        ([{"name": "standardize"}], "mean or std"),
+    ],
+)
+def test_preprocessing_steps_from_a_file_are_checked(steps, words):
+    with pytest.raises(ValueError, match=words):
+        data.check_steps(steps, 20)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["{tmp}/nowhere"], ["there is no", "train.py"]),
+        (["{tmp}"], ["there is no", "params.pkl"]),
+        (["{run}/config.json"], ["suffix"]),
+        (["{run}", "--dataset", "{wide}"], ["does not fit", "20 pixels"]),
+        (["{run}", "--jsn"], ["did you mean --json"]),
+    ],
+)
+def test_bad_input_gives_one_clear_line(trained, tmp_path, arguments, words):
+    wide = write_dataset(tmp_path / "wide", shape=(5, 5))
+    names = {"{tmp}": tmp_path, "{run}": trained, "{wide}": wide}
+    for name, value in names.items():
+        arguments = [argument.replace(name, str(value)) for argument in arguments]
+    assert is_one_clear_line(run("test.py", *arguments, check=2).stderr, *words)
