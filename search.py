@@ -817,10 +817,15 @@ def retrain(out, trial, data_dir):
     return shlex.join(["python", "train.py", *words])
 
 
+def count_cores():
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def count_workers(flags):
     """The number of processes on this machine; default: one for each core."""
     if flags.workers is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return count_cores()
     if flags.scheduler:
         raise ValueError("--workers: is for this machine; the cluster of --scheduler has its own")
     return checked("--workers", train.number(1, whole=True), flags.workers)
