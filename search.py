@@ -324,12 +324,34 @@ ONE_THREAD = {
 def local_workers(count, folder, datasets):
     """``count`` processes with one BLAS thread each; they end with the block, however it ends.
 
-    Each has a pipe of its own, which breaks when it dies, even in the middle of a message. (The
-    processes of a ProcessPoolExecutor share a pipe that its parent keeps open: half a message of
-    a process that was killed makes it wait forever.) The splits of the data are written to
-    ``folder`` for as long as the block lasts.
+    The splits of the data are in ``folder`` for as long as the block lasts.
     """
-    processes, idle, closing, splits = [], queue.SimpleQueue(), threading.Event(), {}
+    splits = {}
+
+    def source(config):
+        key = tuple(config[name] for name in ("dataset", "val_size", "train_size", "split_seed"))
+        if key not in splits:
+            splits[key] = save_split(folder / str(len(splits)), datasets[config["dataset"]], config)
+        return {"folder": str(splits[key])}
+
+    shutil.rmtree(folder, ignore_errors=True)  # of a search that was killed
+    lost = concurrent.futures.BrokenExecutor
+    try:
+        with _environment(ONE_THREAD), _processes(count) as submit:  # read when a process loads NumPy
+            yield {"submit": submit, "capacity": lambda: count, "source": source, "lost": lost, "tries": 2}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _processes(count):
+    """``submit(function, *args) -> Future`` on processes of which each has a pipe of its own.
+
+    Such a pipe breaks when its process dies, even in the middle of a message. The processes of a
+    ProcessPoolExecutor share one that the parent keeps open: when one is killed in the middle of
+    a message, the parent waits for the rest of it forever.
+    """
+    processes, idle, closing = [], queue.SimpleQueue(), threading.Event()
 
     def start():
         process, connection = _start_process()
@@ -339,35 +361,26 @@ def local_workers(count, folder, datasets):
         return connection
 
     def call(function, *args):  # in a thread, one for each process
-        connection = idle.get() or start()
+        connection = idle.get()
         try:
-            connection.send((function, args))
-            result, error = connection.recv()
-        except (EOFError, OSError):
-            connection.close()
-            connection = None  # the next call starts another process
-            raise concurrent.futures.BrokenExecutor("a worker died") from None
+            connection = connection or start()
+            try:
+                connection.send((function, args))
+                result, error = connection.recv()
+            except (EOFError, OSError):
+                connection = None  # the next call starts another process
+                raise concurrent.futures.BrokenExecutor("a worker died") from None
         finally:
             idle.put(connection)
         if error:
             raise error
         return result
 
-    def source(config):
-        key = tuple(config[name] for name in ("dataset", "val_size", "train_size", "split_seed"))
-        if key not in splits:
-            splits[key] = save_split(folder / str(len(splits)), datasets[config["dataset"]], config)
-        return {"folder": str(splits[key])}
-
     for _ in range(count):
         idle.put(None)
-    shutil.rmtree(folder, ignore_errors=True)  # of a search that was killed
     threads = concurrent.futures.ThreadPoolExecutor(count)
-    lost = concurrent.futures.BrokenExecutor
     try:
-        with _environment(ONE_THREAD):  # a process reads it when it loads NumPy
-            submit = functools.partial(threads.submit, call)
-            yield {"submit": submit, "capacity": lambda: count, "source": source, "lost": lost, "tries": 2}
+        yield functools.partial(threads.submit, call)
     finally:
         closing.set()
         for process in list(processes):
@@ -375,10 +388,6 @@ def local_workers(count, folder, datasets):
         threads.shutdown(cancel_futures=True)
         for process in processes:
             process.join()
-        while not idle.empty():
-            if connection := idle.get():
-                connection.close()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

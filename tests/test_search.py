@@ -442,6 +442,18 @@ def test_trials_that_diverge_are_rows(small_set, tmp_path):
         search.main(flags(small_set, tmp_path / "all", "--trials", 1, space="lr=1e30"))
 
 
+def test_file_that_cannot_be_written_ends_the_search_and_resume_goes_on(small_set, tmp_path):
+    out = tmp_path / "out"
+    (out / "trials").mkdir(parents=True)
+    (out / "trials" / "003").touch()  # where a folder should be
+    with pytest.raises(OSError, match="003"):
+        search.main(flags(small_set, out, "--trials", 4, "--workers", 1))
+    assert [row["trial"] for row in sorted(table(out), key=lambda r: r["trial"])] == [1, 2]
+    (out / "trials" / "003").unlink()
+    search.main(["--resume", "--out", str(out)])
+    assert {row["status"] for row in table(out)} == {"finished"} and len(table(out)) == 4
+
+
 def test_splits_and_data_sets_can_be_searched(small_set, tmp_path):
     other = write_dataset(tmp_path / "other", seed=1)
     space = f"dataset={small_set},{other} train_size=10,40 preprocess=scale,scale+center"
@@ -568,7 +580,7 @@ LONG = ["--trials", 3, "--epochs", 6, "--batch-size", 16, "--workers", 2]
 
 @pytest.fixture(scope="module")
 def unbroken(done):
-    folder = write_dataset(done[0].parent / "large", train=4000, shape=(16, 16))
+    folder = write_dataset(done[0].parent / "large", train=2000, shape=(16, 16))
     out = folder.parent / "unbroken"
     search.main(flags(folder, out, *LONG))
     return folder, out
