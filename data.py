@@ -752,16 +752,46 @@ def preprocess(images, steps, dtype=np.float32, out=None):
     return x
 
 
-def batches(images, labels, steps, batch_size=1000, order=None, dtype=np.float32):
-    """Yield preprocessed batches ``(x, y)``, in ``order`` or as they lie.
+def sort_pixels(images):
+    """Put the pixels that are blank in the most images last, so that few columns hold all the ink.
+
+    In a batch of 128 MNIST digits about a fifth of the columns are blank behind the last ink, and
+    a product need not go over them.
+
+    Parameters
+    ----------
+    images : uint8 array (n, d)
+
+    Returns
+    -------
+    dict
+        ``images``, a copy (n, d) with its columns sorted; ``columns`` (d,), where each of them
+        was; ``inked`` (n,), the number of columns of each image up to its last that is not 0.
+    """
+    used = np.zeros(images.shape[1], np.int64)
+    for start in range(0, len(images), 1000):
+        used += np.count_nonzero(images[start : start + 1000], axis=0)
+    columns = np.argsort(-used, kind="stable")
+    ordered = np.empty_like(images)
+    inked = np.empty(len(images), np.int64)
+    for start in range(0, len(images), 1000):
+        rows = slice(start, start + 1000)
+        ordered[rows] = images[rows][:, columns]
+        blank = ordered[rows, ::-1] == 0
+        inked[rows] = images.shape[1] - np.where(blank.all(axis=1), blank.shape[1], blank.argmin(axis=1))
+    return {"images": ordered, "columns": columns, "inked": inked}
+
+
+def batches(images, labels, steps, batch_size=1000, dtype=np.float32):
+    """Yield preprocessed batches ``(x, y)`` as they lie.
 
     All x share one buffer: a batch is gone when the next one is taken.
     """
     buffer = np.empty((min(batch_size, len(images)), images.shape[1]), dtype)
     for start in range(0, len(images), batch_size):
-        rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
-        taken = images[rows]
-        yield preprocess(taken, steps, dtype, out=buffer[: len(taken)]), labels[rows]
+        taken = images[start : start + batch_size]
+        x = preprocess(taken, steps, out=buffer[: len(taken)])
+        yield x, labels[start : start + batch_size]
 
 
 # --- what every script does at its edges ------------------------------------------------------

@@ -263,7 +263,7 @@ def loss(params, outputs, y, loss="cross_entropy", weight_decay=0.0):
     return value
 
 
-def backward(params, cache, y, loss="cross_entropy", weight_decay=0.0, out=None):
+def backward(params, cache, y, loss="cross_entropy", weight_decay=0.0, scale=1.0, out=None):
     """Gradients of ``loss`` by back-propagation (Rumelhart, Hinton & Williams 1986).
 
     Parameters
@@ -272,6 +272,9 @@ def backward(params, cache, y, loss="cross_entropy", weight_decay=0.0, out=None)
         As for ``loss``.
     cache : dict
         From ``forward`` with the same params.
+    scale : float
+        Factor on all gradients. It costs nothing: the errors at the outputs are scaled, which
+        are far smaller than the gradients.
     out : dict of arrays, optional
         Gradients of an earlier call; overwritten.
 
@@ -282,12 +285,12 @@ def backward(params, cache, y, loss="cross_entropy", weight_decay=0.0, out=None)
     """
     choose("loss", loss, LOSSES)
     _, slope = ACTIVATIONS[cache["activation"]]
-    weight_decay = float(weight_decay)  # a float64 scalar would upcast
+    weight_decay = float(scale * weight_decay)  # a NumPy float64 would upcast
     outputs = cache["layers"][-1]
     y = _check_labels(outputs, y)
     delta = softmax(outputs) if loss == "cross_entropy" else outputs.copy()
     delta[np.arange(len(y)), y] -= 1
-    delta /= len(y)  # (n, k)
+    delta *= scale / len(y)  # (n, k)
     grads = dict.fromkeys(params) if out is None else out
     for layer in range(len(params) // 2, 0, -1):
         W, b = f"W{layer}", f"b{layer}"
@@ -328,30 +331,32 @@ def sgd_step(params, grads, velocity, lr, momentum=0.0, nesterov=False, weight_d
         The velocity of plain SGD (momentum 0) is its last step, -lr g.
     """
     lr, momentum, weight_decay = float(lr), float(momentum), float(weight_decay)
+    if momentum and velocity is None:
+        velocity = {key: np.zeros_like(w) for key, w in params.items()}
     new_params, new_velocity = out or (_empty_like(params), _empty_like(params))
-    scratch = np.empty(UPDATE_BLOCK, params["W1"].dtype)
     for key in params:
         w, g, new_w = (d[key].reshape(-1) for d in (params, grads, new_params))
-        v = velocity[key].reshape(-1) if momentum and velocity is not None else None
+        v = velocity[key].reshape(-1) if momentum else None
         new_v = new_velocity[key].reshape(-1) if new_velocity is not None else None
         decay = weight_decay if key[0] == "W" else 0.0
         for start in range(0, w.size, UPDATE_BLOCK):
             part = slice(start, start + UPDATE_BLOCK)
-            step = scratch[: len(w[part])]  # -lr g, with the weight decay in g
-            if decay:
-                np.multiply(w[part], decay, out=step)
-                step += g[part]
-                step *= -lr
-            else:
-                np.multiply(g[part], -lr, out=step)
-            moved = step
-            if v is not None:
+            if momentum:
+                step = _lr_times(g[part] + decay * w[part] if decay else g[part], lr)
                 moved = np.multiply(v[part], momentum, out=new_v[part])
-                moved += step
-            elif new_v is not None:
-                new_v[part] = step
-            np.add(w[part], momentum * moved + step if nesterov else moved, out=new_w[part])
+                moved -= step
+                np.add(w[part], momentum * moved - step if nesterov else moved, out=new_w[part])
+            else:
+                step = _lr_times(g[part], lr)
+                if new_v is not None:
+                    np.subtract(w[part] * (-lr * decay), step, out=new_v[part])
+                kept = np.multiply(w[part], 1 - lr * decay, out=new_w[part]) if decay else w[part]
+                np.subtract(kept, step, out=new_w[part])
     return new_params, new_velocity
+
+
+def _lr_times(g, lr):
+    return g if lr == 1 else lr * g
 
 
 def _empty_like(params):

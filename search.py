@@ -285,8 +285,14 @@ def trial_data(config, source):
     else:
         dataset = _own_dataset(config, source["data_dir"])
         parts = dict(zip(("train", "val"), train.split_dataset(dataset, config)))
-    steps = fit_preprocess(config["preprocess"], parts["train"][0])
-    return {**parts, "steps": steps, "classes": len(config["data"]["class_names"]), "evaluate": ("val",)}
+    images, names = parts["train"][0], config["preprocess"]
+    return {
+        **parts,
+        "steps": fit_preprocess(names, images),
+        "classes": len(config["data"]["class_names"]),
+        "evaluate": ("val",),
+        "pixels": train.training_pixels(images, names),
+    }
 
 
 def _map_part(folder, part):
