@@ -36,7 +36,10 @@ def judge(params, config, images, labels):
         whose denominator is 0 is 0.
     """
     taken = data.batches(images, labels, config["steps"], dtype=params["W1"].dtype)
-    outputs = nn.outputs_of(params, taken, config["activation"])
+    with np.errstate(all="ignore"):  # found out by the check that follows
+        outputs = nn.outputs_of(params, taken, config["activation"])
+    if not np.isfinite(outputs).all():
+        raise ValueError("the network's outputs are not finite: its params or preprocessing are out of range")
     predicted = outputs.argmax(axis=1)
     names = config["data"]["class_names"]
     confusion = nn.confusion_matrix(labels, predicted, len(names))
@@ -128,16 +131,18 @@ def main(argv=None):
     images, labels = dataset["test_images"], dataset["test_labels"]
     estimates, report = judge(params, config, images, labels)
 
-    run = pathlib.Path(flags.run)
-    target = (run if run.is_dir() else run.parent) / "predictions.csv"
-    data.save_rows(
-        target, prediction_rows(estimates, labels), ["index", "label", "prediction", "probability"]
-    )
     layers = "-".join(map(str, nn.layer_sizes(params)))
     if flags.json:
         print(json.dumps({"dataset": dataset["name"], "layers": layers, **report}, indent=2))
     else:
         print(report_text(report, config, f"{dataset['title']}, {layers}"))
+
+    run = pathlib.Path(flags.run)  # written last: the report is there even if the folder is read-only
+    target = (run if run.is_dir() else run.parent) / "predictions.csv"
+    data.save_rows(
+        target, prediction_rows(estimates, labels), ["index", "label", "prediction", "probability"]
+    )
+    if not flags.json:
         print(f"\nevery prediction is in {target}")
 
 
