@@ -688,14 +688,15 @@ def _moments(images, steps):
 def check_steps(steps, width):
     """Raise a ValueError unless steps (from a file) are fitted steps for images of that width."""
     for step in steps:
-        if not isinstance(step, dict) or step.get("name") not in PREPROCESS:
+        name = step.get("name") if isinstance(step, dict) else None
+        if not isinstance(name, str) or name not in PREPROCESS:
             raise ValueError(f"unknown preprocessing step {step!r:.60}")
         mean = step.get("mean")
-        if step["name"] == "center" and not (
+        if name == "center" and not (
             isinstance(mean, np.ndarray) and mean.shape == (width,) and mean.dtype.kind == "f"
         ):
             raise ValueError(f"the step center does not fit images of {width} pixels")
-        if step["name"] == "standardize" and not (
+        if name == "standardize" and not (
             isinstance(mean, float) and isinstance(step.get("std"), float) and step["std"] > 0
         ):
             raise ValueError("the step standardize lacks its mean or std")
@@ -826,4 +827,5 @@ def available_memory():
 
 
 def _one_line(error):
-    return " ".join(str(error).split())
+    line = " ".join(str(error).split())
+    return line if len(line) < 2000 else line[:2000] + " ..."

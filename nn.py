@@ -487,7 +487,8 @@ def check_config(params, config):
     choose("activation", config["activation"], ACTIVATIONS)
     choose("loss", config["loss"], LOSSES)
     facts, sizes = config["data"], layer_sizes(params)
-    if not all(isinstance(config[key], kind) for key, kind in (("dataset", str), ("steps", list))):
+    kinds = {"dataset": str, "steps": list, "data": dict}
+    if not all(isinstance(config[key], kind) for key, kind in kinds.items()):
         raise ValueError("its config does not name a data set and preprocessing steps")
     names, shape = facts["class_names"], facts["image_shape"]
     if len(names) != sizes[-1] or not all(isinstance(name, str) for name in names):

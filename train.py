@@ -440,9 +440,12 @@ def load_last(out):
     """``(state, rows, config)`` from a folder that a run has left."""
     last = nn.load_checkpoint(out / "last.pkl")
     try:
-        config = {**last["config"], **check_settings({name: last["config"][name] for name in SETTINGS})}
-        nn.check_config(last["params"], config)
-        state = {key: last[key] for key in ("params", "velocity", "best")} | {"epoch": config["epoch"]}
+        nn.check_config(last["params"], last["config"])
+        settings = check_settings({name: last["config"][name] for name in SETTINGS})
+        config = {**settings, "data": last["config"]["data"]}
+        state = {key: last[key] for key in ("params", "velocity", "best")} | {
+            "epoch": last["config"]["epoch"]
+        }
         _check_state(state, config)
         rows = load_rows(out / "history.csv")[: state["epoch"]] if state["epoch"] else []
         _check_rows(rows, state["epoch"], config)
@@ -458,15 +461,19 @@ def _check_state(state, config):
         raise ValueError("its params do not have the hidden layers of its config")
     if type(epoch) is not int or epoch < 0:
         raise ValueError("its epoch is no whole number")
+    if not isinstance(best, (dict, type(None))):
+        raise ValueError("its best epoch is no dict")
     if (velocity is None) != (config["momentum"] == 0) or (best is None) != (epoch == 0):
         raise ValueError("its velocity or best epoch is missing, or there is one too many")
-    for arrays in filter(None, (params, velocity, best and best["params"])):
+    for arrays in (params, velocity, None if best is None else best["params"]):
+        if arrays is None:
+            continue
         nn.check_params(arrays)
         if arrays["W1"].dtype != DTYPES[config["dtype"]]:
             raise ValueError(f"its arrays are not {config['dtype']}")
         if nn.layer_sizes(arrays) != nn.layer_sizes(params):
             raise ValueError("its arrays differ in shape")
-    if best:
+    if best is not None:
         known = best["accuracy"] is None if not config["val_size"] else 0 <= best["accuracy"] <= 1
         if not known or type(best["epoch"]) is not int or not 1 <= best["epoch"] <= epoch:
             raise ValueError("its best epoch is none of its epochs")
@@ -597,8 +604,7 @@ def start_run(settings, data_dir):
     check_memory(settings, *known)
     dataset = load_dataset(settings["dataset"], data_dir)
     check_memory(settings, *dataset["train_images"].shape, len(dataset["class_names"]))
-    facts = {key: dataset[key] for key in ("title", "image_shape", "class_names", "sha256")}
-    config = {**settings, "dataset": dataset["name"], "data": facts}
+    config = {**settings, "dataset": dataset["name"], "data": data_facts(dataset)}
     data = prepare(dataset, config)
     return init_state(data, config), [], config, data
 
@@ -617,9 +623,15 @@ def resume_run(out, given, data_dir):
                 f"is (leave the flag out, or start a new run without --resume)"
             )
     dataset = load_dataset(config["dataset"], data_dir)
-    if dataset["sha256"] != config["data"]["sha256"]:
+    if dataset["sha256"] != config["data"].get("sha256"):
         raise ValueError(f"the data set {config['dataset']} is not the one that the run in {out} used")
+    config["data"] = data_facts(dataset)
     return state, rows, config, prepare(dataset, config)
+
+
+def data_facts(dataset):
+    """What a config records of its data set."""
+    return {key: dataset[key] for key in ("title", "image_shape", "class_names", "sha256")}
 
 
 def figures_text(row, parts=("train", "val", "test")):
