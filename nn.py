@@ -19,6 +19,7 @@ import pickletools
 import re
 import reprlib
 import sys
+import warnings
 
 import numpy as np
 
@@ -264,7 +265,7 @@ def loss(params, outputs, y, loss="cross_entropy", weight_decay=0.0):
     return value
 
 
-def backward(params, cache, y, loss="cross_entropy", weight_decay=0.0, out=None):
+def backward(params, cache, y, loss="cross_entropy", weight_decay=0.0, scale=1.0, out=None):
     """Gradients of ``loss`` by back-propagation (Rumelhart, Hinton & Williams 1986).
 
     Parameters
@@ -273,6 +274,9 @@ def backward(params, cache, y, loss="cross_entropy", weight_decay=0.0, out=None)
         As for ``loss``.
     cache : dict
         From ``forward`` with the same params.
+    scale : float
+        Factor on all gradients. It costs nothing: the errors at the outputs are scaled, which
+        are far smaller than the gradients.
     out : dict of arrays, optional
         Gradients of an earlier call; overwritten.
 
@@ -283,11 +287,12 @@ def backward(params, cache, y, loss="cross_entropy", weight_decay=0.0, out=None)
     """
     choose("loss", loss, LOSSES)
     _, slope = ACTIVATIONS[cache["activation"]]
+    weight_decay = float(scale * weight_decay)  # a NumPy float64 would upcast
     outputs = cache["layers"][-1]
     y = _check_labels(outputs, y)
     delta = softmax(outputs) if loss == "cross_entropy" else outputs.copy()
     delta[np.arange(len(y)), y] -= 1
-    delta /= len(y)  # (n, k)
+    delta *= scale / len(y)  # (n, k)
     grads = dict.fromkeys(params) if out is None else out
     for layer in range(len(params) // 2, 0, -1):
         W, b = f"W{layer}", f"b{layer}"
@@ -328,30 +333,32 @@ def sgd_step(params, grads, velocity, lr, momentum=0.0, nesterov=False, weight_d
         The velocity of plain SGD (momentum 0) is its last step, -lr g.
     """
     lr, momentum, weight_decay = float(lr), float(momentum), float(weight_decay)
+    if momentum and velocity is None:
+        velocity = {key: np.zeros_like(w) for key, w in params.items()}
     new_params, new_velocity = out or (_empty_like(params), _empty_like(params))
-    scratch = np.empty(UPDATE_BLOCK, params["W1"].dtype)
     for key in params:
         w, g, new_w = (d[key].reshape(-1) for d in (params, grads, new_params))
-        v = velocity[key].reshape(-1) if momentum and velocity is not None else None
+        v = velocity[key].reshape(-1) if momentum else None
         new_v = new_velocity[key].reshape(-1) if new_velocity is not None else None
         decay = weight_decay if key[0] == "W" else 0.0
         for start in range(0, w.size, UPDATE_BLOCK):
             part = slice(start, start + UPDATE_BLOCK)
-            step = scratch[: len(w[part])]  # -lr g, with the weight decay in g
-            if decay:
-                np.multiply(w[part], decay, out=step)
-                step += g[part]
-                step *= -lr
-            else:
-                np.multiply(g[part], -lr, out=step)
-            moved = step
-            if v is not None:
+            if momentum:
+                step = _lr_times(g[part] + decay * w[part] if decay else g[part], lr)
                 moved = np.multiply(v[part], momentum, out=new_v[part])
-                moved += step
-            elif new_v is not None:
-                new_v[part] = step
-            np.add(w[part], momentum * moved + step if nesterov else moved, out=new_w[part])
+                moved -= step
+                np.add(w[part], momentum * moved - step if nesterov else moved, out=new_w[part])
+            else:
+                step = _lr_times(g[part], lr)
+                if new_v is not None:
+                    np.subtract(w[part] * (-lr * decay), step, out=new_v[part])
+                kept = np.multiply(w[part], 1 - lr * decay, out=new_w[part]) if decay else w[part]
+                np.subtract(kept, step, out=new_w[part])
     return new_params, new_velocity
+
+
+def _lr_times(g, lr):
+    return g if lr == 1 else lr * g
 
 
 def _empty_like(params):
@@ -360,9 +367,20 @@ def _empty_like(params):
 
 def predict(params, x, activation="relu", loss="cross_entropy"):
     """Softmax probabilities (n, k) of a cross-entropy network, linear outputs of an mse one."""
-    choose("loss", loss, LOSSES)
     outputs, _ = forward(params, x, activation)
+    return estimates(outputs, loss)
+
+
+def estimates(outputs, loss="cross_entropy"):
+    """What ``predict`` makes of linear outputs (n, k): their softmax, or for mse themselves."""
+    choose("loss", loss, LOSSES)
     return softmax(outputs) if loss == "cross_entropy" else outputs
+
+
+def hidden_activations(params, x, activation="relu"):
+    """What each hidden layer puts out for x (n, d): a list of arrays (n, width), without dropout."""
+    _, cache = forward(params, x, activation)
+    return cache["inputs"][1:]
 
 
 def outputs_of(params, batches, activation="relu"):
@@ -491,10 +509,10 @@ def check_config(params, config):
     if not all(isinstance(config[key], kind) for key, kind in kinds.items()):
         raise ValueError("its config does not name a data set and preprocessing steps")
     names, shape = facts["class_names"], facts["image_shape"]
-    if len(names) != sizes[-1] or not all(isinstance(name, str) for name in names):
-        raise ValueError("its class names do not fit its params")
-    if len(shape) != 2 or not all(type(n) is int for n in shape) or math.prod(shape) != sizes[0]:
-        raise ValueError("its image shape does not fit its params")
+    if not all(isinstance(name, str) for name in names) or not all(type(n) is int for n in shape):
+        raise ValueError("its class names or image shape are no such things")
+    if len(shape) != 2 or [math.prod(shape), len(names)] != [sizes[0], sizes[-1]]:
+        raise ValueError("its class names or image shape do not fit its params")
 
 
 def load_checkpoint(path):
@@ -503,7 +521,9 @@ def load_checkpoint(path):
     with open(path, "rb") as file:
         content = file.read()
     try:
-        checkpoint = read(content)
+        with warnings.catch_warnings():  # of damaged text, or of a file that NumPy made under Python 2
+            warnings.simplefilter("ignore")
+            checkpoint = read(content)
         if not isinstance(checkpoint, dict) or not {"params", "config"} <= set(checkpoint):
             raise ValueError("it holds no params and config")
         if not isinstance(checkpoint["config"], dict):

@@ -51,7 +51,7 @@ def judge(params, config, images, labels):
         "classes": [{"name": name, **scores} for name, scores in zip(names, class_scores(confusion))],
         "confusion": confusion.tolist(),
     }
-    return (nn.softmax(outputs) if config["loss"] == "cross_entropy" else outputs), report
+    return nn.estimates(outputs, config["loss"]), report
 
 
 def class_scores(confusion):
@@ -101,20 +101,6 @@ def prediction_rows(estimates, labels):
     ]
 
 
-def load_test_set(config, params, name, data_dir):
-    """The data set that a network is judged on: its own, or the one named."""
-    dataset = data.load_dataset(name or config["dataset"], data_dir)
-    width, classes = nn.layer_sizes(params)[0], len(config["data"]["class_names"])
-    if dataset["test_images"].shape[1] != width or dataset["test_labels"].max() >= classes:
-        raise ValueError(
-            f"{dataset['title']} does not fit: the network takes {width} pixels and knows {classes} classes"
-        )
-    data.check_steps(config["steps"], width)
-    if name is None and dataset["sha256"] != config["data"].get("sha256"):
-        print("note: the data set has changed since the network was trained", file=sys.stderr)
-    return dataset
-
-
 def main(argv=None):
     parser = data.make_parser("Judge saved params on a test set.")
     parser.add_argument(
@@ -127,7 +113,7 @@ def main(argv=None):
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     flags = data.parse_flags(parser, argv)
     params, config = nn.load_run(flags.run)
-    dataset = load_test_set(config, params, flags.dataset, flags.data_dir)
+    dataset = data.load_dataset_of(config, flags.data_dir, flags.dataset)
     images, labels = dataset["test_images"], dataset["test_labels"]
     estimates, report = judge(params, config, images, labels)
 

@@ -33,10 +33,12 @@ from data import (
     load_rows,
     make_parser,
     parse_flags,
+    preprocess,
     progress_line,
     run_script,
     save_json,
     save_rows,
+    sort_pixels,
     split,
 )
 
@@ -93,6 +95,7 @@ def one_of(kind, names):
 
 
 def switch(value):
+    value = {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
     if not isinstance(value, bool):
         raise ValueError(f"must be true or false, not {_shown(value)}")
     return value
@@ -115,7 +118,9 @@ def widths(value):
 
 
 def preprocess_names(value):
-    names = value if isinstance(value, list) else [value]
+    """Names from ``scale``, ``"scale+center"`` or ``["scale", "center"]``."""
+    parts = value if isinstance(value, list) else [value]
+    names = [name for part in parts for name in (part.split("+") if isinstance(part, str) else [part])]
     for name in names:
         nn.choose("preprocessing", name, PREPROCESS)
     if len(set(names)) < len(names):
@@ -174,6 +179,11 @@ SETTINGS = {  # name -> default, check, help; the flags, config files and search
     ),
     "preprocess": (["scale"], preprocess_names, f"in this order: {', '.join(PREPROCESS)}"),
     "seed": (0, number(0, 2**63, whole=True), "seed of the split, the first weights and all epochs"),
+    "split_seed": (
+        None,
+        optional(number(0, 2**63, whole=True)),
+        "seed of the split alone, so that runs of different seeds hold out the same images",
+    ),
     "dtype": ("float32", one_of("dtype", DTYPES), ", ".join(DTYPES)),
 }
 DEFAULTS = {name: default for name, (default, _, _) in SETTINGS.items()}
@@ -188,14 +198,7 @@ def check_settings(settings):
     settings : dict
         Any of SETTINGS, as numbers or as text; what is missing takes its default.
     """
-    for name in settings:
-        nn.choose("setting", name, SETTINGS)
-    config = {}
-    for name, value in {**DEFAULTS, **settings}.items():
-        try:
-            config[name] = SETTINGS[name][1](value)
-        except ValueError as error:
-            raise ValueError(f"{flag(name)}: {error}") from None
+    config = {name: check_setting(name, value) for name, value in {**DEFAULTS, **settings}.items()}
     if config["lr_decay"] is None:
         config["lr_decay"] = LR_DECAYS.get(config["lr_schedule"])
     elif config["lr_schedule"] not in LR_DECAYS:
@@ -207,12 +210,21 @@ def check_settings(settings):
     return config
 
 
+def check_setting(name, value):
+    """One checked setting, whatever the others are; ValueError that names it."""
+    nn.choose("setting", name, SETTINGS)
+    try:
+        return SETTINGS[name][1](value)
+    except ValueError as error:
+        raise ValueError(f"{flag(name)}: {error}") from None
+
+
 def flag(name):
     return "--" + name.replace("_", "-")
 
 
 def memory_needed(config, images, pixels, classes):
-    """Bytes that a run holds at its peak beside the data set, roughly and rather too many than too few.
+    """Bytes that a run holds at its peak: an estimate, from a seventh too few to half too many.
 
     Parameters
     ----------
@@ -230,7 +242,7 @@ def memory_needed(config, images, pixels, classes):
     rows = min(images, max(1000, config["batch_size"]))
     activations = (4 if config["dropout"] else 2) * itemsize * rows * sum(sizes)
     outputs = (itemsize + 16) * images * classes  # of all images, and their loss in float64
-    return copies * params + activations + outputs + images * pixels
+    return copies * params + activations + outputs + 3 * images * pixels  # as read, split and sorted
 
 
 def check_memory(config, images, pixels, classes):
@@ -243,10 +255,18 @@ def check_memory(config, images, pixels, classes):
         )
 
 
+def setting_text(value):
+    """A setting as one word, which its check turns into the same setting: ``512x256``."""
+    if isinstance(value, list):
+        return ("+" if value and isinstance(value[0], str) else "x").join(map(str, value or [0]))
+    return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
+
+
 # --- training ---------------------------------------------------------------------------------
 
+PARTS = ("train", "val", "test")
 COLUMNS = ["epoch", "lr"]
-COLUMNS += [f"{part}_{figure}" for part in ("train", "val", "test") for figure in ("loss", "accuracy")]
+COLUMNS += [f"{part}_{figure}" for part in PARTS for figure in ("loss", "accuracy")]
 COLUMNS += ["seconds"]
 
 
@@ -257,19 +277,35 @@ def prepare(dataset, config):
     -------
     dict
         ``train``, ``val``, ``test``: (uint8 images (n, d), labels (n,)); ``steps``: the fitted
-        preprocessing; ``classes``: how many.
+        preprocessing; ``classes``: how many; ``evaluate``: the parts whose loss and accuracy are
+        worked out after each epoch; ``pixels``: from ``training_pixels``.
     """
-    rng = np.random.default_rng([config["seed"], 0, 1])
-    train, val = split(
-        dataset["train_images"], dataset["train_labels"], config["val_size"], rng, config["train_size"]
-    )
+    train, val = split_dataset(dataset, config)
     return {
         "train": train,
         "val": val,
         "test": (dataset["test_images"], dataset["test_labels"]),
         "steps": fit_preprocess(config["preprocess"], train[0]),
         "classes": len(dataset["class_names"]),
+        "evaluate": PARTS,
+        "pixels": training_pixels(train[0], config["preprocess"]),
     }
+
+
+def training_pixels(images, names):
+    """The images as the steps take them: with sorted pixels, where blank ones remain 0."""
+    if set(names) <= {"scale"}:
+        return sort_pixels(images)
+    n, width = images.shape
+    return {"images": images, "columns": np.arange(width), "inked": np.full(n, width)}
+
+
+def split_dataset(dataset, config):
+    """The training and the validation part of a dataset's training images, as ``data.split``."""
+    seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
+    images, labels = dataset["train_images"], dataset["train_labels"]
+    rng = np.random.default_rng([seed, 0, 1])
+    return split(images, labels, config["val_size"], rng, config["train_size"])
 
 
 def init_state(data, config):
@@ -310,7 +346,8 @@ def train_epoch(state, data, config, progress=lambda images: None):
     state : dict
     row : dict
         ``epoch`` (from 1), ``lr``, loss and accuracy of each part after the epoch (None for a
-        part without images), ``seconds`` of the steps alone. Losses are without weight decay.
+        part without images, or not to be evaluated), ``seconds`` of the steps alone. Losses are
+        without weight decay.
 
     Raises
     ------
@@ -322,11 +359,10 @@ def train_epoch(state, data, config, progress=lambda images: None):
         params, velocity = _train_steps(state, data, config, progress)
         seconds = time.perf_counter() - started
         row = {"epoch": state["epoch"] + 1, "lr": learning_rate(config, state["epoch"])}
-        for part in ("train", "val", "test"):
-            figures = evaluate(params, *data[part], data["steps"], config)
-            row[f"{part}_loss"], row[f"{part}_accuracy"] = figures
+        for part in PARTS:
+            row |= part_figures(params, data, part, config) if part in data["evaluate"] else NO_FIGURES[part]
     row["seconds"] = round(seconds, 4)
-    if not all(math.isfinite(row[f"{part}_loss"] or 0) for part in ("train", "val", "test")):
+    if not all(math.isfinite(row[f"{part}_loss"] or 0) for part in PARTS):
         raise _divergence(config, row["epoch"], "after its last step")
     best = state["best"]
     accuracy = row["val_accuracy"]  # None without validation images: then the last epoch is kept
@@ -336,30 +372,59 @@ def train_epoch(state, data, config, progress=lambda images: None):
 
 
 def _train_steps(state, data, config, progress):
-    """Params and velocity after all steps of the epoch that comes after ``state``."""
-    images, labels = data["train"]
+    """Params and velocity after all steps of the epoch that comes after ``state``.
+
+    The steps are those of the core functions, with three savings that change no more than the last
+    bits: they work in place, the products leave out the columns of a batch that are blank (see
+    ``data.sort_pixels``), and the gradients are scaled by lr where they are made.
+    """
+    pixels, labels = data["pixels"], data["train"][1]
     rng = np.random.default_rng([config["seed"], state["epoch"] + 1])
     lr = learning_rate(config, state["epoch"])
-    optimiser = {key: config[key] for key in ("momentum", "nesterov", "weight_decay")}
-    params, velocity = _copy(state["params"]), _copy(state["velocity"])  # the steps work in place
-    cache = grads = None
-    order, done = rng.permutation(len(images)), 0
-    taken = batches(images, labels, data["steps"], config["batch_size"], order, DTYPES[config["dtype"]])
-    for step, (x, y) in enumerate(taken, start=1):
-        if len(x) != config["batch_size"]:
+    optimiser = {"momentum": config["momentum"], "nesterov": config["nesterov"]}
+    optimiser["weight_decay"] = lr * config["weight_decay"]
+    params, velocity = (
+        _sorted_rows(arrays, pixels["columns"]) for arrays in (state["params"], state["velocity"])
+    )
+    grads, cache = {key: np.empty_like(w) for key, w in params.items()}, None
+    order, size = rng.permutation(len(labels)), config["batch_size"]
+    buffer = np.empty(min(size, len(labels)) * len(pixels["columns"]), params["W1"].dtype)
+    for start in range(0, len(labels), size):
+        rows = order[start : start + size]
+        inked = max(1, pixels["inked"][rows].max())  # the columns behind are blank in this batch
+        x = buffer[: len(rows) * inked].reshape(len(rows), inked)
+        preprocess(pixels["images"][rows][:, :inked], data["steps"], out=x)
+        narrow_params = {**params, "W1": params["W1"][:inked]}
+        narrow_grads = {**grads, "W1": grads["W1"][:inked]}
+        if len(rows) != size:
             cache = None  # the last batch is smaller: no arrays of its size to use again
-        outputs, cache = nn.forward(params, x, config["activation"], config["dropout"], rng, out=cache)
+        outputs, cache = nn.forward(narrow_params, x, config["activation"], config["dropout"], rng, out=cache)
         if not math.isfinite(outputs.sum()):  # as good as a loss that is not finite, and cheaper
-            raise _divergence(config, state["epoch"] + 1, f"step {step}")
-        grads = nn.backward(params, cache, y, config["loss"], out=grads)
-        nn.sgd_step(params, grads, velocity, lr, **optimiser, out=(params, velocity))
-        done += len(x)
-        progress(done)
-    return params, velocity
+            raise _divergence(config, state["epoch"] + 1, f"step {start // size + 1}")
+        nn.backward(narrow_params, cache, labels[rows], config["loss"], scale=lr, out=narrow_grads)
+        grads["W1"][inked:] = 0
+        nn.sgd_step(params, grads, velocity, 1, **optimiser, out=(params, velocity))
+        progress(start + len(rows))
+    return tuple(_natural_rows(arrays, pixels["columns"]) for arrays in (params, velocity))
 
 
-def _copy(arrays):
-    return arrays and {key: array.copy() for key, array in arrays.items()}
+def _sorted_rows(arrays, columns):
+    """A copy of params or velocity with the rows of W1 in the order of the sorted pixels."""
+    return arrays and {key: w[columns] if key == "W1" else w.copy() for key, w in arrays.items()}
+
+
+def _natural_rows(arrays, columns):
+    """The inverse of ``_sorted_rows``."""
+    return arrays and {**arrays, "W1": arrays["W1"][np.argsort(columns)]}
+
+
+def part_figures(params, data, part, config):
+    """``{"val_loss": ..., "val_accuracy": ...}`` of a part of the data, as in a row of the history."""
+    loss, accuracy = evaluate(params, *data[part], data["steps"], config)
+    return {f"{part}_loss": loss, f"{part}_accuracy": accuracy}
+
+
+NO_FIGURES = {part: {f"{part}_loss": None, f"{part}_accuracy": None} for part in PARTS}
 
 
 def evaluate(params, images, labels, steps, config):
@@ -386,7 +451,7 @@ def should_stop(rows, config):
     return bool(config["patience"]) and stale >= config["patience"]
 
 
-def fit(state, data, config, rows=(), on_epoch=lambda state, rows: None, progress=lambda n: None):
+def fit(state, data, config, rows=(), on_epoch=lambda state, rows: None, progress=lambda n: None, until=None):
     """Fold ``train_epoch`` over the epochs that are left, until the last or ``should_stop``.
 
     Parameters
@@ -397,13 +462,16 @@ def fit(state, data, config, rows=(), on_epoch=lambda state, rows: None, progres
         The history so far.
     on_epoch : function
         Called with the new state and all rows after each epoch.
+    until : int, optional
+        Pause after this epoch, to go on later; the schedule is still that of all epochs.
 
     Returns
     -------
     state, rows
     """
     rows = list(rows)
-    while state["epoch"] < config["epochs"] and not should_stop(rows, config):
+    last = config["epochs"] if until is None else min(until, config["epochs"])
+    while state["epoch"] < last and not should_stop(rows, config):
         state, row = train_epoch(state, data, config, progress)
         rows.append(row)
         on_epoch(state, rows)
@@ -421,10 +489,10 @@ def params_config(config, steps, best):
     return {**config, "steps": steps, **chosen}
 
 
-def save_epoch(out, state, rows, config, steps):
-    """Write what an epoch leaves: params.pkl when it is the best, history.csv, last.pkl."""
+def save_epoch(out, state, rows, config, steps, epochs=1):
+    """Write what the last epochs leave: params.pkl when one is the best, history.csv, last.pkl."""
     best = state["best"]
-    if best and best["epoch"] == state["epoch"]:
+    if best and best["epoch"] > state["epoch"] - epochs:
         nn.save_params(out / "params.pkl", best["params"], params_config(config, steps, best))
     save_rows(out / "history.csv", rows, COLUMNS)
     save_last(out, state, config, steps)
@@ -483,9 +551,9 @@ def _check_rows(rows, epochs, config):
     """Raise a ValueError or KeyError unless rows are the history of so many epochs."""
     if len(rows) != epochs or any(row["epoch"] != i for i, row in enumerate(rows, start=1)):
         raise ValueError(f"history.csv does not hold its {epochs} epochs")
-    empty = set() if config["val_size"] else {"val_loss", "val_accuracy"}
-    for row in rows:
-        if set(row) != set(COLUMNS) or {name for name in row if row[name] is None} != empty:
+    needed = {"epoch", "lr", "seconds"} | ({"val_accuracy"} if config["val_size"] else set())
+    for row in rows:  # the other figures are missing where a search has not looked at them
+        if set(row) != set(COLUMNS) or any(row[name] is None for name in needed):
             raise ValueError("history.csv lacks columns or figures")
         if not all(math.isfinite(value) for value in row.values() if value is not None):
             raise ValueError("history.csv holds nan or inf")
@@ -587,7 +655,20 @@ SHOWN_DEFAULTS = {
     "nesterov": "off",
     "train_size": "all",
     "lr_decay": "by schedule",
+    "split_seed": "as --seed",
 }
+
+
+def as_flags(settings):
+    """The flags that give these settings, as a list of words; what is a default is left out."""
+    words = []
+    for name, default in DEFAULTS.items():
+        value = settings[name]
+        if isinstance(value, bool) and value != default:
+            words += [flag(name) if value else flag(f"no_{name}")]
+        elif value != default:
+            words += [flag(name), *map(str, (value or [0]) if isinstance(value, list) else [value])]
+    return words
 
 
 def load_settings(path):
@@ -598,13 +679,19 @@ def load_settings(path):
     return {name: value for name, value in content.items() if name not in RECORDS}
 
 
+def run_config(settings, dataset):
+    """The config of a run: its settings, and the facts about the dataset that it is trained on."""
+    facts = {key: dataset[key] for key in ("title", "image_shape", "class_names", "sha256")}
+    return {**settings, "dataset": dataset["name"], "data": facts}
+
+
 def start_run(settings, data_dir):
     """State, rows, config and data of a new run."""
     known = (60_000, 784, 10) if settings["dataset"] in DATASET_NAMES else (1, 1, 1)
     check_memory(settings, *known)
     dataset = load_dataset(settings["dataset"], data_dir)
     check_memory(settings, *dataset["train_images"].shape, len(dataset["class_names"]))
-    config = {**settings, "dataset": dataset["name"], "data": data_facts(dataset)}
+    config = run_config(settings, dataset)
     data = prepare(dataset, config)
     return init_state(data, config), [], config, data
 
@@ -625,16 +712,11 @@ def resume_run(out, given, data_dir):
     dataset = load_dataset(config["dataset"], data_dir)
     if dataset["sha256"] != config["data"].get("sha256"):
         raise ValueError(f"the data set {config['dataset']} is not the one that the run in {out} used")
-    config["data"] = data_facts(dataset)
+    config = run_config(config, dataset)
     return state, rows, config, prepare(dataset, config)
 
 
-def data_facts(dataset):
-    """What a config records of its data set."""
-    return {key: dataset[key] for key in ("title", "image_shape", "class_names", "sha256")}
-
-
-def figures_text(row, parts=("train", "val", "test")):
+def figures_text(row, parts=PARTS):
     """Loss and accuracy of each part that has images, aligned."""
     shown = [part for part in parts if row[f"{part}_loss"] is not None]
     return "   ".join(

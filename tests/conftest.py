@@ -22,6 +22,7 @@ def write_dataset(folder, train=60, test=20, shape=(4, 5), classes=3, seed=0, zi
     for part, size in (("train", train), ("test", test)):
         labels = (np.arange(size) % classes).astype(np.uint8)
         images = (patterns[labels] + rng.integers(0, 56, (size, *shape))).astype(np.uint8)
+        images[1:, 0] = 0  # as in MNIST, some pixels are blank in nearly all images
         for kind, array in (("images", images), ("labels", labels)):
             content = data.idx_bytes(array)
             name = data.FILES[f"{part}_{kind}"]

@@ -244,15 +244,23 @@ def test_preprocessing_leaves_the_images_alone(pixels):
 
 
 def test_batches_cover_everything_once(pixels):
-    labels = np.arange(3000)
     steps = data.fit_preprocess(["scale"], pixels)
-    order = np.random.default_rng(0).permutation(3000)
-    seen = []
-    for x, y in data.batches(pixels, labels, steps, 128, order):
-        np.testing.assert_array_equal(x, data.preprocess(pixels[y], steps))
-        seen += list(y)
-    assert seen == list(order)
-    assert [len(y) for _, y in data.batches(pixels, labels, steps, 1000)] == [1000] * 3
+    taken = [(x.copy(), y) for x, y in data.batches(pixels, np.arange(3000), steps, 128)]
+    np.testing.assert_array_equal(np.concatenate([x for x, _ in taken]), data.preprocess(pixels, steps))
+    np.testing.assert_array_equal(np.concatenate([y for _, y in taken]), np.arange(3000))
+
+
+def test_sorted_pixels_leave_only_blank_columns_behind_the_ink():
+    rng = np.random.default_rng(0)
+    images = rng.integers(1, 256, (2500, 30), dtype=np.uint8) * (rng.random((2500, 30)) < rng.random(30))
+    images[7] = 0
+    images = images.astype(np.uint8)
+    pixels = data.sort_pixels(images)
+    np.testing.assert_array_equal(pixels["images"], images[:, pixels["columns"]])
+    used = (pixels["images"] > 0).sum(axis=0)
+    assert (np.diff(used) <= 0).all()
+    for row, inked in zip(pixels["images"], pixels["inked"]):
+        assert not row[inked:].any() and (inked == 0 or row[inked - 1])
 
 
 # --- rows and JSON ----------------------------------------------------------------------------

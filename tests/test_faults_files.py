@@ -64,7 +64,7 @@ def use_dataset(folder):
 
 def use_params(path):
     params, config = nn.load_run(path)
-    dataset = judging.load_test_set(config, params, None, None)
+    dataset = data.load_dataset_of(config)
     estimates, report = judging.judge(params, config, dataset["test_images"], dataset["test_labels"])
     judging.report_text(report, config, "title")
     judging.prediction_rows(estimates, dataset["test_labels"])

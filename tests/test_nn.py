@@ -99,6 +99,14 @@ def test_weight_decay_leaves_biases_alone():
     np.testing.assert_array_equal(decayed["b1"], plain["b1"])
 
 
+def test_scaled_gradients_are_the_gradients_times_the_scale():
+    params, x, y = network()
+    _, cache = nn.forward(params, x)
+    plain, scaled = (nn.backward(params, cache, y, weight_decay=0.1, scale=scale) for scale in (1.0, 0.3))
+    for key in params:
+        np.testing.assert_allclose(scaled[key], 0.3 * plain[key], rtol=1e-12)
+
+
 def test_predict_gives_probabilities_or_linear_outputs():
     params, x, _ = network()
     outputs, _ = nn.forward(params, x)

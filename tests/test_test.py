@@ -103,7 +103,7 @@ GOOD = {
         ({"steps": {}}, "preprocessing steps"),
         ({"data": None}, "not written by a run"),
         ({"data": {**GOOD["data"], "class_names": ["a"]}}, "class names"),
-        ({"data": {**GOOD["data"], "image_shape": [20]}}, "image shape"),
+        ({"data": {**GOOD["data"], "image_shape": [4, 4]}}, "image shape"),
     ],
 )
 def test_params_that_no_run_wrote_are_refused(tmp_path, change, words):

@@ -60,9 +60,11 @@ def test_an_epoch_is_the_core_functions_in_a_row(small_set, settings):
         grads = nn.backward(params, cache, labels[rows], config["loss"])
         optimiser = (config["lr"], config["momentum"], config["nesterov"], config["weight_decay"])
         params, velocity = nn.sgd_step(params, grads, velocity, *optimiser)
+    # the products leave out blank columns and lr is multiplied in earlier: the last bits may differ
+    tolerance = 1e-5 if dtype == np.float32 else 1e-13
     for key in params:
-        np.testing.assert_array_equal(new["params"][key], params[key])
-        np.testing.assert_array_equal(again["params"][key], params[key])
+        np.testing.assert_allclose(new["params"][key], params[key], rtol=tolerance, atol=tolerance)
+        np.testing.assert_array_equal(again["params"][key], new["params"][key])
         np.testing.assert_array_equal(state["params"][key], before[key])
         assert new["params"][key].dtype == dtype
     assert {**row, "seconds": 0} == {**same_row, "seconds": 0}

@@ -1,0 +1,449 @@
+"""How fast it is, beside the matrix products alone and beside other libraries.
+
+    python tests/benchmark.py                     # every section
+    python tests/benchmark.py epoch --quick       # one section, one case
+
+Contestants that are not installed are skipped by name (pip install torch==2.13.0 jax scikit-learn).
+All use the same uint8 images, shapes, dtype and threads, and shuffle and gather their batches from
+them in every epoch. Runs are interleaved: ratios are taken run by run, so that a machine that is
+busy for a while slows all of them. The table is also written to results/benchmark.csv.
+"""
+
+import argparse
+import importlib.util
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+COLUMNS = ["section", "case", "contestant", "threads", "median", "min", "max", "unit", "ratio"]
+LR, WEIGHT_DECAY = 0.2475, 2.5e-7
+
+
+# --- measuring --------------------------------------------------------------------------------
+
+
+def contest(section, case, contestants, runs, threads, unit="s"):
+    """Run contestants in turn, ``runs`` times; rows with median, min, max and the ratio to the first.
+
+    Each contestant is a function that returns the seconds it took. The first run of each is a
+    warm-up and does not count.
+    """
+    seconds = {name: [] for name in contestants}
+    for run in range(runs + 1):
+        for name, contestant in contestants.items():
+            took = contestant()
+            if run:
+                seconds[name].append(took)
+    reference = next(iter(seconds.values()))
+    rows = []
+    for name, took in seconds.items():
+        ratio = statistics.median(t / r for t, r in zip(took, reference))
+        figures = {"median": statistics.median(took), "min": min(took), "max": max(took), "ratio": ratio}
+        rows.append(
+            {"section": section, "case": case, "contestant": name, "threads": threads, "unit": unit} | figures
+        )
+    return rows
+
+
+def timed(function):
+    """A contestant from a function."""
+
+    def contestant():
+        started = time.perf_counter()
+        function()
+        return time.perf_counter() - started
+
+    return contestant
+
+
+def show(rows):
+    for row in rows:
+        print(
+            f"{row['section']:9} {row['case']:34} {row['contestant']:14} {row['threads']} thr  "
+            f"median {row['median']:8.4f}  min {row['min']:8.4f}  max {row['max']:8.4f} {row['unit']}  "
+            f"x {row['ratio']:.2f}",
+            flush=True,
+        )
+    return rows
+
+
+def mnist():
+    import data
+
+    return data.load_dataset("mnist", None, download=True)
+
+
+# --- contestants ------------------------------------------------------------------------------
+
+
+def ours(dataset, sizes, batch, momentum):
+    import train
+
+    settings = {"hidden": sizes[1:-1], "batch_size": batch, "momentum": momentum, "val_size": 0, "lr": LR / 4}
+    config = train.check_settings({**settings, "weight_decay": WEIGHT_DECAY})
+    prepared = train.prepare(dataset, config)
+    reached = [train.init_state(prepared, config)]
+
+    def epoch():
+        reached[0], row = train.train_epoch(reached[0], prepared, config)
+        return row["seconds"]
+
+    return epoch
+
+
+def floor(dataset, sizes, batch, momentum):
+    """The matrix products of an epoch alone: same shapes and operands, outputs preallocated."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    pairs = list(zip(sizes, sizes[1:]))
+    weights = [rng.standard_normal(pair, dtype=np.float32) for pair in pairs]
+    grads = [np.empty_like(w) for w in weights]
+    x = dataset["train_images"][:batch].astype(np.float32) / np.float32(255)
+    inputs = [x] + [rng.random((batch, width), dtype=np.float32) for width in sizes[1:-1]]
+    outputs = [np.empty((batch, width), np.float32) for width in sizes[1:]]
+    deltas = [rng.random((batch, width), dtype=np.float32) for width in sizes[1:]]
+    below = [np.empty((batch, width), np.float32) for width in sizes[:-1]]
+
+    def epoch():
+        for _ in range(-(-len(dataset["train_images"]) // batch)):
+            for a, w, z in zip(inputs, weights, outputs):
+                np.matmul(a, w, out=z)
+            for layer in reversed(range(len(weights))):
+                np.matmul(inputs[layer].T, deltas[layer], out=grads[layer])
+                if layer:
+                    np.matmul(deltas[layer], weights[layer].T, out=below[layer])
+
+    return timed(epoch)
+
+
+def pytorch(dataset, sizes, batch, momentum, compiled=False):
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    torch.manual_seed(0)
+    images = torch.from_numpy(dataset["train_images"])
+    labels = torch.from_numpy(dataset["train_labels"]).long()
+    layers = []
+    for fan_in, fan_out in zip(sizes, sizes[1:]):
+        layers += [torch.nn.Linear(fan_in, fan_out), torch.nn.ReLU()]
+    model = torch.nn.Sequential(*layers[:-1])
+    optimiser = torch.optim.SGD(
+        model.parameters(), lr=LR / 4, momentum=momentum, weight_decay=WEIGHT_DECAY, fused=True
+    )
+
+    def loss_of(x, y):
+        return torch.nn.functional.cross_entropy(model(x.float().div_(255)), y)
+
+    loss_of = torch.compile(loss_of) if compiled else loss_of
+
+    def epoch():
+        for rows in torch.randperm(len(images)).split(batch):
+            optimiser.zero_grad(set_to_none=True)
+            loss_of(images[rows], labels[rows]).backward()
+            optimiser.step()
+
+    return timed(epoch)
+
+
+def pytorch_compiled(dataset, sizes, batch, momentum):
+    return pytorch(dataset, sizes, batch, momentum, compiled=True)
+
+
+def jax_jitted(dataset, sizes, batch, momentum):
+    import functools
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    params = [
+        (jnp.asarray(rng.standard_normal(pair, dtype=np.float32) * np.sqrt(2 / pair[0], dtype=np.float32)),
+         jnp.zeros(pair[1], jnp.float32))
+        for pair in zip(sizes, sizes[1:])
+    ]  # fmt: skip
+    velocity = jax.tree.map(jnp.zeros_like, params)
+    images, labels = (
+        jnp.asarray(dataset["train_images"]),
+        jnp.asarray(dataset["train_labels"].astype(np.int32)),
+    )
+
+    def loss_of(params, x, y):
+        for w, b in params[:-1]:
+            x = jax.nn.relu(x @ w + b)
+        logits = x @ params[-1][0] + params[-1][1]
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1).mean()
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, velocity, images, labels, rows):
+        x = images[rows].astype(jnp.float32) / 255
+        grads = jax.grad(loss_of)(params, x, labels[rows])
+        grads = [(g + WEIGHT_DECAY * w, h) for (g, h), (w, _) in zip(grads, params)]
+        velocity = jax.tree.map(lambda v, g: momentum * v - LR / 4 * g, velocity, grads)
+        return jax.tree.map(jnp.add, params, velocity), velocity
+
+    reached = [params, velocity]
+
+    def epoch():
+        order = rng.permutation(len(images)).astype(np.int32)
+        for start in range(0, len(order), batch):
+            reached[:] = step(*reached, images, labels, order[start : start + batch])
+        jax.block_until_ready(reached)
+
+    return timed(epoch)
+
+
+def sklearn_mlp(dataset, sizes, batch, momentum):
+    import numpy as np
+    from sklearn.neural_network import MLPClassifier
+
+    x = dataset["train_images"].astype(np.float32) / np.float32(255)
+    model = MLPClassifier(
+        sizes[1:-1], solver="sgd", alpha=WEIGHT_DECAY * batch, batch_size=batch, learning_rate_init=LR / 4,
+        momentum=momentum, nesterovs_momentum=False, random_state=0,
+    )  # fmt: skip
+    classes = np.arange(10)
+    return timed(lambda: model.partial_fit(x, dataset["train_labels"], classes=classes))
+
+
+OTHERS = {  # name -> (package, maker)
+    "pytorch": ("torch", pytorch),
+    "torch.compile": ("torch", pytorch_compiled),
+    "jax": ("jax", jax_jitted),
+    "scikit-learn": ("sklearn", sklearn_mlp),
+}
+
+
+def make_contestants(names, *shape):
+    makers = {"ours": ours, "floor": floor} | {
+        name: maker for name, (package, maker) in OTHERS.items() if importlib.util.find_spec(package)
+    }
+    made = {}
+    for name in names:
+        if name not in makers:
+            print(f"skipped: {name} is not installed", flush=True)
+            continue
+        made[name] = makers[name](*shape)
+    return made
+
+
+# --- sections ---------------------------------------------------------------------------------
+
+
+def section_bound(options):
+    dataset = mnist()
+    for sizes in ([784, 292, 10], [784, 800, 10], [784, 512, 256, 10]):
+        case = f"{'-'.join(map(str, sizes))} batch 128"
+        made = make_contestants(["floor"], dataset, sizes, 128, 0.0)
+        yield contest("bound", case, made, options.runs, options.threads)
+
+
+def section_epoch(options):
+    dataset = mnist()
+    cases = [([784, 292, 10], 128, 0.0)]
+    if not options.quick:
+        cases += [([784, 292, 10], 128, 0.9), ([784, 800, 10], 128, 0.0), ([784, 512, 256, 10], 128, 0.0)]
+        cases += [([784, 292, 10], 1024, 0.0), ([784, 292, 10], 16, 0.0)]
+    for sizes, batch, momentum in cases:
+        case = f"{'-'.join(map(str, sizes))} batch {batch}" + (f" momentum {momentum}" if momentum else "")
+        made = make_contestants(["ours", "floor", *OTHERS], dataset, sizes, batch, momentum)
+        yield contest("epoch", case, made, options.runs, options.threads)
+
+
+def section_evaluate(options):
+    import numpy as np
+
+    import nn
+    import train
+
+    dataset = mnist()
+    config = train.check_settings({"val_size": 0})
+    prepared = train.prepare(dataset, config)
+    params = train.init_state(prepared, config)["params"]
+    x = np.random.default_rng(0).random((1000, 784), dtype=np.float32)
+    hidden, outputs = np.empty((1000, 292), np.float32), np.empty((1000, 10), np.float32)
+
+    def products():
+        for _ in range(60):
+            np.matmul(x, params["W1"], out=hidden)
+            np.matmul(hidden, params["W2"], out=outputs)
+
+    made = {
+        "ours": timed(lambda: train.evaluate(params, *prepared["train"], prepared["steps"], config)),
+        "floor": timed(products),
+    }
+    assert nn.layer_sizes(params) == [784, 292, 10]
+    yield contest("evaluate", "60,000 images 784-292-10", made, 3 * options.runs, options.threads)
+
+
+def section_load(options):
+    yield contest("load", "mnist from files to arrays", {"ours": timed(mnist)}, options.runs, options.threads)
+
+
+def in_process(*arguments):
+    return timed(
+        lambda: subprocess.run([sys.executable, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+    )
+
+
+def section_startup(options):
+    script = ROOT / "train.py"
+    with tempfile.TemporaryDirectory() as out:
+        made = {"python -c pass": in_process("-c", "pass"), "import numpy": in_process("-c", "import numpy")}
+        made["train.py --help"] = in_process(script, "--help")
+        made["--epochs 1"] = in_process(script, "--epochs", 1, "--dataset", "mnist", "--out", out)
+        yield contest("startup", "start to exit", made, options.runs, options.threads)
+
+
+def peak_memory(*arguments):
+    """Peak resident memory of a process, in MB."""
+    code = (
+        "import resource, subprocess, sys\n"
+        "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    command = [sys.executable, "-c", code, sys.executable, *map(str, arguments)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024
+
+
+def section_memory(options):
+    with tempfile.TemporaryDirectory() as out:
+        made = {
+            "ours": lambda: peak_memory(ROOT / "train.py", "--epochs", 2, "--dataset", "mnist", "--out", out)
+        }
+        for name in ("pytorch", "scikit-learn"):
+            if importlib.util.find_spec(OTHERS[name][0]):
+                made[name] = lambda name=name: peak_memory(__file__, "--one-epoch-of", name)
+        yield contest("memory", "peak of a run, 784-292-10", made, 3, options.threads, unit="MB")
+
+
+def section_scaling(options):
+    import numpy as np
+
+    dataset = mnist()
+    sweeps = {
+        "hidden": [(width, 128, 60_000) for width in (100, 250, 500, 1000, 2000, 4000)],
+        "batch": [(292, batch, 60_000) for batch in (16, 32, 64, 128, 256, 512, 1024)],
+        "images": [(292, 128, count) for count in (7500, 15_000, 30_000, 60_000)],
+    }
+    for name, points in sweeps.items():
+        made = {}
+        for width, batch, count in points:
+            part = {**dataset, "train_images": dataset["train_images"][:count]}
+            part["train_labels"] = dataset["train_labels"][:count]
+            label = {"hidden": width, "batch": batch, "images": count}[name]
+            made[f"{name} {label}"] = ours(part, [784, width, 10], batch, 0.0)
+        rows = contest("scaling", f"epoch against {name}", made, 3, options.threads)
+        x = np.log([float(row["contestant"].split()[1]) for row in rows])
+        exponent = np.polyfit(x, np.log([row["median"] for row in rows]), 1)[0]
+        print(f"epoch time grows with {name} to the power of {exponent:.2f}")
+        yield rows
+
+
+SECTIONS = {
+    name: globals()[f"section_{name}"]
+    for name in ("bound", "epoch", "evaluate", "load", "startup", "memory", "scaling")
+}
+
+
+# --- command line -----------------------------------------------------------------------------
+
+
+def machine():
+    import numpy as np
+
+    cpu = platform.processor() or platform.machine()
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    a = np.random.default_rng(0).random((2048, 2048), dtype=np.float32)
+    took = min(timed(lambda: a @ a)() for _ in range(5))
+    threads = os.environ["OPENBLAS_NUM_THREADS"]
+    return (
+        f"{cpu}, {os.cpu_count()} cores; {blas['name']} {blas['version']}, threads: {threads}; "
+        f"Python {platform.python_version()}, NumPy {np.__version__}\n"
+        f"multiplies float32 matrices at {2 * 2048**3 / took / 1e9:.0f} GFLOP/s"
+    )
+
+
+def one_epoch_of(name):
+    """For section memory: load the data, train an epoch with another library, exit."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+    contestant = OTHERS[name][1](mnist(), [784, 292, 10], 128, 0.0)
+    contestant()
+    contestant()
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"any of: {', '.join(SECTIONS)}")
+    parser.add_argument("--runs", type=int, default=7, help="runs of each contestant (default: 7)")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (default: 1 2)"
+    )
+    parser.add_argument("--quick", action="store_true", help="section epoch: only 784-292-10, batch 128")
+    parser.add_argument("--csv", default=str(ROOT / "results" / "benchmark.csv"), help="where the table goes")
+    parser.add_argument("--one-epoch-of", help=argparse.SUPPRESS)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one_epoch_of:
+        return one_epoch_of(options.one_epoch_of)
+    unknown = set(options.sections) - set(SECTIONS)
+    if unknown:
+        parser.error(f"unknown section {', '.join(unknown)} (any of: {', '.join(SECTIONS)})")
+    if options.child:
+        return measure(options)
+    for threads in options.threads:  # the number of BLAS threads is fixed when NumPy is imported
+        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
+        arguments = [
+            *options.sections,
+            "--runs",
+            options.runs,
+            "--threads",
+            threads,
+            "--csv",
+            options.csv,
+            "--child",
+        ]
+        arguments += ["--quick"] if options.quick else []
+        subprocess.run([sys.executable, __file__, *map(str, arguments)], env=environment, check=True)
+
+
+def measure(options):
+    (options.threads,) = options.threads
+    if hasattr(os, "sched_setaffinity"):  # libraries that ignore the variables keep to it as well
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    import data
+
+    print(machine(), flush=True)
+    path = pathlib.Path(options.csv)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name in options.sections or SECTIONS:
+        for part in SECTIONS[name](options):
+            rows += show(part)
+    earlier = path.read_text().splitlines()[1:] if path.exists() and options.threads != 1 else []
+    data.save_rows(path, rows, COLUMNS)
+    if earlier:
+        text = path.read_text().splitlines()
+        data.save_bytes(path, "\n".join([text[0], *earlier, *text[1:], ""]).encode())
+    print(f"peak memory of the benchmark: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
