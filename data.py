@@ -449,17 +449,16 @@ def _read_url(url, size, answer_seconds, deadline):
         error.close()
         raise
     content, most = bytearray(), size + CHUNK  # gzip never makes a file much larger
-    with response:
+    with response, progress_line() as show:
         length = int(response.headers.get("Content-Length") or 0)
-        with progress_line() as show:
-            while chunk := response.read1(CHUNK):
-                content += chunk
-                of_all = f" of {length / 1e6:.1f}" if length else ""
-                show(f"downloading {url}: {len(content) / 1e6:.1f}{of_all} MB")
-                if len(content) > most:
-                    raise ValueError(f"more than the {size} bytes that it should have")
-                if time.monotonic() > deadline:
-                    raise TimeoutError("too slow")
+        while chunk := response.read1(CHUNK):
+            content += chunk
+            of_all = f" of {length / 1e6:.1f}" if length else ""
+            show(f"downloading {url}: {len(content) / 1e6:.1f}{of_all} MB")
+            if len(content) > most:
+                raise ValueError(f"more than the {size} bytes that it should have")
+            if time.monotonic() > deadline:
+                raise TimeoutError("too slow")
     if len(content) < length:
         raise ValueError(f"the connection was cut after {len(content)} of {length} bytes")
     return bytes(content)
