@@ -79,7 +79,6 @@ ANSWERS = {
     "loop": lambda h: reply(h, 302, b"", location="/loop/f.gz"),
     "to-file": lambda h: reply(h, 302, b"", location="file:///etc/hostname"),
     "to-ftp": lambda h: reply(h, 302, b"", location="ftp://127.0.0.1:9/f.gz"),
-    "to-nowhere": lambda h: reply(h, 302, b"", location="http://[broken/"),
     "no-number": lambda h: reply(h, 200, length="many"),
     "no-http": lambda h: h.wfile.write(b"\xff" * 100_000),
     "drip": drip,
