@@ -13,6 +13,7 @@ import difflib
 import gzip
 import hashlib
 import importlib.util
+import io
 import json
 import math
 import os
@@ -22,6 +23,7 @@ import struct
 import sys
 import threading
 import time
+import warnings
 import zlib
 
 import numpy as np
@@ -733,12 +735,16 @@ def _moments(images, steps):
 def check_steps(steps, width):
     """Raise a ValueError unless steps (from a file) are fitted steps for images of that width."""
     for step in steps:
-        if not isinstance(step, dict) or step.get("name") not in PREPROCESS:
+        name = step.get("name") if isinstance(step, dict) else None
+        if not isinstance(name, str) or name not in PREPROCESS:
             raise ValueError(f"unknown preprocessing step {step!r:.60}")
-        if step["name"] == "center" and np.shape(step.get("mean")) != (width,):
+        mean = step.get("mean")
+        if name == "center" and not (
+            isinstance(mean, np.ndarray) and mean.shape == (width,) and mean.dtype.kind == "f"
+        ):
             raise ValueError(f"the step center does not fit images of {width} pixels")
-        if step["name"] == "standardize" and not (
-            isinstance(step.get("mean"), float) and isinstance(step.get("std"), float) and step["std"] > 0
+        if name == "standardize" and not (
+            isinstance(mean, float) and isinstance(step.get("std"), float) and step["std"] > 0
         ):
             raise ValueError("the step standardize lacks its mean or std")
 
@@ -792,6 +798,233 @@ def batches(images, labels, steps, batch_size=1000, dtype=np.float32):
         taken = images[start : start + batch_size]
         x = preprocess(taken, steps, out=buffer[: len(taken)])
         yield x, labels[start : start + batch_size]
+
+
+# --- pictures of your own ---------------------------------------------------------------------
+
+SMALLEST_PICTURE = 8  # pixels a side
+MOST_PIXELS = 50_000_000
+LOOK = 256  # pixels of the longer side at which a digit is looked for, and then looked at
+FAINTEST = 16  # grey levels out of 255 between ink and paper
+
+
+def load_picture(path):
+    """Read a picture file of any kind that Pillow knows.
+
+    Returns
+    -------
+    uint8 array (rows, columns, 3)
+        Upright. What is transparent is white where the ink is dark, and black where it is light.
+
+    Raises
+    ------
+    ValueError
+        An empty file, no picture, a damaged one, one under 8x8 or over 50 million pixels.
+    OSError
+        The file cannot be read.
+    """
+    from PIL import Image, ImageOps
+
+    with open(path, "rb") as file:
+        content = file.read()
+    if not content:
+        raise ValueError(f"{path} is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower
+            picture = Image.open(io.BytesIO(content))
+        columns, rows = picture.size
+        if min(rows, columns) >= SMALLEST_PICTURE and rows * columns <= MOST_PIXELS:
+            return _as_rgb(ImageOps.exif_transpose(picture))
+    except Image.DecompressionBombError:
+        raise ValueError(f"{path} has over {MOST_PIXELS:,} pixels") from None
+    except Exception as error:  # a damaged picture can fail in any way
+        reason = "no known format" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ValueError(f"{path} is no picture that can be read ({reason})") from error
+    if rows * columns > MOST_PIXELS:
+        raise ValueError(f"{path} has {columns}x{rows} pixels; the most is {MOST_PIXELS:,}")
+    raise ValueError(f"{path} has {columns}x{rows} pixels; the least is 8x8")
+
+
+def _as_rgb(picture):
+    from PIL import Image
+
+    if picture.mode[0] in "IF":  # more than 8 bits of grey
+        grey = np.asarray(picture, np.float32)
+        grey = np.uint8(255 * (grey - grey.min()) / max(1e-9, np.ptp(grey)))
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        grey, opaque = np.asarray(picture.convert("L")), np.asarray(picture.getchannel("A"))
+        dark = (grey * (opaque / 255)).sum() < 128 * (opaque / 255).sum()
+        paper = Image.new("RGBA", picture.size, "white" if dark else "black")
+        picture = Image.alpha_composite(paper, picture)
+    return np.asarray(picture.convert("RGB"))
+
+
+def prepare_picture(picture, image_shape=(28, 28)):
+    """Bring a picture of a digit into the form of MNIST's images.
+
+    As MNIST's authors did (LeCun et al. 1998): ink is light on black, whichever way it was; the
+    digit is cut out, fitted with its proportions kept into 20x20 pixels, and centred by its mass
+    in 28x28. Before that the paper is told from the ink, under uneven light and in any colours.
+
+    Parameters
+    ----------
+    picture : uint8 array (rows, columns, 3)
+    image_shape : (rows, columns)
+        Of the network's images; the 20 pixels are in proportion to them.
+
+    Returns
+    -------
+    uint8 array of image_shape
+
+    Raises
+    ------
+    ValueError
+        There is nothing on the picture.
+    """
+    pixels = _shrunk(picture)
+    ink, box = _find_ink(pixels)
+    scale = max(picture.shape) / max(pixels.shape)
+    extent = max(part.stop - part.start for part in box)
+    if scale > 1 and extent < LOOK / 2:  # a small digit on a large picture: look again, closer
+        margin = extent / 2
+        closer = tuple(
+            slice(int(max(0, part.start - margin) * scale), math.ceil((part.stop + margin) * scale))
+            for part in box
+        )
+        ink, box = _find_ink(_shrunk(picture[closer]))
+    return _center_by_mass(_fit(_thickened(ink[box]), image_shape), image_shape)
+
+
+def _shrunk(picture):
+    """float32 (rows, columns, 3) of at most LOOK pixels a side."""
+    from PIL import Image
+
+    scale = max(1, max(picture.shape) / LOOK)
+    size = tuple(max(1, round(n / scale)) for n in picture.shape[1::-1])
+    small = Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.BOX)
+    return np.asarray(small, np.float32)
+
+
+def _find_ink(pixels):
+    """How much ink there is at each pixel, (rows, columns) in [0, 1], and the box that holds it."""
+    difference = pixels - _paper(pixels)
+    distance = np.linalg.norm(difference, axis=2)
+    most = np.partition(distance.ravel(), -8)[-8:].min()  # some pixels may be dust
+    strong = distance >= 0.5 * most
+    colour = difference[strong].mean(axis=0)  # from paper to ink; what differs otherwise is light
+    ink = difference @ (colour / max(1e-9, np.linalg.norm(colour)))
+    noise = 3.14 * np.quantile(np.abs(ink), 0.25)  # the standard deviation, of normal noise
+    peak = np.partition(ink.ravel(), -8)[-8:].min()
+    if peak < FAINTEST or peak < 5 * noise:
+        raise ValueError("there is nothing to see on it")
+    ink = np.clip((ink / peak - 0.1) / 0.9, 0, 1)
+    ink = np.where(_grown(_without_specks(ink > 0.4)), ink, 0)
+    rows, columns = (np.flatnonzero((ink > 0.2).any(axis=axis)) for axis in (1, 0))
+    return ink, (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+
+
+def _paper(pixels):
+    """The paper's colour at each pixel: a quadratic surface through the half that fits it best.
+
+    Least trimmed squares: it starts with a plane through the frame, where there is most paper,
+    and the pixels furthest off are left out, again and again.
+    """
+    rows, columns, _ = pixels.shape
+    y, x = np.meshgrid(np.linspace(-1, 1, rows), np.linspace(-1, 1, columns), indexing="ij")
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=2).reshape(-1, 6)
+    flat = pixels.reshape(-1, 3)
+    frame = np.ones((rows, columns), bool)
+    margin = max(1, min(rows, columns) // 10)
+    frame[margin:-margin, margin:-margin] = False
+    kept = frame.ravel()
+    for step in range(12):
+        used = terms[:, :3] if step < 8 else terms  # bent only in the end, or it bends to the ink
+        surface = used @ np.linalg.lstsq(used[kept], flat[kept], rcond=None)[0]
+        error = np.linalg.norm(flat - surface, axis=1)
+        kept = error <= np.median(error)
+    return surface.reshape(pixels.shape).astype(np.float32)
+
+
+def _without_specks(mask):
+    """A mask without its connected parts that are under a twentieth of the largest."""
+    left, parts = set(map(tuple, np.argwhere(mask).tolist())), []
+    while left:
+        part = [left.pop()]
+        for row, column in part:  # grows while it is walked through
+            around = {(row + i, column + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
+            left -= around
+            part.extend(around)
+        parts.append(part)
+    largest = max(map(len, parts))
+    result = np.zeros_like(mask)
+    for part in parts:
+        if len(part) >= 0.05 * largest:
+            result[tuple(np.transpose(part))] = True
+    return result
+
+
+def _grown(mask):
+    """A mask and all pixels that touch it."""
+    wide = np.pad(mask, 1)
+    rows, columns = mask.shape
+    return np.any([wide[i : i + rows, j : j + columns] for i in range(3) for j in range(3)], axis=0)
+
+
+def _thickened(ink):
+    """Ink with strokes of at least a twelfth of the digit's extent, or a thin pen's fade away."""
+    from PIL import Image, ImageFilter
+
+    ink = np.pad(ink, 1)
+    mask = ink > 0.4
+    edge = mask & _grown(~mask)
+    width = 2 * mask.sum() / edge.sum()
+    missing = int((max(ink.shape) / 12 - width) / 2)  # on each side
+    if missing < 1:
+        return ink[1:-1, 1:-1]
+    picture = Image.fromarray(np.uint8(255 * np.pad(ink, missing)))
+    return np.asarray(picture.filter(ImageFilter.MaxFilter(2 * missing + 1)), np.float32) / 255
+
+
+def _fit(ink, image_shape):
+    """The cut-out ink scaled to 20/28 of image_shape, its proportions kept; its brightest is 1."""
+    from PIL import Image
+
+    scale = min(20 / 28 * most / n for most, n in zip(image_shape, ink.shape))
+    rows, columns = (max(1, round(n * scale)) for n in ink.shape)
+    fitted = Image.fromarray(ink.astype(np.float32)).resize((columns, rows), Image.Resampling.BILINEAR)
+    return np.asarray(fitted) / np.max(fitted)
+
+
+def _center_by_mass(fitted, image_shape):
+    """uint8 image with the fitted picture's centre of mass at its middle, by whole pixels."""
+    image = np.zeros(image_shape, np.uint8)
+    start = []
+    for axis, most in enumerate(image_shape):
+        mass = fitted.sum(axis=1 - axis)
+        center = (mass @ np.arange(len(mass))) / mass.sum()
+        start.append(min(max(0, round(most / 2 - center)), most - len(mass)))
+    rows, columns = fitted.shape
+    image[start[0] : start[0] + rows, start[1] : start[1] + columns] = np.rint(255 * fitted)
+    return image
+
+
+def save_seen(path, picture, image):
+    """Write PATH.seen.png: the picture that was given beside the image made of it; returns its path."""
+    from PIL import Image, ImageOps
+
+    side = 280
+    sheet = Image.new("RGB", (2 * side + 30, side + 20), "#808080")
+    given = ImageOps.contain(Image.fromarray(np.ascontiguousarray(picture)), (side, side))
+    seen = ImageOps.contain(Image.fromarray(image), (side, side), Image.Resampling.NEAREST)
+    for left, part in ((10, given), (side + 20, seen)):
+        sheet.paste(part, (left + (side - part.width) // 2, 10 + (side - part.height) // 2))
+    buffer, target = io.BytesIO(), f"{path}.seen.png"
+    sheet.save(buffer, "PNG")
+    save_bytes(target, buffer.getvalue())
+    return target
 
 
 # --- what every script does at its edges ------------------------------------------------------
@@ -863,9 +1096,12 @@ def run_script(main, argv=None):
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, stop)
     try:
-        return main(argv) or 0
+        status = main(argv) or 0
+        sys.stdout.flush()  # here, where a full disk behind it is an error like any other
+        return status
     except (ValueError, OSError, ArithmeticError, ImportError, MemoryError) as error:
         print(f"{name}: {_one_line(error)}", file=sys.stderr)
+        _drop_output()
         return 2
     except KeyboardInterrupt as error:
         start = "\n" if sys.stderr.isatty() else ""  # below the ^C that a terminal shows
@@ -873,5 +1109,27 @@ def run_script(main, argv=None):
         return 128 + (stopped[0] if stopped else signal.SIGINT)
 
 
+def _drop_output():
+    """Flush standard output, or drop what it cannot take: Python would complain about it on exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def available_memory():
+    """Bytes of memory that are free to use, or None where the system does not tell."""
+    known = []
+    with contextlib.suppress(OSError, StopIteration):  # Linux
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        known.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
+    with contextlib.suppress(OSError, ValueError):  # a container's limit, which may be "max"
+        known.append(int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text()))
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # elsewhere: all that is built in
+        known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(known, default=None)
+
+
 def _one_line(error):
-    return " ".join(str(error).split())
+    line = " ".join(str(error).split())
+    return line if len(line) < 2000 else line[:2000] + " ..."
