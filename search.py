@@ -12,6 +12,7 @@ training images. The test set is first looked at after that.
 """
 
 import argparse
+import asyncio
 import collections
 import concurrent.futures
 import contextlib
@@ -31,6 +32,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 import zipfile
 
 import numpy as np
@@ -474,25 +476,35 @@ def cluster_workers(address, data_dir):
         except (TimeoutError, concurrent.futures.TimeoutError):
             raise ConnectionError(f"no worker has joined the scheduler at {address}") from None
         client.upload_file(_zip_program(pathlib.Path(folder)))
-        executor = client.get_executor(pure=False)
+        threads = concurrent.futures.ThreadPoolExecutor(MOST_TRIALS)
+        futures = weakref.WeakSet()
+
+        def call(function, *args):  # in a thread, one for each running trial
+            future = client.submit(function, *args, pure=False)
+            futures.add(future)
+            return future.result()
+
         try:
             yield {
-                "submit": executor.submit,
-                "capacity": lambda: max(1, sum(client.nthreads().values())),
+                "submit": functools.partial(threads.submit, call),
+                "capacity": lambda: min(max(1, sum(client.nthreads().values())), MOST_TRIALS),
                 "source": lambda config: {"data_dir": data_dir},
                 "lost": distributed.scheduler.KilledWorker,
                 "tries": 1,  # Dask has tried it on several workers by then
             }
-        except (concurrent.futures.CancelledError, distributed.comm.CommClosedError):
+        except (*GONE, distributed.comm.CommClosedError):
             raise ConnectionError(
                 f"the scheduler at {address} is gone; every trial that has ended is kept, and --resume "
                 f"runs the others"
             ) from None
         finally:
-            executor.shutdown(wait=False)
+            client.cancel(list(futures))
+            threads.shutdown(cancel_futures=True)
 
 
 ANSWER_SECONDS = 20  # for the cluster to answer
+MOST_TRIALS = 1000  # that a cluster runs at once
+GONE = (concurrent.futures.CancelledError, asyncio.CancelledError)  # of a client without a scheduler
 
 
 def _zip_program(folder):
@@ -787,8 +799,13 @@ def load_trials(out, trials):
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not the table of this search: {error}") from error
         rows = load_rows(trial_folder(out, trial) / "history.csv")[:epochs] if epochs else []
-        if len(rows) != epochs or not all(isinstance(r.get("val_accuracy"), (int, float)) for r in rows):
-            raise ValueError(f"{trial_folder(out, trial) / 'history.csv'} does not hold {epochs} epochs")
+        needed = [row.get(name) for row in rows for name in ("val_loss", "val_accuracy")]
+        if status in ("finished", "stopped"):
+            needed += [(rows or [{}])[-1].get(name) for name in FIGURES]
+        if len(rows) != epochs or not all(isinstance(figure, (int, float)) for figure in needed):
+            raise ValueError(
+                f"{trial_folder(out, trial) / 'history.csv'} does not hold all of {epochs} epochs"
+            )
         found[trial["number"]] = {**trial, "rows": rows, "status": status, "seconds": seconds}
     return list(found.values())
 

@@ -24,9 +24,19 @@ import train
 SPACE = "lr=0.05:0.2 weight_decay=1e-6:1e-3:log hidden=3:9"
 
 
+STARTED = []
+
+
 @pytest.fixture(autouse=True)
-def own_arguments(monkeypatch):
+def surroundings(monkeypatch):
+    """One BLAS thread, and no process that outlives a test that failed."""
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    STARTED.clear()
 
 
 def flags(folder, out, *more, space=SPACE):
@@ -378,13 +388,15 @@ def test_another_search_into_the_same_folder_is_refused(done, more, words):
         ("trials.csv", "trial,status,seed,epochs,seconds\n9,finished,0,3,1\n", "trials.csv is not the table"),
         ("trials.csv", "trial,status,seed,epochs,seconds\n1,finished,0,3,1\n", "is not one of this search"),
         ("trials.csv", "\xff\x00", "trials.csv is not"),
-        ("trials/001/history.csv", "epoch\n", "history.csv does not hold 3 epochs"),
+        ("trials/001/history.csv", "epoch\n", "history.csv does not hold all of 3 epochs"),
+        ("trials.csv", "trial,status,seed,epochs,seconds\n1,finished,SEED,0,1\n", "not hold all of 0 epochs"),
         ("trials/001/history.csv", "a,b\n1,x\n", "history.csv is not a table of numbers"),
     ],
 )
 def test_damaged_files_are_named(done, tmp_path, name, content, words):
     copy = shutil.copytree(done[1], tmp_path / "copy")
-    (copy / name).write_bytes(content.encode("latin1"))
+    seed = str(data.load_json(copy / "trials" / "001" / "config.json")["seed"])
+    (copy / name).write_bytes(content.replace("SEED", seed).encode("latin1"))
     with pytest.raises(ValueError, match=words):
         search.main(["--resume", "--out", str(copy)])
 
@@ -549,7 +561,7 @@ def test_search_survives_dead_workers(done, tmp_path, monkeypatch, worker, statu
 
 def start(arguments, **environment):
     """A search in a process group of its own."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, ROOT / "search.py", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -557,6 +569,8 @@ def start(arguments, **environment):
         start_new_session=True,
         env={**os.environ, **environment},
     )
+    STARTED.append(process)
+    return process
 
 
 def wait_until(fact, seconds=20):
@@ -677,7 +691,8 @@ def cluster(tmp_path_factory):
     host, port = address.split(":")
     scheduler = dask(folder, "scheduler", "--host", host, "--port", port)
     workers = [
-        dask(folder, "worker", address, "--nthreads", "1", "--local-directory", folder) for _ in range(2)
+        dask(folder, "worker", address, "--name", n, "--nthreads", 1, "--local-directory", folder)
+        for n in range(2)
     ]
     yield f"tcp://{address}", scheduler, workers
     for process in [*workers, scheduler]:
@@ -703,12 +718,14 @@ def cluster_flags(folder, out, address):
     return words[:at] + words[at + 2 :]
 
 
-WAIT_UNTIL_BUSY = """
+NAME_A_BUSY_WORKER = """
 import sys, time, distributed
 with distributed.Client(sys.argv[1]) as client:
+    names = {address: worker["name"] for address, worker in client.scheduler_info()["workers"].items()}
     print("watching", flush=True)
-    while not all(client.processing().values()):
-        time.sleep(0.01)
+    while not (busy := [names[address] for address, tasks in client.processing().items() if tasks]):
+        time.sleep(0.005)
+    print(busy[0], flush=True)
 """
 
 
@@ -731,12 +748,11 @@ def test_cluster_search_is_interrupted_and_resumed_though_a_worker_dies(unbroken
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 143 and errors.count("\n") == 1, errors
-    watcher = subprocess.Popen([sys.executable, "-c", WAIT_UNTIL_BUSY, address], stdout=subprocess.PIPE)
-    watcher.stdout.readline()
-    process = start([*cluster_flags(folder, tmp_path, address), "--resume"])
-    assert watcher.wait(20) == 0
-    watcher.stdout.close()
-    os.killpg(workers[0].pid, signal.SIGKILL)
+    code = [sys.executable, "-c", NAME_A_BUSY_WORKER, address]
+    with subprocess.Popen(code, stdout=subprocess.PIPE, text=True) as watcher:
+        assert watcher.stdout.readline() == "watching\n"
+        process = start([*cluster_flags(folder, tmp_path, address), "--resume"])
+        os.killpg(workers[int(watcher.stdout.readline())].pid, signal.SIGKILL)
     _, errors = process.communicate(timeout=40)
     assert process.returncode == 0, errors
     assert table(tmp_path) == table(whole)
