@@ -283,23 +283,33 @@ def trial_data(config, source):
     ``source["data_dir"]``.
     """
     if "folder" in source:
-        parts = {part: _map_part(source["folder"], part) for part in ("train", "val")}
+        arrays = _map_split(source["folder"])
     else:
-        dataset = _own_dataset(config, source["data_dir"])
-        parts = dict(zip(("train", "val"), train.split_dataset(dataset, config)))
-    images, names = parts["train"][0], config["preprocess"]
+        arrays = split_arrays(_own_dataset(config, source["data_dir"]), config)
     return {
-        **parts,
-        "steps": fit_preprocess(names, images),
+        **{part: (arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in ("train", "val")},
+        "pixels": {name: arrays[f"pixels_{name}"] for name in ("images", "columns", "inked")},
+        "steps": fit_preprocess(config["preprocess"], arrays["train_images"]),
         "classes": len(config["data"]["class_names"]),
         "evaluate": ("val",),
-        "pixels": train.training_pixels(images, names),
     }
 
 
-def _map_part(folder, part):
-    files = (os.path.join(folder, f"{part}_{kind}.npy") for kind in ("images", "labels"))
-    return tuple(np.asarray(np.load(file, mmap_mode="r")) for file in files)
+SPLIT_SETTINGS = ("dataset", "val_size", "train_size", "split_seed", "preprocess")
+
+
+def split_arrays(dataset, config):
+    """All arrays of a trial's data by name; they depend on SPLIT_SETTINGS alone."""
+    arrays = {}
+    for part, (images, labels) in zip(("train", "val"), train.split_dataset(dataset, config)):
+        arrays |= {f"{part}_images": images, f"{part}_labels": labels}
+    pixels = train.training_pixels(arrays["train_images"], config["preprocess"])
+    return arrays | {f"pixels_{name}": array for name, array in pixels.items()}
+
+
+def _map_split(folder):
+    files = pathlib.Path(folder).glob("*.npy")
+    return {file.stem: np.asarray(np.load(file, mmap_mode="r")) for file in files}
 
 
 def _own_dataset(config, data_dir):
@@ -337,7 +347,7 @@ def local_workers(count, folder, datasets):
     splits = {}
 
     def source(config):
-        key = tuple(config[name] for name in ("dataset", "val_size", "train_size", "split_seed"))
+        key = tuple(str(config[name]) for name in SPLIT_SETTINGS)
         if key not in splits:
             splits[key] = save_split(folder / str(len(splits)), datasets[config["dataset"]], config)
         return {"folder": str(splits[key])}
@@ -446,9 +456,8 @@ def _outcome(function, args):
 def save_split(folder, dataset, config):
     """Write the split of a dataset as .npy files that workers can map; returns the folder."""
     folder.mkdir(parents=True)
-    for part, arrays in zip(("train", "val"), train.split_dataset(dataset, config)):
-        for kind, array in zip(("images", "labels"), arrays):
-            np.save(folder / f"{part}_{kind}.npy", array)
+    for name, array in split_arrays(dataset, config).items():
+        np.save(folder / f"{name}.npy", array)
     return folder
 
 
@@ -914,9 +923,7 @@ def main(argv=None):
     out, count = pathlib.Path(flags.out), count_workers(flags)
     definition, known = open_search(out, given, flags.resume)
     trials, datasets = make_trials(definition, flags.data_dir, known)
-    if known is not None:
-        trials = load_trials(out, trials)
-    elif flags.resume:
+    if flags.resume and known is None:
         print(f"no search to resume in {out}: starting a new one")
     out.mkdir(parents=True, exist_ok=True)
     titles = " and ".join(dataset["title"] for dataset in datasets.values())
@@ -931,7 +938,8 @@ def main(argv=None):
     else:
         opened = local_workers(min(count, len(trials)), out / "split", datasets)
     try:
-        with progress_line() as show, opened as workers:
+        with train.locked(out), progress_line() as show, opened as workers:
+            trials = load_trials(out, trials) if known is not None else trials
             save_definition(out, definition, datasets)
             trials = run_search(trials, definition["strategy"], workers, out, searched, show)
     except KeyboardInterrupt:

@@ -417,6 +417,11 @@ def test_impossible_split_is_refused_before_anything_is_written(small_set, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_two_searches_in_one_folder_are_refused(done):
+    with train.locked(done[1]), pytest.raises(OSError, match="another run is writing to"):
+        search.main(["--resume", "--out", str(done[1])])
+
+
 def test_halving_goes_on_with_the_better_third(small_set, tmp_path):
     out = tmp_path / "halving"
     search.main(flags(small_set, out, "--strategy", "halving", "--trials", 9, "--epochs", 9, "--workers", 2))
@@ -533,7 +538,9 @@ def test_images_are_mapped_not_copied(small_set, tmp_path):
         assert workers["source"](trial["config"]) == source
         mapped = search.trial_data(trial["config"], source)
         assert isinstance(mapped["train"][0].base, np.memmap) and isinstance(mapped["val"][0].base, np.memmap)
+        assert all(isinstance(array.base, np.memmap) for array in mapped["pixels"].values())
         expected = train.prepare(datasets[str(small_set)], trial["config"])
+        assert all((mapped["pixels"][name] == array).all() for name, array in expected["pixels"].items())
         for part in ("train", "val"):
             assert all((a == b).all() for a, b in zip(mapped[part], expected[part]))
         del mapped
