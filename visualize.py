@@ -11,7 +11,6 @@ report.pdf. A figure function takes data and returns a matplotlib Figure; it tou
 
 import io
 import math
-import os
 import pathlib
 import sys
 
@@ -20,7 +19,7 @@ import numpy as np
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 import data
 import nn
@@ -59,6 +58,17 @@ SIGNED = LinearSegmentedColormap.from_list(
     "signed", ["#06123f", "#2f66ad", "#a3a3a3", "#f2ab3d", "#fff6b8"], N=511
 )
 MARKED_EPOCHS = 30  # histories of up to so many epochs have a marker at each
+SHOWN_MISTAKES = 24
+RANKED_TRIALS = 25
+FIRES_ABOVE = {"sigmoid": 0.5}  # output above which a hidden unit fires; 0 for the others
+DRAWING = (280, 280)  # pixels of the pad to draw on
+PEN = 11  # radius of its pen in pixels: strokes as wide as MNIST's
+RANKED_STATUSES = ("finished", "stopped")  # of trials; the others have failed
+NO_SETTINGS = ("data", "versions", "status", "result", "steps", "epoch", "val_accuracy")
+LACKING = {  # why a folder has no such thing, where it does not itself say why
+    "trials": "there is no trials.csv with a trial that ended well",
+    "histories": "there is no trials/NNN/history.csv",
+}
 LABELLED_CLASSES = 20  # confusion matrices of up to so many classes show their counts
 LOSS_LABELS = {
     "cross_entropy": "cross-entropy (nats per image)",
@@ -76,8 +86,15 @@ def new_figure(heading, title):
     return figure
 
 
-def layers_text(sizes):
-    return "-".join(map(str, sizes))
+def setting_text(value):
+    """A setting's value as a reader writes it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, (list, tuple)):
+        return "-".join(map(str, value)) or "none"
+    if value is None:
+        return "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def percent(share):
@@ -131,8 +148,9 @@ def set_quantity_axis(ax, quantity, curves, loss=None):
     ax.set_ylabel(labels[quantity])
     if quantity == "error":
         ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter("")
+        ax.yaxis.set_minor_locator(NullLocator())
         return False
     limits = zoomed_range(curves)
     if limits:
@@ -216,12 +234,59 @@ def twin_figure(rows, title="", chosen=None, loss=None):
     return figure
 
 
+def compare_figure(runs, quantity, title=""):
+    """The curves of several runs: a panel for each part, a colour and a line for each run.
+
+    Parameters
+    ----------
+    runs : list of dict
+        ``rows``, ``label``, ``chosen`` and ``config``.
+    quantity : {"loss", "accuracy", "error"}
+    """
+    losses = {run["config"].get("loss") for run in runs}
+    parts = [part for part in PARTS if any(part in parts_with(run["rows"], quantity) for run in runs)]
+    figure = new_figure(f"{quantity.capitalize()} of {len(runs)} runs by epoch", title)
+    grid = figure.add_gridspec(2, len(parts), height_ratios=[1, 0.05 * (len(runs) + 1)])
+    curves = [values_of(run["rows"], quantity, part) for run in runs for part in parts]
+    for column, part in enumerate(parts):
+        ax = figure.add_subplot(grid[0, column], sharey=figure.axes[0] if column else None)
+        for number, run in enumerate(runs):
+            colour, line = RUN_COLOURS[number % len(RUN_COLOURS)], RUN_LINES[number % len(RUN_LINES)]
+            epochs = [row["epoch"] for row in run["rows"]]
+            marker = "." if len(epochs) <= MARKED_EPOCHS else None
+            values = values_of(run["rows"], quantity, part)
+            ax.plot(epochs, values, line, color=colour, marker=marker, label=run["label"])
+            mark_epoch(ax, run["rows"], quantity, part, run["chosen"], colour)
+        ax.set_title(PARTS[part][0])
+        zoomed = set_quantity_axis(ax, quantity, curves, next(iter(losses)) if len(losses) == 1 else None)
+        epoch_axis(ax, max(run["rows"][-1]["epoch"] for run in runs))
+        if column:
+            ax.set_ylabel("")
+            ax.tick_params(labelleft=False)
+    below = figure.add_subplot(grid[1, :])
+    below.set_axis_off()
+    note = "circle: the epoch whose params are kept" + "; epoch 1 lies outside the range" * zoomed
+    below.legend(*figure.axes[0].get_legend_handles_labels(), loc="upper left", title=note, borderaxespad=0)
+    return figure
+
+
 # --- weights ----------------------------------------------------------------------------------
 
 
-def colour_limit(array):
-    """The symmetric limit of a colour scale centred on 0."""
-    return float(np.abs(array).max()) or 1.0
+def signed_image(ax, array, limit=None, **options):
+    """Draw an array in colours centred on 0; few values lie beyond the limit, in its colour."""
+    limit = signed_limit(array) if limit is None else limit
+    return ax.imshow(array, cmap=SIGNED, vmin=-limit, vmax=limit, **options)
+
+
+def signed_limit(array):
+    """The symmetric limit of a colour scale: what one value in 500 exceeds, so that the rest has contrast."""
+    return float(np.quantile(np.abs(array), 0.998)) or 1.0
+
+
+def weight_colourbar(figure, image, label, **options):
+    beyond = np.abs(image.get_array()).max() > image.norm.vmax
+    figure.colorbar(image, label=label, fraction=0.05, extend="both" if beyond else "neither", **options)
 
 
 def weights_figure(weights, name, title="", class_names=None):
@@ -232,11 +297,10 @@ def weights_figure(weights, name, title="", class_names=None):
     inputs, outputs = weights.shape
     figure = new_figure(f"{name}: {inputs} × {outputs} weights", title)
     ax = figure.add_subplot()
-    limit = colour_limit(weights)
-    image = ax.imshow(weights, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="auto")
-    figure.colorbar(image, label="weight", fraction=0.05)
+    image = signed_image(ax, weights, aspect="auto")
+    weight_colourbar(figure, image, "weight")
     ax.grid(False)
-    ax.set_ylabel("input")
+    ax.set_ylabel("input pixel" if name == "W1" else "unit of the layer below")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("unit")
@@ -291,10 +355,8 @@ def fields_figure(weights, image_shape, title=""):
     units = "hidden unit" if len(fields) == 1 else f"{len(fields)} hidden units, strongest first"
     figure = new_figure(f"Receptive fields of the {units}", title)
     ax = figure.add_subplot()
-    limit = colour_limit(fields)
-    sheet = mosaic(fields, aspect=1.5)
-    image = ax.imshow(sheet, cmap=SIGNED, vmin=-limit, vmax=limit)
-    figure.colorbar(image, label="weight from a pixel to the unit", fraction=0.05)
+    image = signed_image(ax, mosaic(fields, aspect=1.5), signed_limit(fields))
+    weight_colourbar(figure, image, "weight from a pixel to the unit")
     ax.set_axis_off()
     return figure
 
@@ -302,12 +364,11 @@ def fields_figure(weights, image_shape, title=""):
 def templates_figure(weights, image_shape, class_names, title=""):
     """The weights of each class of a network without hidden layers, as a picture."""
     figure = new_figure("Class templates: the weights of each class", title)
-    limit = colour_limit(weights)
     axes = picture_grid(figure, len(class_names))
     for ax, template, name in zip(axes, weights.T, class_names):
-        image = ax.imshow(template.reshape(image_shape), cmap=SIGNED, vmin=-limit, vmax=limit)
+        image = signed_image(ax, template.reshape(image_shape), signed_limit(weights))
         ax.set_title(name, fontsize=9)
-    figure.colorbar(image, ax=axes, label="weight from a pixel to the class", fraction=0.05)
+    weight_colourbar(figure, image, "weight from a pixel to the class", ax=list(axes))
     return figure
 
 
@@ -318,6 +379,56 @@ def picture_grid(figure, count, aspect=2.0):
     for ax in axes:
         ax.set_axis_off()
     return axes[:count]
+
+
+def histogram_figure(params, title=""):
+    """How the weights of each layer are distributed: a histogram for each."""
+    depth = len(params) // 2
+    figure = new_figure("Distribution of each layer's weights", title)
+    across = math.ceil(math.sqrt(depth))
+    axes = figure.subplots(-(-depth // across), across, squeeze=False).ravel()
+    for ax in axes[depth:]:
+        ax.set_axis_off()
+    for layer, ax in enumerate(axes[:depth], start=1):
+        weights = params[f"W{layer}"].ravel()
+        ax.hist(weights, bins=80, color=BLUE, log=True)
+        ax.axvline(0, color=GREY, lw=1)
+        ax.set_title(f"W{layer}: standard deviation {weights.std():.3g}")
+        ax.set_xlabel("weight")
+        ax.set_ylabel("number of weights")
+    return figure
+
+
+def activations_figure(activations, layer, fires_above=0.0, title=""):
+    """Distribution of a hidden layer's outputs, and the share of images for which each unit fires.
+
+    Parameters
+    ----------
+    activations : float array (n, width)
+        Outputs of the layer for the test images.
+    layer : int
+        From 1; for the title.
+    fires_above : float
+        A unit fires when its output is above this.
+    """
+    fires = (activations > fires_above).mean(axis=0)  # (width,)
+    never, width = int((fires == 0).sum()), len(fires)
+    heading = f"Activations of hidden layer {layer}: {never} of {width} units never fire"
+    figure = new_figure(heading, title)
+    left, right = figure.subplots(1, 2)
+    every = max(1, activations.size // 2_000_000)  # so many are enough for a histogram
+    left.hist(activations.ravel()[::every], bins=80, color=BLUE, log=True)
+    left.set_xlabel("activation")
+    left.set_ylabel("number of activations")
+    left.set_title(f"{percent((activations > fires_above).mean())} are above {fires_above:g}")
+    right.fill_between(np.arange(1, width + 1), 100 * np.sort(fires)[::-1], step="mid", color=ORANGE)
+    right.set_xlim(0.5, width + 0.5)
+    right.set_ylim(0, 100)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.set_xlabel("hidden unit, the most active first")
+    right.set_ylabel(f"test images with an activation above {fires_above:g} (%)")
+    right.set_title("how often each unit fires")
+    return figure
 
 
 # --- predictions ------------------------------------------------------------------------------
@@ -349,22 +460,233 @@ def confusion_figure(counts, class_names, title=""):
     return figure
 
 
-# --- what a folder holds ----------------------------------------------------------------------
+def worst_mistakes(estimates, labels):
+    """Indices of the wrongly classified images, the most confident prediction first."""
+    predicted, confidence = estimates.argmax(axis=1), estimates.max(axis=1)
+    wrong = np.flatnonzero(predicted != labels)
+    return wrong[np.argsort(-confidence[wrong], kind="stable")]
 
 
-def load_run(path):
-    """What a run's folder holds, as a dict.
+def mistakes_figure(images, labels, estimates, class_names, title=""):
+    """Wrongly classified pictures with label, prediction and its probability.
 
     Parameters
     ----------
-    path : path
+    images : uint8 array (n, rows, columns)
+        Those to show.
+    labels : int array (n,)
+    estimates : float array (n, k)
+    """
+    figure = new_figure("The most confident mistakes: label → prediction, its probability", title)
+    for ax, image, label, estimate in zip(picture_grid(figure, len(images)), images, labels, estimates):
+        ax.imshow(image, cmap="gray_r", vmin=0, vmax=255)
+        names = f"{class_names[label]} → {class_names[estimate.argmax()]}"
+        ax.set_title(f"{names}\n{100 * min(1, estimate.max()):.1f} %", fontsize=8)
+    return figure
+
+
+def calibration(confidence, correct, bins=10):
+    """Accuracy by confidence, and the expected calibration error (Guo et al. 2017).
+
+    Parameters
+    ----------
+    confidence : float array (n,)
+        Probability of each prediction.
+    correct : bool array (n,)
+    bins : int
+        Of equal width, between 0 and 1.
+
+    Returns
+    -------
+    counts : int array (bins,)
+    mean_confidence, accuracy : float arrays (bins,)
+        nan in an empty bin.
+    error : float
+        Mean distance between confidence and accuracy, weighted by counts.
+    """
+    which = np.clip((confidence * bins).astype(int), 0, bins - 1)
+    counts = np.bincount(which, minlength=bins)
+    with np.errstate(invalid="ignore"):  # an empty bin is 0 / 0
+        mean_confidence = np.bincount(which, confidence, bins) / counts
+        accuracy = np.bincount(which, correct, bins) / counts
+    error = float(np.nansum(counts * np.abs(mean_confidence - accuracy)) / len(confidence))
+    return counts, mean_confidence, accuracy, error
+
+
+def calibration_figure(estimates, labels, title=""):
+    """Confidence of the predictions against their accuracy, and how many there are of each."""
+    confidence = estimates.max(axis=1).clip(0, 1).astype(float)
+    correct = estimates.argmax(axis=1) == labels
+    counts, mean_confidence, accuracy, error = calibration(confidence, correct)
+    figure = new_figure(f"Calibration: expected calibration error {percent(error)}", title)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    upper.plot([0, 100], [0, 100], ":", color=GREY, label="perfect calibration")
+    upper.plot(100 * mean_confidence, 100 * accuracy, "o-", color=BLUE, label="this network")
+    upper.set_ylabel("accuracy (%)")
+    upper.set_ylim(0, 102)
+    legend_above(upper)
+    edges = np.linspace(0, 100, len(counts) + 1)
+    lower.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=BLUE, edgecolor="w", log=True)
+    lower.set_xlabel("confidence: probability of the prediction (%)")
+    lower.set_ylabel("test images")
+    lower.set_xlim(0, 102)
+    return figure
+
+
+# --- searches ---------------------------------------------------------------------------------
+
+
+def axis_kind(spec, values):
+    """How a searched setting's axis is drawn: ``linear``, ``log`` or ``choices``.
+
+    Parameters
+    ----------
+    spec : str or None
+        Its range, as ``0.1:1`` or ``1e-7:1e-4:log``, or choices, as ``0,0.9``; None: not known.
+    values : list
+        What the trials have.
+    """
+    numeric = all(isinstance(value, (int, float)) for value in values)
+    if not numeric or (spec is not None and ":" not in spec):
+        return "choices"
+    return "log" if spec is not None and spec.endswith(":log") and min(values) > 0 else "linear"
+
+
+def floor_of(values):
+    """The lowest value that is worth the space on an axis: outliers lie below."""
+    low, high = np.percentile(values, [25, 75])
+    return max(min(values), low - 3 * (high - low))
+
+
+def search_figure(trials, space, title=""):
+    """Validation accuracy of each trial against each searched setting.
+
+    Parameters
+    ----------
+    trials : list of dict
+        The ranked rows of trials.csv, the best first; at least one.
+    space : dict
+        Searched setting -> its range or choices, as text, or None.
+    """
+    figure = new_figure("Validation accuracy against each searched setting", title)
+    across = min(3, len(space))
+    down = -(-len(space) // across)
+    axes = figure.subplots(down, across, squeeze=False, sharey=True)
+    for ax in axes.ravel()[len(space) :]:
+        ax.set_axis_off()
+    best, longest = trials[0], max(trial["epochs"] for trial in trials)
+    floor = 100 * floor_of([trial["val_accuracy"] for trial in trials])
+    groups = [  # label, marker and filling of the trials that it holds for
+        ("all epochs", "o", BLUE, lambda t: t["epochs"] == longest and t is not best),
+        ("fewer epochs", "s", "none", lambda t: t["epochs"] < longest and t is not best),
+        ("the best", "*", ORANGE, lambda t: t is best),
+    ]
+    for ax, (name, spec) in zip(axes.ravel(), space.items()):
+        kind = axis_kind(spec, [trial[name] for trial in trials])
+        places = setting_places(ax, name, kind, trials)
+        for label, marker, filling, belongs in groups:
+            chosen = [trial for trial in trials if belongs(trial)]
+            accuracies = [max(floor, 100 * trial["val_accuracy"]) for trial in chosen]
+            size = 14 if marker == "*" else 5
+            ax.plot(
+                [places(trial[name]) for trial in chosen],
+                accuracies,
+                marker,
+                mfc=filling,
+                mec=ORANGE if marker == "*" else BLUE,
+                ms=size,
+                label=label if chosen else None,
+            )
+        ax.set_xlabel(name)
+    for row in axes:
+        row[0].set_ylabel("validation accuracy (%)")
+    below = sum(100 * trial["val_accuracy"] < floor for trial in trials)
+    legend_above(axes[0, 0], title=f"{below} trials lie lower: at the bottom edge" if below else None)
+    return figure
+
+
+def setting_places(ax, name, kind, trials):
+    """Set up an axis for a setting; returns the function from its values to places on the axis."""
+    if kind != "choices":
+        ax.set_xscale(kind)
+        return lambda value: value
+    choices = sorted(
+        {trial[name] for trial in trials}, key=lambda v: (isinstance(v, (str, type(None))), str(v))
+    )
+    ax.set_xticks(range(len(choices)), [setting_text(choice) for choice in choices])
+    ax.set_xlim(-0.5, len(choices) - 0.5)
+    return choices.index
+
+
+def ranking_figure(trials, settings, title=""):
+    """The best trials, each a line with its settings and its validation accuracy.
+
+    Parameters
+    ----------
+    trials : list of dict
+        As for ``search_figure``.
+    settings : list of str
+        Names of the searched settings.
+    """
+    shown = trials[:RANKED_TRIALS]
+    heading = f"The best {len(shown)} of {len(trials)} trials" if len(shown) < len(trials) else "All trials"
+    figure = new_figure(f"{heading}, ranked by validation accuracy", title)
+    ax = figure.add_subplot()
+    accuracies = [100 * trial["val_accuracy"] for trial in shown]
+    places = np.arange(1, len(shown) + 1)
+    ax.plot(accuracies, places, "o", color=BLUE)
+    ax.plot(accuracies[:1], places[:1], "*", color=ORANGE, ms=14)
+    columns = [[name, *(setting_text(trial[name]) for trial in shown)] for name in ("trial", *settings)]
+    widths = [max(map(len, column)) for column in columns]
+    lines = ["  ".join(text.rjust(w) for text, w in zip(line, widths)) for line in zip(*columns)]
+    ax.set_yticks([0, *places], lines, family="monospace")
+    ax.set_ylim(len(shown) + 0.7, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlabel("validation accuracy (%)")
+    return figure
+
+
+def learning_curves_figure(histories, best, title=""):
+    """Validation accuracy of all trials by epoch, the best one in colour.
+
+    Parameters
+    ----------
+    histories : dict
+        Trial -> rows of its history.
+    best : int
+        The trial to show in colour.
+    """
+    figure = new_figure(f"Learning curves of {len(histories)} trials", title)
+    ax = figure.add_subplot()
+    curves = {trial: values_of(rows, "accuracy", "val") for trial, rows in histories.items()}
+    for trial, values in sorted(curves.items(), key=lambda item: item[0] == best):
+        epochs = [row["epoch"] for row in histories[trial]]
+        marker = "." if len(epochs) <= MARKED_EPOCHS else None
+        if trial == best:
+            style = {"color": ORANGE, "lw": 2.5, "label": f"trial {trial}, the best"}
+        else:
+            style = {"color": "#999999", "lw": 0.8, "label": None}
+        ax.plot(epochs, values, marker=marker, **style)
+    zoomed = set_quantity_axis(ax, "accuracy", list(curves.values()))
+    ax.set_ylabel("validation accuracy (%)")
+    epoch_axis(ax, max(rows[-1]["epoch"] for rows in histories.values()), zoomed)
+    if best in curves:
+        legend_above(ax)
+    return figure
+
+
+# --- what a folder holds ----------------------------------------------------------------------
+
+
+def load_folder(path):
+    """What a folder holds of a run or of a search, as a dict.
 
     Returns
     -------
     dict
-        ``path``, ``config``, ``title``, ``chosen`` (the epoch whose params were kept), and, where
-        the folder has them, ``rows`` (the history) and ``params``. ``lacks`` says why something is
-        missing.
+        ``path``, ``config``, ``chosen`` (the epoch whose params were kept), ``title`` and, where the
+        folder has them, ``rows`` (the history), ``params`` and ``trials`` (see ``load_search``).
+        ``lacks`` says for each thing that a figure needs why it is not there.
 
     Raises
     ------
@@ -376,30 +698,77 @@ def load_run(path):
     path = pathlib.Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}; python train.py makes one (see its --out)")
-    run = {"path": path, "config": {}, "lacks": {}}
-    if (path / "config.json").exists():
-        run["config"] = data.load_json(path / "config.json")
+    run = {"path": path, "lacks": {}, "config": load_config(path / "config.json")}
     if (path / "params.pkl").exists():
         run["params"], config = nn.load_run(path)
         run["config"] = {**run["config"], **config}
     else:
-        run["lacks"]["params"] = "there is no params.pkl"
-    rows = load_history(path / "history.csv")
-    if rows:
+        run["lacks"] |= dict.fromkeys(("params", "images", "hidden", "mistakes"), "there is no params.pkl")
+    if rows := load_history(path / "history.csv"):
         run["rows"] = rows
     else:
-        run["lacks"]["rows"] = "there is no history.csv with at least one epoch"
+        run["lacks"]["rows"] = "there is no history.csv with an epoch"
+    run |= load_search(path)
     run["chosen"] = chosen_epoch(run["config"])
     return {**run, "title": title_of(run)}
+
+
+def load_config(path):
+    config = data.load_json(path) if path.exists() else {}
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} does not hold a run's settings")
+    return config
 
 
 def load_history(path):
     """The rows of a history.csv; none where there is no file."""
     rows = data.load_rows(path) if path.exists() else []
-    needed = {"epoch"} | {f"{part}_{figure}" for part in PARTS for figure in ("loss", "accuracy")}
+    figures = {f"{part}_{figure}" for part in PARTS for figure in ("loss", "accuracy")}
+    check_columns(path, rows, {"epoch"} | figures)
+    return rows
+
+
+def check_columns(path, rows, needed):
     if rows and not needed <= set(rows[0]):
         raise ValueError(f"{path} lacks the columns {', '.join(sorted(needed - set(rows[0])))}")
-    return rows
+
+
+def load_search(path):
+    """What a folder holds of a search: a part of the dict of ``load_folder``.
+
+    Returns
+    -------
+    dict
+        ``trials``: the ranked rows of trials.csv, the best first; ``space``: searched setting ->
+        its range as text, or None without a search.json; ``histories``: trial -> rows;
+        ``search_title``. Nothing where no trial has ended well; no histories where no trial has one.
+    """
+    table = path / "trials.csv"
+    rows = data.load_rows(table, words=True) if table.exists() else []
+    check_columns(table, rows, {"trial", "status", "epochs", "val_accuracy"})
+    trials = [row for row in rows if row["status"] in RANKED_STATUSES and row["val_accuracy"] is not None]
+    if not trials:
+        return {}
+    columns = list(rows[0])
+    space = dict.fromkeys(columns[columns.index("status") + 1 : columns.index("epochs")])
+    definition = load_config(path / "search.json")
+    words = [word.partition("=") for word in str(definition.get("space", "")).split()]
+    space = {name: spec for name, _, spec in words if name in columns} or without(space, "seed")
+    folders = {trial["trial"]: path / "trials" / f"{trial['trial']:03}" for trial in trials}
+    histories = {trial: load_history(folder / "history.csv") for trial, folder in folders.items()}
+    best = trials[0]
+    facts = load_config(folders[best["trial"]] / "config.json").get("data", {})
+    accuracy = f"best validation accuracy {percent(best['val_accuracy'])} (trial {best['trial']})"
+    counted = f"{len(rows)} trials" + (
+        f", {len(rows) - len(trials)} failed" if len(rows) > len(trials) else ""
+    )
+    histories = {trial: rows for trial, rows in histories.items() if rows}
+    return {
+        "trials": trials,
+        "space": space,
+        **({"histories": histories} if histories else {}),
+        "search_title": ", ".join([*([facts["title"]] if "title" in facts else []), counted, accuracy]),
+    }
 
 
 def chosen_epoch(config):
@@ -410,10 +779,13 @@ def chosen_epoch(config):
 
 def title_of(run):
     """Data set, layers and test accuracy of a run, as far as they are known."""
-    facts = run["config"].get("data", {})
+    facts, config = run["config"].get("data", {}), run["config"]
     parts = [facts["title"]] if "title" in facts else []
     if "params" in run:
-        parts.append(layers_text(nn.layer_sizes(run["params"])))
+        parts.append(setting_text(nn.layer_sizes(run["params"])))
+    elif "image_shape" in facts and "hidden" in config:
+        sizes = [math.prod(facts["image_shape"]), *config["hidden"], len(facts["class_names"])]
+        parts.append(setting_text(sizes))
     row = next((row for row in run.get("rows", []) if row["epoch"] == run["chosen"]), None)
     if row and row["test_accuracy"] is not None:
         parts.append(f"test accuracy {percent(row['test_accuracy'])}")
@@ -421,17 +793,36 @@ def title_of(run):
 
 
 def add_test_set(run, data_dir):
-    """The run with its test ``images``, ``labels`` and ``estimates`` (n, k) of the network."""
-    params, config = run["params"], run["config"]
+    """The run with what its network makes of its test images.
+
+    Adds ``images``, ``labels``, ``estimates`` (n, k), ``hidden`` (activations of each hidden
+    layer) and ``mistakes`` (indices); or says under ``lacks`` why not.
+    """
+    params, config, lacks = run["params"], run["config"], dict(run["lacks"])
     try:
         dataset = data.load_dataset_of(config, data_dir)
     except OSError as error:
-        return {**run, "lacks": {**run["lacks"], "images": f"the data set is not at hand: {error}"}}
+        reason = f"the data set is not at hand: {error}"
+        return {**run, "lacks": {**lacks, **dict.fromkeys(("images", "hidden", "mistakes"), reason)}}
     images, labels = dataset["test_images"], dataset["test_labels"]
-    batches = data.batches(images, labels, config["steps"], dtype=params["W1"].dtype)
-    outputs = nn.outputs_of(params, batches, config["activation"])
-    estimates = nn.estimates(outputs, config["loss"])
-    return {**run, "images": images, "labels": labels, "estimates": estimates}
+    estimates, layers = judge_images(params, config, images)
+    found = {"images": images, "labels": labels, "estimates": estimates}
+    mistakes = worst_mistakes(estimates, labels)
+    found |= {"hidden": layers} if layers else {}
+    found |= {"mistakes": mistakes} if len(mistakes) else {}
+    lacks |= {} if layers else {"hidden": "the network has no hidden layer"}
+    lacks |= {} if len(mistakes) else {"mistakes": "no test image is classified wrongly"}
+    return {**run, **found, "lacks": lacks}
+
+
+def judge_images(params, config, images):
+    """Estimates (n, k) of uint8 images (n, d), and the activations (n, width) of each hidden layer."""
+    outputs, layers = [], []
+    for x, _ in data.batches(images, images, config["steps"], dtype=params["W1"].dtype):
+        outputs.append(nn.forward(params, x, config["activation"])[0])
+        layers.append(nn.hidden_activations(params, x, config["activation"]))
+    estimates = nn.estimates(np.concatenate(outputs), config["loss"])
+    return estimates, [np.concatenate(layer) for layer in zip(*layers)]
 
 
 # --- which figures there are ------------------------------------------------------------------
@@ -466,21 +857,132 @@ def draw_fields(run):
     return {"fields": fields_figure(weights, facts["image_shape"], run["title"])}
 
 
+def draw_histogram(run):
+    return {"histogram": histogram_figure(run["params"], run["title"])}
+
+
+def draw_activations(run):
+    above = FIRES_ABOVE.get(run["config"]["activation"], 0.0)
+    return {
+        f"activations_{i}": activations_figure(layer, i, above, run["title"])
+        for i, layer in enumerate(run["hidden"], start=1)
+    }
+
+
 def draw_confusion(run):
     names = run["config"]["data"]["class_names"]
     counts = nn.confusion_matrix(run["labels"], run["estimates"].argmax(axis=1), len(names))
     return {"confusion": confusion_figure(counts, names, run["title"])}
 
 
-FIGURES = {  # name -> what it is drawn from, function from a run to figures by file name
+def draw_mistakes(run):
+    facts, worst = run["config"]["data"], run["mistakes"][:SHOWN_MISTAKES]
+    images = run["images"][worst].reshape(-1, *facts["image_shape"])
+    labels, estimates = run["labels"][worst], run["estimates"][worst]
+    return {"mistakes": mistakes_figure(images, labels, estimates, facts["class_names"], run["title"])}
+
+
+def draw_calibration(run):
+    return {"calibration": calibration_figure(run["estimates"], run["labels"], run["title"])}
+
+
+def draw_search(run):
+    return {"search": search_figure(run["trials"], run["space"], run["search_title"])}
+
+
+def draw_ranking(run):
+    return {"ranking": ranking_figure(run["trials"], list(run["space"]), run["search_title"])}
+
+
+def draw_learning_curves(run):
+    best = run["trials"][0]["trial"]
+    return {"learning_curves": learning_curves_figure(run["histories"], best, run["search_title"])}
+
+
+FIGURES = {  # name -> what it is drawn from, function from a folder's content to figures by file name
     "loss": ("rows", draw_curves("loss")),
     "accuracy": ("rows", draw_curves("accuracy")),
     "error": ("rows", draw_curves("error")),
     "twin": ("rows", draw_twin),
     "weights": ("params", draw_weights),
     "fields": ("params", draw_fields),
+    "histogram": ("params", draw_histogram),
+    "activations": ("hidden", draw_activations),
     "confusion": ("images", draw_confusion),
+    "mistakes": ("mistakes", draw_mistakes),
+    "calibration": ("images", draw_calibration),
+    "search": ("trials", draw_search),
+    "ranking": ("trials", draw_ranking),
+    "learning_curves": ("histories", draw_learning_curves),
 }
+TEST_SET = ("images", "hidden", "mistakes")  # what needs the data set
+SEARCH = ("trials", "histories")
+COMPARED = ("loss", "accuracy", "error")  # what several runs are overlaid in
+
+
+def wanted_names(run, only):
+    """The figures asked for, or all that belong to what the folder is: a run, a search or both."""
+    if only:
+        return only
+    is_run = {"rows", "params"} & set(run) or "trials" not in run
+    return [name for name, (need, _) in FIGURES.items() if ("trials" in run if need in SEARCH else is_run)]
+
+
+def draw_folder(path, only, data_dir):
+    """``(figures, skipped)`` of a folder: figures by file name, and reason -> names left out."""
+    run = load_folder(path)
+    names = wanted_names(run, only)
+    if "params" in run and any(FIGURES[name][0] in TEST_SET for name in names):
+        run = add_test_set(run, data_dir)
+    figures, skipped = {}, {}
+    for name in names:
+        need, draw = FIGURES[name]
+        if need in run:
+            figures |= draw(run)
+        else:
+            skipped.setdefault(run["lacks"].get(need, LACKING[need]), []).append(name)
+    return figures, skipped
+
+
+# --- several runs -----------------------------------------------------------------------------
+
+
+def without(settings, *names):
+    return {name: value for name, value in settings.items() if name not in names}
+
+
+def run_labels(runs):
+    """A label for each run: the settings in which they differ, and how well it did."""
+    settings = [without(run["config"], *NO_SETTINGS) for run in runs]
+    names = dict.fromkeys(name for config in settings for name in config)
+    differing = [n for n in names if any(c.get(n) != settings[0].get(n) for c in settings)]
+    words = [", ".join(f"{n} {setting_text(c.get(n))}" for n in differing) for c in settings]
+    labels = []
+    for run, text in zip(runs, words):
+        label = text if text and words.count(text) == 1 else f"{text}, {run['path']}".lstrip(", ")
+        row = next((row for row in run["rows"] if row["epoch"] == run["chosen"]), run["rows"][-1])
+        figure = row["test_accuracy"]
+        labels.append(label if figure is None else f"{label}: test accuracy {percent(figure)}")
+    return labels
+
+
+def draw_comparison(paths, only):
+    """``(figures, skipped)`` of several runs overlaid; as ``draw_folder``."""
+    skipped = {}
+    runs = [load_folder(path) for path in paths]
+    for run in runs:
+        if "rows" not in run:
+            skipped.setdefault(run["lacks"]["rows"], []).append(str(run["path"]))
+    runs = [run for run in runs if "rows" in run]
+    others = [name for name in only or [] if name not in COMPARED]
+    if others:
+        skipped["it is drawn for one run at a time"] = others
+    if len(runs) < 2:
+        return {}, skipped
+    runs = [{**run, "label": label} for run, label in zip(runs, run_labels(runs))]
+    titles = dict.fromkeys(run["title"].partition(", test accuracy")[0] for run in runs)
+    names = [name for name in only or COMPARED if name in COMPARED]
+    return {name: compare_figure(runs, name, "; ".join(titles)) for name in names}, skipped
 
 
 # --- files ------------------------------------------------------------------------------------
@@ -491,7 +993,6 @@ def save_figures(figures, folder):
 
     The same figures give the same bytes: nothing written holds a date.
     """
-    folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     report = io.BytesIO()
     with PdfPages(report, metadata={"CreationDate": None}) as pages:
@@ -507,23 +1008,202 @@ def save_figures(figures, folder):
 
 def save_file(path, content):
     data.save_bytes(path, content)
-    print(path)
+    print(path, flush=True)
+
+
+# --- windows ----------------------------------------------------------------------------------
+
+
+def open_windows(figures):
+    """Show figures in windows until all of them are closed."""
+    pyplot = import_pyplot()
+    for name, figure in figures.items():
+        pyplot.figure(name, FigureClass=lambda figure=figure, **_: figure)
+    pyplot.show()
+
+
+def import_pyplot():
+    """pyplot with a backend that has windows; ValueError where there is none."""
+    from matplotlib import pyplot
+    from matplotlib.backend_bases import FigureManagerBase
+
+    backend = pyplot.get_backend()
+    if pyplot.figure().canvas.manager_class is FigureManagerBase:
+        raise ValueError(
+            f"no window can be opened: Matplotlib's backend is {backend}, so there is no display here or "
+            f"no toolkit for it (such as python3-tk or PyQt6; see MPLBACKEND)"
+        )
+    pyplot.close("all")
+    return pyplot
+
+
+def stroke(drawing, start, end, radius=PEN):
+    """A drawing with a line from start to end, both (x, y), of a round pen; the drawing is left alone.
+
+    Parameters
+    ----------
+    drawing : float array (rows, columns)
+        Ink in [0, 1].
+    """
+    rows, columns = drawing.shape
+    y, x = np.ogrid[:rows, :columns]
+    (x0, y0), (dx, dy) = start, np.subtract(end, start)
+    along = ((x - x0) * dx + (y - y0) * dy) / max(1e-9, dx * dx + dy * dy)
+    along = np.clip(along, 0, 1)  # the nearest point of the line, from start to end
+    distance = np.hypot(x - x0 - along * dx, y - y0 - along * dy)
+    return np.maximum(drawing, np.clip(radius + 0.5 - distance, 0, 1))
+
+
+def read_drawing(drawing, params, config):
+    """What the network sees of a drawing, and its estimates (k,); blank and zeros of an empty one."""
+    shape, classes = config["data"]["image_shape"], len(config["data"]["class_names"])
+    if not drawing.any():
+        return np.zeros(shape, np.uint8), np.zeros(classes)
+    grey = np.uint8(255 * drawing)
+    image = data.prepare_picture(np.repeat(grey[:, :, None], 3, axis=2), shape)
+    x = data.preprocess(image.reshape(1, -1), config["steps"], params["W1"].dtype)
+    return image, nn.predict(params, x, config["activation"], config["loss"])[0].clip(0, 1)
+
+
+def drawing_window(figure, params, config, title=""):
+    """Make a figure one to draw in with the mouse: the probabilities follow each stroke.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+        Empty; on the canvas of any interactive backend.
+    params, config
+        From ``nn.load_run``.
+
+    Returns
+    -------
+    dict
+        ``pad`` (the axes to draw in), ``ink``, ``seen`` (images), ``bars``, ``button``; to be kept
+        as long as the window is.
+    """
+    from matplotlib.widgets import Button
+
+    figure.suptitle(f"Draw with the mouse; c or the button clears\n{title}")
+    grid = figure.add_gridspec(2, 2, width_ratios=[1.3, 1], height_ratios=[1, 0.09])
+    pad, right = figure.add_subplot(grid[0, 0]), grid[0, 1].subgridspec(2, 1, height_ratios=[1, 2])
+    small, chances = figure.add_subplot(right[0]), figure.add_subplot(right[1])
+    state = {"drawing": np.zeros(DRAWING), "last": None}
+    ink = pad.imshow(state["drawing"], cmap="gray_r", vmin=0, vmax=1)
+    seen, estimates = read_drawing(state["drawing"], params, config)
+    seen = small.imshow(seen, cmap="gray", vmin=0, vmax=255)
+    small.set_title("what the network sees")
+    names = config["data"]["class_names"]
+    bars = chances.barh(range(len(names)), estimates, color=BLUE)
+    chances.set(xlim=(0, 100), ylim=(len(names) - 0.5, -0.5), xlabel="probability (%)")
+    chances.set_yticks(range(len(names)), names)
+    for ax in (pad, small):
+        ax.set(xticks=[], yticks=[])
+        ax.grid(False)
+    for spine in pad.spines.values():
+        spine.set_visible(True)
+    button = Button(figure.add_subplot(grid[1, 0]), "clear")
+
+    def show(drawing):
+        state["drawing"] = drawing
+        image, estimates = read_drawing(drawing, params, config)
+        ink.set_data(drawing)
+        seen.set_data(image)
+        for bar, estimate in zip(bars, estimates):
+            bar.set_width(100 * estimate)
+            bar.set_color(ORANGE if estimate == estimates.max() else BLUE)
+        figure.canvas.draw_idle()
+
+    def press(event):
+        if event.inaxes is pad and event.button == 1:
+            state["last"] = (event.xdata, event.ydata)
+            show(stroke(state["drawing"], state["last"], state["last"]))
+
+    def move(event):
+        if state["last"] and event.inaxes is pad:
+            start, state["last"] = state["last"], (event.xdata, event.ydata)
+            show(stroke(state["drawing"], start, state["last"]))
+
+    def release(event):
+        state["last"] = None
+
+    def clear(event):
+        if getattr(event, "key", "c") == "c":
+            show(np.zeros(DRAWING))
+
+    handlers = {"button_press": press, "motion_notify": move, "button_release": release, "key_press": clear}
+    for name, handler in handlers.items():
+        figure.canvas.mpl_connect(f"{name}_event", handler)
+    button.on_clicked(clear)
+    return {"pad": pad, "ink": ink, "seen": seen, "bars": bars, "button": button, "handlers": handlers}
+
+
+def open_drawing(path):
+    """A window to draw digits in, for the network of a run."""
+    params, config = nn.load_run(path)
+    data.check_steps(config["steps"], nn.layer_sizes(params)[0])
+    pyplot = import_pyplot()
+    with matplotlib.rc_context({"toolbar": "None", "keymap.back": []}):  # c is ours
+        figure = pyplot.figure("draw", figsize=PAGE, layout="constrained")
+        title = f"{config['data']['title']}, {setting_text(nn.layer_sizes(params))}"
+        window = drawing_window(figure, params, config, title)
+        pyplot.show()
+    return window
+
+
+# --- command line -----------------------------------------------------------------------------
+
+
+def check_only(text):
+    """Names of figures from ``loss,confusion``; None for all."""
+    names = text.split(",") if text is not None else []
+    for name in names:
+        nn.choose("figure", name, FIGURES)
+    return names
 
 
 def main(argv=None):
-    parser = data.make_parser("Draw the figures of a run.")
-    parser.add_argument("run", nargs="?", default="results")
-    parser.add_argument("--data-dir", metavar="DIR")
+    parser = data.make_parser("Draw what a run or a search has left, as PNG, SVG and report.pdf.")
+    parser.add_argument(
+        "folders",
+        nargs="*",
+        metavar="FOLDER",
+        default=["results"],
+        help="folder of a run or a search (default: results); the curves of several runs are overlaid",
+    )
+    parser.add_argument("--only", metavar="NAMES", help=f"with commas between: {', '.join(FIGURES)}")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder for the files (default: FOLDER/figures; for several runs comparison/ beside the first)",
+    )
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="folder of the data sets (default: DATA_DIR or datasets)"
+    )
+    parser.add_argument("--show", action="store_true", help="open windows and write no files")
+    parser.add_argument(
+        "--draw", action="store_true", help="open a window to draw in, and watch the probabilities"
+    )
     flags = data.parse_flags(parser, argv)
+    only, first = check_only(flags.only), pathlib.Path(flags.folders[0])
     with matplotlib.rc_context(STYLE):
-        run = load_run(flags.run)
-        if "params" in run:
-            run = add_test_set(run, flags.data_dir)
-        figures = {}
-        for name, (needs, draw) in FIGURES.items():
-            if needs in run:
-                figures |= draw(run)
-        save_figures(figures, run["path"] / "figures")
+        if flags.draw:
+            open_drawing(first)
+            return
+        if len(flags.folders) > 1:
+            figures, skipped = draw_comparison(flags.folders, only)
+            out = first.parent / "comparison"
+        else:
+            figures, skipped = draw_folder(first, only, flags.data_dir)
+            out = first / "figures"
+        reasons = [f"{', '.join(names)}: {reason}" for reason, names in skipped.items()]
+        if not figures:
+            raise ValueError(f"nothing to draw in {', '.join(flags.folders)} ({'; '.join(reasons)})")
+        for reason in reasons:
+            print(f"skipped {reason}", file=sys.stderr)
+        if flags.show:
+            open_windows(figures)
+        else:
+            save_figures(figures, pathlib.Path(flags.out or out))
 
 
 if __name__ == "__main__":
