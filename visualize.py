@@ -13,12 +13,14 @@ import io
 import math
 import pathlib
 import sys
+import textwrap
 
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 import data
@@ -91,7 +93,7 @@ def setting_text(value):
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, (list, tuple)):
-        return "-".join(map(str, value)) or "none"
+        return ("+" if value and isinstance(value[0], str) else "-").join(map(str, value)) or "none"
     if value is None:
         return "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -124,7 +126,7 @@ def zoomed_range(curves):
         One value an epoch each; may hold nan.
     """
     later = np.concatenate([curve[1:] for curve in curves])
-    if max(map(len, curves)) < 3 or not np.isfinite(later).any():
+    if min(map(len, curves)) < 4 or not np.isfinite(later).any():
         return None
     low, high = np.nanmin(later), np.nanmax(later)
     first = [curve[0] for curve in curves if np.isfinite(curve[0])]
@@ -138,8 +140,9 @@ def zoomed_range(curves):
 def epoch_axis(ax, epochs, zoomed=False):
     """Whole epochs on the x-axis, which also says when the first is out of range."""
     ax.set_xlabel("epoch (the first lies outside the range shown)" if zoomed else "epoch")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlim((0.5, 1.5) if epochs <= 1 else (1 - 0.02 * epochs, epochs + 0.02 * epochs))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    margin = 0.2 + 0.02 * epochs
+    ax.set_xlim(1 - margin, epochs + margin)
 
 
 def set_quantity_axis(ax, quantity, curves, loss=None):
@@ -148,9 +151,9 @@ def set_quantity_axis(ax, quantity, curves, loss=None):
     ax.set_ylabel(labels[quantity])
     if quantity == "error":
         ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_locator(NullLocator())
+        label_log_axis(ax.yaxis, np.concatenate(curves), room=10)
+        if any(np.isnan(curve).any() and not np.isnan(curve).all() for curve in curves):
+            ax.set_ylabel("error (%); no point where it is 0")
         return False
     limits = zoomed_range(curves)
     if limits:
@@ -158,11 +161,27 @@ def set_quantity_axis(ax, quantity, curves, loss=None):
     return limits is not None
 
 
+def label_log_axis(axis, values, room):
+    """Ticks in plain numbers on a log axis that has room for so many of them."""
+    decades = math.log10(np.nanmax(values) / np.nanmin(values)) if np.isfinite(values).any() else 0
+    fine = LogLocator(subs=(1, 2, 5)) if 3 * decades < room else LogLocator(numticks=room)
+    axis.set_major_locator(MaxNLocator(5) if decades < 1 else fine)
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
 def mark_epoch(ax, rows, quantity, part, chosen, colour):
     """A ring around a curve's value at the chosen epoch."""
     values = {row["epoch"]: value for row, value in zip(rows, values_of(rows, quantity, part))}
     if chosen in values:
         ax.plot([chosen], [values[chosen]], "o", ms=10, mfc="none", mec=colour, mew=1.5)
+
+
+def legend_below(figure, place, handles, labels, **options):
+    """A legend in a place of its own, a cell of a gridspec."""
+    ax = figure.add_subplot(place)
+    ax.set_axis_off()
+    ax.legend(handles, labels, loc="upper left", borderaxespad=0, **options)
 
 
 def legend_above(ax, columns=5, **options):
@@ -246,7 +265,9 @@ def compare_figure(runs, quantity, title=""):
     losses = {run["config"].get("loss") for run in runs}
     parts = [part for part in PARTS if any(part in parts_with(run["rows"], quantity) for run in runs)]
     figure = new_figure(f"{quantity.capitalize()} of {len(runs)} runs by epoch", title)
-    grid = figure.add_gridspec(2, len(parts), height_ratios=[1, 0.05 * (len(runs) + 1)])
+    labels = [textwrap.fill(run["label"], 110) for run in runs]
+    lines = 1 + sum(1 + label.count("\n") for label in labels)
+    grid = figure.add_gridspec(2, len(parts), height_ratios=[1, min(1, 0.055 * lines)])
     curves = [values_of(run["rows"], quantity, part) for run in runs for part in parts]
     for column, part in enumerate(parts):
         ax = figure.add_subplot(grid[0, column], sharey=figure.axes[0] if column else None)
@@ -255,7 +276,7 @@ def compare_figure(runs, quantity, title=""):
             epochs = [row["epoch"] for row in run["rows"]]
             marker = "." if len(epochs) <= MARKED_EPOCHS else None
             values = values_of(run["rows"], quantity, part)
-            ax.plot(epochs, values, line, color=colour, marker=marker, label=run["label"])
+            ax.plot(epochs, values, line, color=colour, marker=marker, label=labels[number])
             mark_epoch(ax, run["rows"], quantity, part, run["chosen"], colour)
         ax.set_title(PARTS[part][0])
         zoomed = set_quantity_axis(ax, quantity, curves, next(iter(losses)) if len(losses) == 1 else None)
@@ -263,10 +284,10 @@ def compare_figure(runs, quantity, title=""):
         if column:
             ax.set_ylabel("")
             ax.tick_params(labelleft=False)
-    below = figure.add_subplot(grid[1, :])
-    below.set_axis_off()
     note = "circle: the epoch whose params are kept" + "; epoch 1 lies outside the range" * zoomed
-    below.legend(*figure.axes[0].get_legend_handles_labels(), loc="upper left", title=note, borderaxespad=0)
+    size = 9 if lines <= 8 else 7
+    handles = figure.axes[0].get_legend_handles_labels()
+    legend_below(figure, grid[1, :], *handles, title=note, fontsize=size, alignment="left")
     return figure
 
 
@@ -300,12 +321,11 @@ def weights_figure(weights, name, title="", class_names=None):
     image = signed_image(ax, weights, aspect="auto")
     weight_colourbar(figure, image, "weight")
     ax.grid(False)
-    ax.set_ylabel("input pixel" if name == "W1" else "unit of the layer below")
+    ax.set_ylabel("input pixel" if name == "W1" else "hidden unit of the layer below")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("unit")
+    ax.set_xlabel("class" if class_names else "hidden unit")
     if class_names and len(class_names) <= LABELLED_CLASSES:
-        ax.set_xlabel("class")
         label_classes(ax.xaxis, class_names)
     return figure
 
@@ -355,7 +375,8 @@ def fields_figure(weights, image_shape, title=""):
     units = "hidden unit" if len(fields) == 1 else f"{len(fields)} hidden units, strongest first"
     figure = new_figure(f"Receptive fields of the {units}", title)
     ax = figure.add_subplot()
-    image = signed_image(ax, mosaic(fields, aspect=1.5), signed_limit(fields))
+    sheet = mosaic(fields, aspect=1.4, gap=2 if len(fields) < 500 else 1)
+    image = signed_image(ax, sheet, signed_limit(fields))
     weight_colourbar(figure, image, "weight from a pixel to the unit")
     ax.set_axis_off()
     return figure
@@ -374,8 +395,8 @@ def templates_figure(weights, image_shape, class_names, title=""):
 
 def picture_grid(figure, count, aspect=2.0):
     """A grid of axes without ticks, as many as there are pictures."""
-    across = max(1, math.ceil(math.sqrt(aspect * count)))
-    axes = figure.subplots(-(-count // across), across, squeeze=False).ravel()
+    down = max(1, round(math.sqrt(count / aspect)))
+    axes = figure.subplots(down, -(-count // down), squeeze=False).ravel()
     for ax in axes:
         ax.set_axis_off()
     return axes[:count]
@@ -421,7 +442,7 @@ def activations_figure(activations, layer, fires_above=0.0, title=""):
     left.set_xlabel("activation")
     left.set_ylabel("number of activations")
     left.set_title(f"{percent((activations > fires_above).mean())} are above {fires_above:g}")
-    right.fill_between(np.arange(1, width + 1), 100 * np.sort(fires)[::-1], step="mid", color=ORANGE)
+    right.stairs(100 * np.sort(fires)[::-1], np.arange(width + 1) + 0.5, fill=True, color=ORANGE)
     right.set_xlim(0.5, width + 0.5)
     right.set_ylim(0, 100)
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -480,8 +501,9 @@ def mistakes_figure(images, labels, estimates, class_names, title=""):
     figure = new_figure("The most confident mistakes: label → prediction, its probability", title)
     for ax, image, label, estimate in zip(picture_grid(figure, len(images)), images, labels, estimates):
         ax.imshow(image, cmap="gray_r", vmin=0, vmax=255)
-        names = f"{class_names[label]} → {class_names[estimate.argmax()]}"
-        ax.set_title(f"{names}\n{100 * min(1, estimate.max()):.1f} %", fontsize=8)
+        names = [class_names[label], class_names[estimate.argmax()]]
+        arrow = " → " if max(map(len, names)) <= 3 else " →\n"
+        ax.set_title(f"{arrow.join(names)}\n{100 * min(1, estimate.max()):.1f} %", fontsize=8)
     return figure
 
 
@@ -571,9 +593,13 @@ def search_figure(trials, space, title=""):
     figure = new_figure("Validation accuracy against each searched setting", title)
     across = min(3, len(space))
     down = -(-len(space) // across)
-    axes = figure.subplots(down, across, squeeze=False, sharey=True)
-    for ax in axes.ravel()[len(space) :]:
-        ax.set_axis_off()
+    grid = figure.add_gridspec(down + 1, across, height_ratios=[1] * down + [0.1])
+    axes = []
+    for number in range(len(space)):
+        place = grid[number // across, number % across]
+        axes.append(figure.add_subplot(place, sharey=axes[0] if axes else None))
+        if number % across == 0:
+            axes[-1].set_ylabel("validation accuracy (%)")
     best, longest = trials[0], max(trial["epochs"] for trial in trials)
     floor = 100 * floor_of([trial["val_accuracy"] for trial in trials])
     groups = [  # label, marker and filling of the trials that it holds for
@@ -581,7 +607,7 @@ def search_figure(trials, space, title=""):
         ("fewer epochs", "s", "none", lambda t: t["epochs"] < longest and t is not best),
         ("the best", "*", ORANGE, lambda t: t is best),
     ]
-    for ax, (name, spec) in zip(axes.ravel(), space.items()):
+    for ax, (name, spec) in zip(axes, space.items()):
         kind = axis_kind(spec, [trial[name] for trial in trials])
         places = setting_places(ax, name, kind, trials)
         for label, marker, filling, belongs in groups:
@@ -598,10 +624,14 @@ def search_figure(trials, space, title=""):
                 label=label if chosen else None,
             )
         ax.set_xlabel(name)
-    for row in axes:
-        row[0].set_ylabel("validation accuracy (%)")
+    handles, labels = axes[0].get_legend_handles_labels()
     below = sum(100 * trial["val_accuracy"] < floor for trial in trials)
-    legend_above(axes[0, 0], title=f"{below} trials lie lower: at the bottom edge" if below else None)
+    if below:
+        handles, labels = (
+            [*handles, Line2D([], [], ls="")],
+            [*labels, f"{below} at the bottom lie lower still"],
+        )
+    legend_below(figure, grid[down, :], handles, labels, ncol=4)
     return figure
 
 
@@ -609,10 +639,11 @@ def setting_places(ax, name, kind, trials):
     """Set up an axis for a setting; returns the function from its values to places on the axis."""
     if kind != "choices":
         ax.set_xscale(kind)
+        if kind == "log":
+            label_log_axis(ax.xaxis, [trial[name] for trial in trials], room=5)
         return lambda value: value
-    choices = sorted(
-        {trial[name] for trial in trials}, key=lambda v: (isinstance(v, (str, type(None))), str(v))
-    )
+    choices = {trial[name] for trial in trials}
+    choices = sorted(choices, key=lambda v: (0, v) if isinstance(v, (int, float)) else (1, str(v)))
     ax.set_xticks(range(len(choices)), [setting_text(choice) for choice in choices])
     ax.set_xlim(-0.5, len(choices) - 0.5)
     return choices.index
@@ -940,7 +971,7 @@ def draw_folder(path, only, data_dir):
         if need in run:
             figures |= draw(run)
         else:
-            skipped.setdefault(run["lacks"].get(need, LACKING[need]), []).append(name)
+            skipped.setdefault({**LACKING, **run["lacks"]}[need], []).append(name)
     return figures, skipped
 
 
@@ -981,6 +1012,8 @@ def draw_comparison(paths, only):
         return {}, skipped
     runs = [{**run, "label": label} for run, label in zip(runs, run_labels(runs))]
     titles = dict.fromkeys(run["title"].partition(", test accuracy")[0] for run in runs)
+    if len(titles) > 2:
+        titles = dict.fromkeys(run["title"].partition(", ")[0] for run in runs)
     names = [name for name in only or COMPARED if name in COMPARED]
     return {name: compare_figure(runs, name, "; ".join(titles)) for name in names}, skipped
 
@@ -997,10 +1030,11 @@ def save_figures(figures, folder):
     report = io.BytesIO()
     with PdfPages(report, metadata={"CreationDate": None}) as pages:
         for name, figure in figures.items():
+            figure.draw_without_rendering()
+            figure.set_layout_engine(None)  # laid out once is enough for three files
             for suffix, metadata in (("png", None), ("svg", {"Date": None})):
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=suffix, metadata=metadata)
-                figure.set_layout_engine("none")  # laid out once is enough
                 save_file(folder / f"{name}.{suffix}", buffer.getvalue())
             pages.savefig(figure)
     save_file(folder / "report.pdf", report.getvalue())
