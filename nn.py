@@ -511,6 +511,9 @@ def check_config(params, config):
     names, shape = facts["class_names"], facts["image_shape"]
     if not all(isinstance(name, str) for name in names) or not all(type(n) is int for n in shape):
         raise ValueError("its class names or image shape are no such things")
+    digests = facts.get("sha256", {})
+    if not isinstance(digests, dict) or not all(isinstance(digest, str) for digest in digests.values()):
+        raise ValueError("its SHA-256 of the data are no texts")
     if len(shape) != 2 or [math.prod(shape), len(names)] != [sizes[0], sizes[-1]]:
         raise ValueError("its class names or image shape do not fit its params")
 

@@ -542,8 +542,12 @@ def _check_state(state, config):
         if nn.layer_sizes(arrays) != nn.layer_sizes(params):
             raise ValueError("its arrays differ in shape")
     if best is not None:
-        known = best["accuracy"] is None if not config["val_size"] else 0 <= best["accuracy"] <= 1
-        if not known or type(best["epoch"]) is not int or not 1 <= best["epoch"] <= epoch:
+        kind = float if config["val_size"] else type(None)
+        if (
+            not isinstance(best["accuracy"], kind)
+            or type(best["epoch"]) is not int
+            or not 1 <= best["epoch"] <= epoch
+        ):
             raise ValueError("its best epoch is none of its epochs")
 
 
