@@ -791,44 +791,22 @@ def main(argv=None):
 def run_in(out, flags, given, settings):
     """Start or resume the run in a folder and see it through; the folder is ours alone meanwhile."""
     say = (lambda *lines: None) if flags.quiet else (lambda *lines: print(*lines, sep="\n", flush=True))
-
-    if flags.resume and (out / "last.pkl").exists():
-        state, rows, config, data = resume_run(out, given, flags.data_dir)
-        say(f"resuming the run in {out} after epoch {state['epoch']}")
-    else:
-        state, rows, config, data = start_run(settings, flags.data_dir)
-        if flags.resume:
-            say(f"no run to resume in {out}: starting a new one")
-        if kept := keep_previous(out):
-            say(f"the run that was in {out} is kept in {kept}")
-        save_last(out, state, config, data["steps"])
+    state, rows, config, data = open_run(out, flags, given, settings, say)
     save_record(out, config, "running", rows, state["best"])
     say(describe(config, data, state["params"]))
-
     reached = {"state": state, "rows": rows, "since": time.perf_counter()}
-    first, started = state["epoch"], time.perf_counter()
-    images, width = len(data["train"][0]), len(str(config["epochs"]))
+    started = {"epoch": state["epoch"], "time": reached["since"]}
 
     with progress_line() as show:
 
         def progress(done):
-            now, epoch = time.perf_counter(), reached["state"]["epoch"]
-            share = (epoch - first + done / images) / (config["epochs"] - first)
-            show(
-                f"epoch {epoch + 1}/{config['epochs']}   {done:,}/{images:,} images   "
-                f"{done / (now - reached['since']):,.0f} images/s   "
-                f"{(now - started) * (1 - share) / share:.0f} s left"
-            )
+            show(live_line(done, len(data["train"][0]), config, reached, started))
 
         def on_epoch(state, rows):
             save_epoch(out, state, rows, config, data["steps"])
             reached.update(state=state, rows=rows, since=time.perf_counter())
             show("")
-            row = rows[-1]
-            say(
-                f"epoch {row['epoch']:{width}}/{config['epochs']}   lr {row['lr']:.4g}   "
-                f"{figures_text(row)}   {row['seconds']:.2f} s"
-            )
+            say(epoch_line(rows[-1], config))
 
         status = "stopped"
         try:
@@ -843,13 +821,48 @@ def run_in(out, flags, given, settings):
         finally:
             save_record(out, config, status, reached["rows"], reached["state"]["best"])
 
-    state, rows = reached["state"], reached["rows"]
-    if len(rows) < config["epochs"]:
+    if len(reached["rows"]) < config["epochs"]:
         say(f"stopped early: no gain in {config['patience']} epochs")
-    kept = rows[state["best"]["epoch"] - 1]
-    why = "the last" if kept["val_accuracy"] is None else "the best on validation"
-    print(f"{config['data']['title']}, epoch {kept['epoch']} ({why}): {figures_text(kept)}")
+    print(summary(reached["rows"], reached["state"]["best"], config))
     print(f"its params are in {out / 'params.pkl'}; judge them with: python test.py {out}")
+
+
+def open_run(out, flags, given, settings, say):
+    """State, rows, config and data of the run to go on with, or of a new one."""
+    if flags.resume and (out / "last.pkl").exists():
+        run = resume_run(out, given, flags.data_dir)
+        say(f"resuming the run in {out} after epoch {run[0]['epoch']}")
+        return run
+    state, rows, config, data = start_run(settings, flags.data_dir)
+    if flags.resume:
+        say(f"no run to resume in {out}: starting a new one")
+    if kept := keep_previous(out):
+        say(f"the run that was in {out} is kept in {kept}")
+    save_last(out, state, config, data["steps"])
+    return state, rows, config, data
+
+
+def live_line(done, images, config, reached, started):
+    """Where an epoch is, in images, images a second, and the time left for all epochs."""
+    now, epoch = time.perf_counter(), reached["state"]["epoch"]
+    share = (epoch - started["epoch"] + done / images) / (config["epochs"] - started["epoch"])
+    return (
+        f"epoch {epoch + 1}/{config['epochs']}   {done:,}/{images:,} images   "
+        f"{done / (now - reached['since']):,.0f} images/s   "
+        f"{(now - started['time']) * (1 - share) / share:.0f} s left"
+    )
+
+
+def epoch_line(row, config):
+    width = len(str(config["epochs"]))
+    figures = f"{figures_text(row)}   {row['seconds']:.2f} s"
+    return f"epoch {row['epoch']:{width}}/{config['epochs']}   lr {row['lr']:.4g}   {figures}"
+
+
+def summary(rows, best, config):
+    kept = rows[best["epoch"] - 1]
+    why = "the last" if kept["val_accuracy"] is None else "the best on validation"
+    return f"{config['data']['title']}, epoch {kept['epoch']} ({why}): {figures_text(kept)}"
 
 
 if __name__ == "__main__":
