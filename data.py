@@ -449,17 +449,16 @@ def _read_url(url, size, answer_seconds, deadline):
         error.close()
         raise
     content, most = bytearray(), size + CHUNK  # gzip never makes a file much larger
-    with response:
+    with response, progress_line() as show:
         length = int(response.headers.get("Content-Length") or 0)
-        with progress_line() as show:
-            while chunk := response.read1(CHUNK):
-                content += chunk
-                of_all = f" of {length / 1e6:.1f}" if length else ""
-                show(f"downloading {url}: {len(content) / 1e6:.1f}{of_all} MB")
-                if len(content) > most:
-                    raise ValueError(f"more than the {size} bytes that it should have")
-                if time.monotonic() > deadline:
-                    raise TimeoutError("too slow")
+        while chunk := response.read1(CHUNK):
+            content += chunk
+            of_all = f" of {length / 1e6:.1f}" if length else ""
+            show(f"downloading {url}: {len(content) / 1e6:.1f}{of_all} MB")
+            if len(content) > most:
+                raise ValueError(f"more than the {size} bytes that it should have")
+            if time.monotonic() > deadline:
+                raise TimeoutError("too slow")
     if len(content) < length:
         raise ValueError(f"the connection was cut after {len(content)} of {length} bytes")
     return bytes(content)
@@ -735,12 +734,16 @@ def _moments(images, steps):
 def check_steps(steps, width):
     """Raise a ValueError unless steps (from a file) are fitted steps for images of that width."""
     for step in steps:
-        if not isinstance(step, dict) or step.get("name") not in PREPROCESS:
+        name = step.get("name") if isinstance(step, dict) else None
+        if not isinstance(name, str) or name not in PREPROCESS:
             raise ValueError(f"unknown preprocessing step {step!r:.60}")
-        if step["name"] == "center" and np.shape(step.get("mean")) != (width,):
+        mean = step.get("mean")
+        if name == "center" and not (
+            isinstance(mean, np.ndarray) and mean.shape == (width,) and mean.dtype.kind == "f"
+        ):
             raise ValueError(f"the step center does not fit images of {width} pixels")
-        if step["name"] == "standardize" and not (
-            isinstance(step.get("mean"), float) and isinstance(step.get("std"), float) and step["std"] > 0
+        if name == "standardize" and not (
+            isinstance(mean, float) and isinstance(step.get("std"), float) and step["std"] > 0
         ):
             raise ValueError("the step standardize lacks its mean or std")
 
@@ -1095,9 +1098,12 @@ def run_script(main, argv=None):
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, stop)
     try:
-        return main(argv) or 0
+        status = main(argv) or 0
+        sys.stdout.flush()  # here, where a full disk behind it is an error like any other
+        return status
     except (ValueError, OSError, ArithmeticError, ImportError, MemoryError) as error:
         print(f"{name}: {_one_line(error)}", file=sys.stderr)
+        _drop_output()
         return 2
     except KeyboardInterrupt as error:
         start = "\n" if sys.stderr.isatty() else ""  # below the ^C that a terminal shows
@@ -1105,5 +1111,27 @@ def run_script(main, argv=None):
         return 128 + (stopped[0] if stopped else signal.SIGINT)
 
 
+def _drop_output():
+    """Flush standard output, or drop what it cannot take: Python would complain about it on exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def available_memory():
+    """Bytes of memory that are free to use, or None where the system does not tell."""
+    known = []
+    with contextlib.suppress(OSError, StopIteration):  # Linux
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        known.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
+    with contextlib.suppress(OSError, ValueError):  # a container's limit, which may be "max"
+        known.append(int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text()))
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # elsewhere: all that is built in
+        known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(known, default=None)
+
+
 def _one_line(error):
-    return " ".join(str(error).split())
+    line = " ".join(str(error).split())
+    return line if len(line) < 2000 else line[:2000] + " ..."

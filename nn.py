@@ -17,7 +17,9 @@ import os
 import pickle
 import pickletools
 import re
+import reprlib
 import sys
+import warnings
 
 import numpy as np
 
@@ -29,9 +31,9 @@ def choose(kind, name, options):
     """Return ``options[name]``, or raise a ValueError that suggests the nearest name."""
     if isinstance(name, str) and name in options:
         return options[name]
-    near = difflib.get_close_matches(str(name), options, n=1)
+    near = difflib.get_close_matches(name, options, n=1) if isinstance(name, str) else []
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise ValueError(f"unknown {kind} {name!r}{hint} (one of: {', '.join(options)})")
+    raise ValueError(f"unknown {kind} {reprlib.repr(name)}{hint} (one of: {', '.join(options)})")
 
 
 # --- activations: each works in place on z, each slope is read off its own output -------------
@@ -492,17 +494,28 @@ def load_run(path):
         raise FileNotFoundError(f"there is no {path}; python train.py makes one (see its --out)")
     params, config = load_params(path)
     try:
-        choose("activation", config["activation"], ACTIVATIONS)
-        choose("loss", config["loss"], LOSSES)
-        facts = config["data"]
-        if not all(isinstance(config[key], kind) for key, kind in (("dataset", str), ("steps", list))):
-            raise ValueError("its config does not name a data set and preprocessing steps")
-        rows, columns = facts["image_shape"]
-        if [rows * columns, len(facts["class_names"])] != layer_sizes(params)[:: len(params) // 2]:
-            raise ValueError("its class names or image shape do not fit its params")
+        check_config(params, config)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} was not written by a run: {error}") from error
     return params, config
+
+
+def check_config(params, config):
+    """Raise a ValueError, KeyError or TypeError unless config says how to use the params."""
+    choose("activation", config["activation"], ACTIVATIONS)
+    choose("loss", config["loss"], LOSSES)
+    facts, sizes = config["data"], layer_sizes(params)
+    kinds = {"dataset": str, "steps": list, "data": dict}
+    if not all(isinstance(config[key], kind) for key, kind in kinds.items()):
+        raise ValueError("its config does not name a data set and preprocessing steps")
+    names, shape = facts["class_names"], facts["image_shape"]
+    if not all(isinstance(name, str) for name in names) or not all(type(n) is int for n in shape):
+        raise ValueError("its class names or image shape are no such things")
+    digests = facts.get("sha256", {})
+    if not isinstance(digests, dict) or not all(isinstance(digest, str) for digest in digests.values()):
+        raise ValueError("its SHA-256 of the data are no texts")
+    if len(shape) != 2 or [math.prod(shape), len(names)] != [sizes[0], sizes[-1]]:
+        raise ValueError("its class names or image shape do not fit its params")
 
 
 def load_checkpoint(path):
@@ -511,15 +524,18 @@ def load_checkpoint(path):
     with open(path, "rb") as file:
         content = file.read()
     try:
-        checkpoint = read(content)
+        with warnings.catch_warnings():  # of damaged text, or of a file that NumPy made under Python 2
+            warnings.simplefilter("ignore")
+            checkpoint = read(content)
         if not isinstance(checkpoint, dict) or not {"params", "config"} <= set(checkpoint):
             raise ValueError("it holds no params and config")
         if not isinstance(checkpoint["config"], dict):
             raise ValueError("its config is not a dict")
+        _check_admitted(checkpoint)
         check_params(checkpoint["params"])
     except Exception as error:  # a damaged file can fail in any way, and is always the same error
         reason = str(error) or type(error).__name__
-        raise ValueError(f"{path} is not a usable params file: {reason}") from error
+        raise ValueError(f"{path} is not a usable params file: {reason:.300}") from error
     native = {k: w.astype(w.dtype.newbyteorder("="), copy=False) for k, w in checkpoint["params"].items()}
     return {**checkpoint, "params": native}
 
@@ -561,9 +577,9 @@ def _to_npz(checkpoint):
 
 
 def _from_npz(content):
+    if content[:2] != b"PK":
+        raise ValueError("it is no .npz archive")
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("it is no .npz archive")
         sizes = {info.filename: info.file_size for info in file.zip.infolist()}
         if sum(sizes.values()) > 4 * len(content):
             raise ValueError("it claims to unpack to far more than its own size")
@@ -584,7 +600,12 @@ def _from_npz(content):
 # --- reading a pickle without running it ------------------------------------------------------
 #
 # pickle.loads calls whatever the file names. This reads the few opcodes that plain data and
-# NumPy arrays are made of, and knows only the functions below by name.
+# NumPy arrays are made of, and knows only the functions below by name. Its limits, far above
+# what a run writes, keep a small file from taking much time or memory.
+
+MOST_OPCODES = 1_000_000
+MOST_DIMENSIONS = 32
+MOST_DEPTH = 50  # of dicts and lists in each other, in a .npz as well
 
 
 def _numeric_dtype(spec):
@@ -597,7 +618,8 @@ def _numeric_dtype(spec):
 def _array_state(shape, spec, fortran, content):
     """State for ndarray.__setstate__, after checking that the sizes agree."""
     dtype = _numeric_dtype(spec)
-    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+    fits = isinstance(shape, tuple) and len(shape) <= MOST_DIMENSIONS
+    if not fits or not all(type(n) is int and 0 <= n <= sys.maxsize for n in shape):
         raise ValueError("it holds an array with an impossible shape")
     if math.prod(shape) * dtype.itemsize != len(content):
         raise ValueError(f"an array of shape {shape} does not fit its {len(content)} bytes")
@@ -658,6 +680,7 @@ def _build(target, state):
 
 def _from_pickle(content):
     stack, marks, memo = [], [], {}
+    room = 2 * len(content)  # for arrays, and for bytes made from text
 
     def pop(count):
         items = stack[len(stack) - count :]
@@ -667,8 +690,15 @@ def _from_pickle(content):
     def pop_to_mark():
         return pop(len(stack) - marks.pop())
 
-    for opcode, argument, _ in pickletools.genops(content):
-        name = opcode.name
+    def pairs(items):
+        if not all(isinstance(key, str) for key in items[::2]):  # numbers can be made to collide
+            raise ValueError("it holds a dict with a key that is not a string")
+        return zip(items[::2], items[1::2])
+
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        name, made = opcode.name, None
+        if count > MOST_OPCODES:
+            raise ValueError("it holds far more than params and a config")
         if name in _LITERALS:
             stack.append(argument)
         elif name in _CONSTANTS:
@@ -686,8 +716,7 @@ def _from_pickle(content):
         elif name == "LIST":
             stack.append(pop_to_mark())
         elif name == "DICT":
-            items = pop_to_mark()
-            stack.append(dict(zip(items[::2], items[1::2])))
+            stack.append(dict(pairs(pop_to_mark())))
         elif name == "APPEND":
             item = stack.pop()
             stack[-1].append(item)
@@ -696,7 +725,7 @@ def _from_pickle(content):
             stack[-1].extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = pop(2) if name == "SETITEM" else pop_to_mark()
-            stack[-1].update(zip(items[::2], items[1::2]))
+            stack[-1].update(pairs(items))
         elif name in ("GLOBAL", "STACK_GLOBAL"):
             path = argument if name == "GLOBAL" else " ".join(pop(2))
             if path not in _CALLS:
@@ -704,28 +733,35 @@ def _from_pickle(content):
             stack.append(path)
         elif name == "REDUCE":
             function, arguments = pop(2)
-            stack.append(_CALLS[function](*arguments))
+            made = _CALLS[function](*arguments)
+            stack.append(made)
         elif name == "BUILD":
             state = stack.pop()
-            _build(stack[-1], state)
+            made = stack[-1]
+            _build(made, state)
         elif name not in ("PROTO", "FRAME", "STOP"):
             raise ValueError(f"its pickle does more than hold data ({name})")
+        room -= len(made) if isinstance(made, bytes) else getattr(made, "nbytes", 0)
+        if room < 0:  # the same bytes made into many arrays
+            raise ValueError("it unpacks to far more than its own size")
     (value,) = stack
-    _check_admitted(value)
     return value
 
 
 def _check_admitted(value):
     """Raise a ValueError unless value is made of plain data; a container may appear only once."""
-    pending, seen = [value], set()
+    pending, seen = [(value, 0)], set()
     while pending:
-        item = pending.pop()
+        item, depth = pending.pop()
         if isinstance(item, (dict, list)):
             if id(item) in seen:
                 raise ValueError("it holds the same list or dict twice")
+            if depth > MOST_DEPTH:
+                raise ValueError("its lists and dicts are nested too deep")
             seen.add(id(item))
-            pending.extend(item.values() if isinstance(item, dict) else item)
-            if isinstance(item, dict) and not all(isinstance(key, str) for key in item):
-                raise ValueError("it holds a dict with a key that is not a string")
-        elif item is not None and not isinstance(item, (str, int, float, np.ndarray)):
+            pending.extend((part, depth + 1) for part in (item.values() if isinstance(item, dict) else item))
+        elif isinstance(item, np.ndarray):
+            if item.dtype.kind not in "biuf":
+                raise ValueError("it holds an array that is not numeric")
+        elif item is not None and not isinstance(item, (str, int, float)):
             raise ValueError(f"it holds a {type(item).__name__}")

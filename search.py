@@ -12,15 +12,19 @@ training images. The test set is first looked at after that.
 """
 
 import argparse
+import asyncio
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import itertools
+import logging
 import math
 import multiprocessing
 import os
 import pathlib
 import platform
+import queue
 import shlex
 import shutil
 import signal
@@ -28,6 +32,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 import zipfile
 
 import numpy as np
@@ -278,23 +283,33 @@ def trial_data(config, source):
     ``source["data_dir"]``.
     """
     if "folder" in source:
-        parts = {part: _map_part(source["folder"], part) for part in ("train", "val")}
+        arrays = _map_split(source["folder"])
     else:
-        dataset = _own_dataset(config, source["data_dir"])
-        parts = dict(zip(("train", "val"), train.split_dataset(dataset, config)))
-    images, names = parts["train"][0], config["preprocess"]
+        arrays = split_arrays(_own_dataset(config, source["data_dir"]), config)
     return {
-        **parts,
-        "steps": fit_preprocess(names, images),
+        **{part: (arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in ("train", "val")},
+        "pixels": {name: arrays[f"pixels_{name}"] for name in ("images", "columns", "inked")},
+        "steps": fit_preprocess(config["preprocess"], arrays["train_images"]),
         "classes": len(config["data"]["class_names"]),
         "evaluate": ("val",),
-        "pixels": train.training_pixels(images, names),
     }
 
 
-def _map_part(folder, part):
-    files = (os.path.join(folder, f"{part}_{kind}.npy") for kind in ("images", "labels"))
-    return tuple(np.asarray(np.load(file, mmap_mode="r")) for file in files)
+SPLIT_SETTINGS = ("dataset", "val_size", "train_size", "split_seed", "preprocess")
+
+
+def split_arrays(dataset, config):
+    """All arrays of a trial's data by name; they depend on SPLIT_SETTINGS alone."""
+    arrays = {}
+    for part, (images, labels) in zip(("train", "val"), train.split_dataset(dataset, config)):
+        arrays |= {f"{part}_images": images, f"{part}_labels": labels}
+    pixels = train.training_pixels(arrays["train_images"], config["preprocess"])
+    return arrays | {f"pixels_{name}": array for name, array in pixels.items()}
+
+
+def _map_split(folder):
+    files = pathlib.Path(folder).glob("*.npy")
+    return {file.stem: np.asarray(np.load(file, mmap_mode="r")) for file in files}
 
 
 def _own_dataset(config, data_dir):
@@ -315,7 +330,8 @@ def _own_dataset(config, data_dir):
 #
 # Both give the same dict: ``submit(function, *args) -> Future`` of concurrent.futures,
 # ``capacity() -> int``, how many trials can run at once, ``source(config) -> dict``, where a
-# trial finds its images, and ``lost``, the exceptions of a future whose worker died.
+# trial finds its images, ``lost``, the exception of a future whose worker died, and ``tries``, the
+# number of those after which a trial has failed.
 
 ONE_THREAD = {
     f"{library}_THREADS": "1" for library in ("OPENBLAS_NUM", "OMP_NUM", "MKL_NUM", "VECLIB_MAXIMUM")
@@ -326,69 +342,122 @@ ONE_THREAD = {
 def local_workers(count, folder, datasets):
     """``count`` processes with one BLAS thread each; they end with the block, however it ends.
 
-    Each has an executor of its own, so that the death of one process fails one future only, and
-    tells which. The splits of the data are written to ``folder`` for as long as the block lasts.
+    The splits of the data are in ``folder`` for as long as the block lasts.
     """
-    alive, lifeline = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    slots = [{"executor": _one_process(alive), "future": None} for _ in range(count)]
     splits = {}
 
-    def submit(function, *args):
-        slot = next(slot for slot in slots if slot["future"] is None or slot["future"].done())
-        try:
-            slot["future"] = slot["executor"].submit(function, *args)
-        except concurrent.futures.BrokenExecutor:  # its process died
-            slot["executor"] = _one_process(alive)
-            slot["future"] = slot["executor"].submit(function, *args)
-        return slot["future"]
-
     def source(config):
-        key = tuple(config[name] for name in ("dataset", "val_size", "train_size", "split_seed"))
+        key = tuple(str(config[name]) for name in SPLIT_SETTINGS)
         if key not in splits:
             splits[key] = save_split(folder / str(len(splits)), datasets[config["dataset"]], config)
         return {"folder": str(splits[key])}
 
-    before = {name: os.environ.get(name) for name in ONE_THREAD}
-    os.environ.update(ONE_THREAD)  # a process reads it when it loads NumPy, as the workers are yet to
     shutil.rmtree(folder, ignore_errors=True)  # of a search that was killed
+    lost = concurrent.futures.BrokenExecutor
     try:
-        lost = concurrent.futures.BrokenExecutor
-        yield {"submit": submit, "capacity": lambda: count, "source": source, "lost": lost}
+        with _environment(ONE_THREAD), _processes(count) as submit:  # read when a process loads NumPy
+            yield {"submit": submit, "capacity": lambda: count, "source": source, "lost": lost, "tries": 2}
     finally:
-        lifeline.close()
-        for slot in slots:
-            slot["executor"].shutdown(cancel_futures=True)
-        alive.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _processes(count):
+    """``submit(function, *args) -> Future`` on processes of which each has a pipe of its own.
+
+    Such a pipe breaks when its process dies, even in the middle of a message. The processes of a
+    ProcessPoolExecutor share one that the parent keeps open: when one is killed in the middle of
+    a message, the parent waits for the rest of it forever.
+    """
+    processes, idle, closing = [], queue.SimpleQueue(), threading.Event()
+
+    def start():
+        process, connection = _start_process()
+        processes.append(process)
+        if closing.is_set():
+            process.kill()
+        return connection
+
+    def call(function, *args):  # in a thread, one for each process
+        connection = idle.get()
+        try:
+            connection = connection or start()
+            try:
+                connection.send((function, args))
+                result, error = connection.recv()
+            except (EOFError, OSError):
+                connection = None  # the next call starts another process
+                raise concurrent.futures.BrokenExecutor("a worker died") from None
+        finally:
+            idle.put(connection)
+        if error:
+            raise error
+        return result
+
+    for _ in range(count):
+        idle.put(None)
+    threads = concurrent.futures.ThreadPoolExecutor(count)
+    try:
+        yield functools.partial(threads.submit, call)
+    finally:
+        closing.set()
+        for process in list(processes):
+            process.kill()
+        threads.shutdown(cancel_futures=True)
+        for process in processes:
+            process.join()
+
+
+@contextlib.contextmanager
+def _environment(variables):
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
         for name, value in before.items():
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
 
 
-def _one_process(alive):
+def _start_process():
+    """A process that does what is sent to it, and our end of the pipe to it."""
     spawn = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=_start_worker, initargs=(alive,))
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
+    process.start()
+    theirs.close()  # so that the pipe breaks when the process ends
+    return process, ours
 
 
-def _start_worker(alive):
-    """Leave Ctrl-C to the parent, and end when the parent closes its end of the pipe, or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _serve(connection):
+    """Answer calls until the parent ends, which may be in the middle of one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
 
     def follow_parent():
-        with contextlib.suppress(EOFError, OSError):
-            alive.recv()
+        multiprocessing.parent_process().join()
         os._exit(1)
 
     threading.Thread(target=follow_parent, daemon=True).start()
+    with contextlib.suppress(EOFError, OSError):  # the pipe breaks when the parent ends
+        while True:
+            function, args = connection.recv()
+            connection.send(_outcome(function, args))
+
+
+def _outcome(function, args):
+    try:
+        return function(*args), None
+    except Exception as error:  # it is raised again where the call came from
+        return None, error
 
 
 def save_split(folder, dataset, config):
     """Write the split of a dataset as .npy files that workers can map; returns the folder."""
     folder.mkdir(parents=True)
-    for part, arrays in zip(("train", "val"), train.split_dataset(dataset, config)):
-        for kind, array in zip(("images", "labels"), arrays):
-            np.save(folder / f"{part}_{kind}.npy", array)
+    for name, array in split_arrays(dataset, config).items():
+        np.save(folder / f"{name}.npy", array)
     return folder
 
 
@@ -405,6 +474,7 @@ def cluster_workers(address, data_dir):
         raise ModuleNotFoundError(
             "--scheduler needs Dask on every machine: pip install distributed"
         ) from None
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # its errors are raised, too
     try:
         client = distributed.Client(address, timeout=ANSWER_SECONDS)
     except (OSError, ValueError) as error:
@@ -415,19 +485,35 @@ def cluster_workers(address, data_dir):
         except (TimeoutError, concurrent.futures.TimeoutError):
             raise ConnectionError(f"no worker has joined the scheduler at {address}") from None
         client.upload_file(_zip_program(pathlib.Path(folder)))
-        executor = client.get_executor(pure=False)
+        threads = concurrent.futures.ThreadPoolExecutor(MOST_TRIALS)
+        futures = weakref.WeakSet()
+
+        def call(function, *args):  # in a thread, one for each running trial
+            future = client.submit(function, *args, pure=False)
+            futures.add(future)
+            return future.result()
+
         try:
             yield {
-                "submit": executor.submit,
-                "capacity": lambda: max(1, sum(client.nthreads().values())),
+                "submit": functools.partial(threads.submit, call),
+                "capacity": lambda: min(max(1, sum(client.nthreads().values())), MOST_TRIALS),
                 "source": lambda config: {"data_dir": data_dir},
                 "lost": distributed.scheduler.KilledWorker,
+                "tries": 1,  # Dask has tried it on several workers by then
             }
+        except (*GONE, distributed.comm.CommClosedError):
+            raise ConnectionError(
+                f"the scheduler at {address} is gone; every trial that has ended is kept, and --resume "
+                f"runs the others"
+            ) from None
         finally:
-            executor.shutdown(wait=False)
+            client.cancel(list(futures))
+            threads.shutdown(cancel_futures=True)
 
 
 ANSWER_SECONDS = 20  # for the cluster to answer
+MOST_TRIALS = 1000  # that a cluster runs at once
+GONE = (concurrent.futures.CancelledError, asyncio.CancelledError)  # of a client without a scheduler
 
 
 def _zip_program(folder):
@@ -486,7 +572,7 @@ def run_trials(trials, until, workers, out):
 
     Yields ``(running, ended)`` about once a second and whenever a trial ends: how many are
     running, and a list of ``(trial, result)`` of those that have ended since. ``result`` is that
-    of ``run_trial``, or None for a trial that failed: whose worker died twice.
+    of ``run_trial``, or None for a trial that failed: whose worker died, and the next one too.
     """
     waiting, running, ended = collections.deque(trials), {}, []
     deaths = collections.Counter()
@@ -505,7 +591,7 @@ def run_trials(trials, until, workers, out):
                 ended.append(_after(trial, future.result()))
             except workers["lost"]:
                 deaths[trial["number"]] += 1
-                if deaths[trial["number"]] < 2:
+                if deaths[trial["number"]] < workers["tries"]:
                     waiting.appendleft(trial)
                 else:
                     ended.append(({**trial, "status": "failed"}, None))
@@ -568,7 +654,7 @@ def trial_line(trial, trials, searched, done):
         rank = [other["number"] for other in ranking(trials)].index(trial["number"]) + 1
         words += [train.figures_text(trial["rows"][-1]), f"{trial['seconds']:.1f} s", f"rank {rank}"]
     else:
-        words.append({"diverged": "diverged", "failed": "FAILED: its worker died twice"}[trial["status"]])
+        words.append({"diverged": "diverged", "failed": "FAILED: its workers died"}[trial["status"]])
     return "   ".join(words)
 
 
@@ -722,8 +808,13 @@ def load_trials(out, trials):
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not the table of this search: {error}") from error
         rows = load_rows(trial_folder(out, trial) / "history.csv")[:epochs] if epochs else []
-        if len(rows) != epochs or not all(isinstance(r.get("val_accuracy"), (int, float)) for r in rows):
-            raise ValueError(f"{trial_folder(out, trial) / 'history.csv'} does not hold {epochs} epochs")
+        needed = [row.get(name) for row in rows for name in ("val_loss", "val_accuracy")]
+        if status in ("finished", "stopped"):
+            needed += [(rows or [{}])[-1].get(name) for name in FIGURES]
+        if len(rows) != epochs or not all(isinstance(figure, (int, float)) for figure in needed):
+            raise ValueError(
+                f"{trial_folder(out, trial) / 'history.csv'} does not hold all of {epochs} epochs"
+            )
         found[trial["number"]] = {**trial, "rows": rows, "status": status, "seconds": seconds}
     return list(found.values())
 
@@ -767,10 +858,15 @@ def retrain(out, trial, data_dir):
     return shlex.join(["python", "train.py", *words])
 
 
+def count_cores():
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def count_workers(flags):
     """The number of processes on this machine; default: one for each core."""
     if flags.workers is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return count_cores()
     if flags.scheduler:
         raise ValueError("--workers: is for this machine; the cluster of --scheduler has its own")
     return checked("--workers", train.number(1, whole=True), flags.workers)
@@ -827,9 +923,7 @@ def main(argv=None):
     out, count = pathlib.Path(flags.out), count_workers(flags)
     definition, known = open_search(out, given, flags.resume)
     trials, datasets = make_trials(definition, flags.data_dir, known)
-    if known is not None:
-        trials = load_trials(out, trials)
-    elif flags.resume:
+    if flags.resume and known is None:
         print(f"no search to resume in {out}: starting a new one")
     out.mkdir(parents=True, exist_ok=True)
     titles = " and ".join(dataset["title"] for dataset in datasets.values())
@@ -844,7 +938,8 @@ def main(argv=None):
     else:
         opened = local_workers(min(count, len(trials)), out / "split", datasets)
     try:
-        with progress_line() as show, opened as workers:
+        with train.locked(out), progress_line() as show, opened as workers:
+            trials = load_trials(out, trials) if known is not None else trials
             save_definition(out, definition, datasets)
             trials = run_search(trials, definition["strategy"], workers, out, searched, show)
     except KeyboardInterrupt:

@@ -37,7 +37,10 @@ def judge(params, config, images, labels):
         whose denominator is 0 is 0.
     """
     taken = data.batches(images, labels, config["steps"], dtype=params["W1"].dtype)
-    outputs = nn.outputs_of(params, taken, config["activation"])
+    with np.errstate(all="ignore"):  # found out by the check that follows
+        outputs = nn.outputs_of(params, taken, config["activation"])
+    if not np.isfinite(outputs).all():
+        raise ValueError("the network's outputs are not finite: its params or preprocessing are out of range")
     report = make_report(outputs, labels, config["loss"], config["data"]["class_names"])
     return nn.estimates(outputs, config["loss"]), report
 
@@ -160,15 +163,16 @@ def report_test_set(flags, members):
         return
     labels = dataset["test_labels"]
     estimates, report = judge(params, config, dataset["test_images"], labels)
-    run = pathlib.Path(flags.runs[0])
-    target = (run if run.is_dir() else run.parent) / "predictions.csv"
-    data.save_rows(
-        target, prediction_rows(estimates, labels), ["index", "label", "prediction", "probability"]
-    )
     if flags.json:
         print(json.dumps({"dataset": dataset["name"], "layers": layers_text(params), **report}, indent=2))
     else:
         print(report_text(report, config, f"{dataset['title']}, {layers_text(params)}"))
+    run = pathlib.Path(flags.runs[0])  # written last: the report is there even if the folder is read-only
+    target = (run if run.is_dir() else run.parent) / "predictions.csv"
+    data.save_rows(
+        target, prediction_rows(estimates, labels), ["index", "label", "prediction", "probability"]
+    )
+    if not flags.json:
         print(f"\nevery prediction is in {target}")
 
 

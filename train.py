@@ -9,10 +9,12 @@ resumed with the same bits.
 """
 
 import argparse
+import contextlib
 import math
 import os
 import pathlib
 import platform
+import reprlib
 import shutil
 import sys
 import time
@@ -21,7 +23,9 @@ import numpy as np
 
 import nn
 from data import (
+    DATASET_NAMES,
     PREPROCESS,
+    available_memory,
     batches,
     fit_preprocess,
     load_dataset,
@@ -41,6 +45,9 @@ from data import (
 # --- settings ---------------------------------------------------------------------------------
 
 
+NUMBERS = (int, float, str, np.integer, np.floating)
+
+
 def number(low, high=math.inf, whole=False, above=False, below=False):
     """A check that turns text or a number into a number between low and high, or raises."""
     kind = "a whole number" if whole else "a number"
@@ -49,22 +56,30 @@ def number(low, high=math.inf, whole=False, above=False, below=False):
 
     def check(value):
         try:
-            result = float(value)
-            fits = math.isfinite(result) and not isinstance(value, bool)
-            fits = fits and (result > low if above else result >= low)
+            fits = isinstance(value, NUMBERS) and not isinstance(value, bool)
+            result = float(value) if fits else math.nan
+            fits = math.isfinite(result) and (result > low if above else result >= low)
             fits = fits and (result < high if below else result <= high)
             fits = fits and (not whole or result == int(result))
         except (TypeError, ValueError, OverflowError):
             fits = False
         if not fits:
             raise ValueError(f"must be {kind} {lower}{upper}, not {_shown(value)}")
-        return int(value if isinstance(value, int) else result) if whole else result
+        return _exact(value, result) if whole else result
 
     return check
 
 
+def _exact(value, result):
+    """The whole number in value, also beyond 2**53, where its float ``result`` has gaps."""
+    try:
+        return int(value)
+    except ValueError:  # text such as 1e3
+        return int(result)
+
+
 def _shown(value):
-    return repr(value[0] if isinstance(value, list) and len(value) == 1 else value)
+    return reprlib.repr(value[0] if isinstance(value, list) and len(value) == 1 else value)
 
 
 def optional(check):
@@ -96,7 +111,7 @@ def widths(value):
     """Hidden widths from ``292``, ``"512x256"``, ``["512", "256"]`` or ``[512, 256]``; 0 is none."""
     parts = value if isinstance(value, list) else [value]
     parts = [part for item in parts for part in (item.split("x") if isinstance(item, str) else [item])]
-    result = [number(0, whole=True)(part) for part in parts]
+    result = [number(0, WIDEST, whole=True)(part) for part in parts]
     if 0 in result and len(result) > 1:
         raise ValueError("must be 0 alone, or widths above 0")
     return [width for width in result if width]
@@ -108,9 +123,12 @@ def preprocess_names(value):
     names = [name for part in parts for name in (part.split("+") if isinstance(part, str) else [part])]
     for name in names:
         nn.choose("preprocessing", name, PREPROCESS)
+    if len(set(names)) < len(names):
+        raise ValueError("must name each step once")
     return names
 
 
+WIDEST = 1_000_000_000  # a hidden layer; what memory allows is far less
 LR_SCHEDULES = {  # lr of epoch t, counted from 0, from lr0, decay d, config c
     "constant": lambda lr, d, t, c: lr,
     "inverse": lambda lr, d, t, c: lr / (1 + d * t),
@@ -205,6 +223,38 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
+def memory_needed(config, images, pixels, classes):
+    """Bytes that a run holds at its peak: an estimate, from a seventh too few to half too many.
+
+    Parameters
+    ----------
+    config : dict
+        From ``check_settings``.
+    images, pixels, classes : int
+        Training images, pixels of an image, and classes.
+    """
+    sizes = [pixels, *config["hidden"], classes]
+    itemsize = np.dtype(DTYPES[config["dtype"]]).itemsize
+    params = itemsize * sum((fan_in + 1) * fan_out for fan_in, fan_out in zip(sizes, sizes[1:]))
+    # the params of this epoch, the one before and the best, and last.pkl while it is put together;
+    # with momentum two velocities, and one more in last.pkl
+    copies = 11 if config["momentum"] else 7
+    rows = min(images, max(1000, config["batch_size"]))
+    activations = (4 if config["dropout"] else 2) * itemsize * rows * sum(sizes)
+    outputs = (itemsize + 16) * images * classes  # of all images, and their loss in float64
+    return copies * params + activations + outputs + 3 * images * pixels  # as read, split and sorted
+
+
+def check_memory(config, images, pixels, classes):
+    """Raise a MemoryError when a run needs more memory than there is, before any is taken."""
+    needed, free = memory_needed(config, images, pixels, classes), available_memory()
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"this run would need about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free; "
+            f"try a smaller --hidden, --batch-size or --train-size"
+        )
+
+
 def setting_text(value):
     """A setting as one word, which its check turns into the same setting: ``512x256``."""
     if isinstance(value, list):
@@ -269,7 +319,10 @@ def init_state(data, config):
 
 def learning_rate(config, epochs_done):
     schedule = LR_SCHEDULES[config["lr_schedule"]]
-    return schedule(config["lr"], config["lr_decay"], epochs_done, config)
+    try:
+        return schedule(config["lr"], config["lr_decay"], epochs_done, config)
+    except OverflowError:  # a decay above 1, grown beyond the largest float: the run will diverge
+        return math.inf
 
 
 def train_epoch(state, data, config, progress=lambda images: None):
@@ -454,20 +507,122 @@ def save_last(out, state, config, steps):
 def load_last(out):
     """``(state, rows, config)`` from a folder that a run has left."""
     last = nn.load_checkpoint(out / "last.pkl")
-    config = last["config"]
-    state = {"params": last["params"], "velocity": last.get("velocity"), "epoch": config.get("epoch")}
     try:
-        check_settings({name: config[name] for name in SETTINGS})
-        state["best"] = last["best"]
-        for params in (state["velocity"], state["best"] and state["best"]["params"]):
-            if params is not None:
-                nn.check_params(params)
+        nn.check_config(last["params"], last["config"])
+        settings = check_settings({name: last["config"][name] for name in SETTINGS})
+        config = {**settings, "data": last["config"]["data"]}
+        state = {key: last[key] for key in ("params", "velocity", "best")} | {
+            "epoch": last["config"]["epoch"]
+        }
+        _check_state(state, config)
         rows = load_rows(out / "history.csv")[: state["epoch"]] if state["epoch"] else []
-        if [row["epoch"] for row in rows] != list(range(1, state["epoch"] + 1)):
-            raise ValueError(f"history.csv does not hold its {state['epoch']} epochs")
+        _check_rows(rows, state["epoch"], config)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{out / 'last.pkl'} cannot be resumed: {error}") from error
     return state, rows, config
+
+
+def _check_state(state, config):
+    """Raise a ValueError, KeyError or TypeError unless a run with that config can be in that state."""
+    params, velocity, best, epoch = (state[key] for key in ("params", "velocity", "best", "epoch"))
+    if nn.layer_sizes(params)[1:-1] != config["hidden"]:
+        raise ValueError("its params do not have the hidden layers of its config")
+    if type(epoch) is not int or epoch < 0:
+        raise ValueError("its epoch is no whole number")
+    if not isinstance(best, (dict, type(None))):
+        raise ValueError("its best epoch is no dict")
+    if (velocity is None) != (config["momentum"] == 0) or (best is None) != (epoch == 0):
+        raise ValueError("its velocity or best epoch is missing, or there is one too many")
+    for arrays in (params, velocity, None if best is None else best["params"]):
+        if arrays is None:
+            continue
+        nn.check_params(arrays)
+        if arrays["W1"].dtype != DTYPES[config["dtype"]]:
+            raise ValueError(f"its arrays are not {config['dtype']}")
+        if nn.layer_sizes(arrays) != nn.layer_sizes(params):
+            raise ValueError("its arrays differ in shape")
+    if best is not None:
+        kind = float if config["val_size"] else type(None)
+        if (
+            not isinstance(best["accuracy"], kind)
+            or type(best["epoch"]) is not int
+            or not 1 <= best["epoch"] <= epoch
+        ):
+            raise ValueError("its best epoch is none of its epochs")
+
+
+def _check_rows(rows, epochs, config):
+    """Raise a ValueError or KeyError unless rows are the history of so many epochs."""
+    if len(rows) != epochs or any(row["epoch"] != i for i, row in enumerate(rows, start=1)):
+        raise ValueError(f"history.csv does not hold its {epochs} epochs")
+    needed = {"epoch", "lr", "seconds"} | ({"val_accuracy"} if config["val_size"] else set())
+    for row in rows:  # the other figures are missing where a search has not looked at them
+        if set(row) != set(COLUMNS) or any(row[name] is None for name in needed):
+            raise ValueError("history.csv lacks columns or figures")
+        if not all(math.isfinite(value) for value in row.values() if value is not None):
+            raise ValueError("history.csv holds nan or inf")
+
+
+@contextlib.contextmanager
+def locked(out):
+    """Hold a folder for one run at a time; what a killed run left half written is removed.
+
+    The lock is the kernel's, on a file that is removed at the end: it ends with its process,
+    however that dies.
+
+    Raises
+    ------
+    BlockingIOError
+        Another run holds the folder.
+    OSError
+        Nothing can be written there.
+    """
+    path = out / ".lock"
+    while True:
+        with open(path, "a") as file:
+            try:
+                _lock(file.fileno())
+            except BlockingIOError:
+                raise BlockingIOError(
+                    f"another run is writing to {out}; wait for it or choose another --out"
+                ) from None
+            if not _is_open_file(path, file):
+                continue  # its last holder removed it between our opening and locking it
+            try:
+                for half in out.glob("*.part"):
+                    half.unlink()
+                yield
+            finally:
+                with contextlib.suppress(OSError):  # Windows does not remove a file that is open
+                    path.unlink()
+            return
+
+
+def _is_open_file(path, file):
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _lock(descriptor):
+    """Lock an open file without waiting; BlockingIOError if another process has it locked."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError(*error.args) from None
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass  # a file system without locks, as some clusters have: better to train than to refuse
 
 
 def keep_previous(out):
@@ -536,7 +691,10 @@ def run_config(settings, dataset):
 
 def start_run(settings, data_dir):
     """State, rows, config and data of a new run."""
+    known = (60_000, 784, 10) if settings["dataset"] in DATASET_NAMES else (1, 1, 1)
+    check_memory(settings, *known)
     dataset = load_dataset(settings["dataset"], data_dir)
+    check_memory(settings, *dataset["train_images"].shape, len(dataset["class_names"]))
     config = run_config(settings, dataset)
     data = prepare(dataset, config)
     return init_state(data, config), [], config, data
@@ -546,16 +704,19 @@ def resume_run(out, given, data_dir):
     """State, rows, config and data of the run in ``out``; only --epochs may be given anew."""
     state, rows, config = load_last(out)
     for name, value in check_settings({**{n: config[n] for n in SETTINGS}, **given}).items():
-        if name == "epochs":
+        if name == "epochs" and value >= state["epoch"]:
             config["epochs"] = value
+        elif name == "epochs":
+            raise ValueError(f"--epochs: the run in {out} has done {state['epoch']} already, not {value}")
         elif value != config[name] and (name, value) != ("dataset", "auto"):
             raise ValueError(
                 f"{flag(name)}: the run in {out} has {config[name]}; --resume goes on with it as it "
                 f"is (leave the flag out, or start a new run without --resume)"
             )
     dataset = load_dataset(config["dataset"], data_dir)
-    if dataset["sha256"] != config["data"]["sha256"]:
+    if dataset["sha256"] != config["data"].get("sha256"):
         raise ValueError(f"the data set {config['dataset']} is not the one that the run in {out} used")
+    config = run_config(config, dataset)
     return state, rows, config, prepare(dataset, config)
 
 
@@ -623,45 +784,29 @@ def main(argv=None):
     settings = check_settings(given)
     out = pathlib.Path(flags.out)
     out.mkdir(parents=True, exist_ok=True)
-    say = (lambda *lines: None) if flags.quiet else (lambda *lines: print(*lines, sep="\n", flush=True))
+    with locked(out):
+        run_in(out, flags, given, settings)
 
-    if flags.resume and (out / "last.pkl").exists():
-        state, rows, config, data = resume_run(out, given, flags.data_dir)
-        say(f"resuming the run in {out} after epoch {state['epoch']}")
-    else:
-        state, rows, config, data = start_run(settings, flags.data_dir)
-        if flags.resume:
-            say(f"no run to resume in {out}: starting a new one")
-        if kept := keep_previous(out):
-            say(f"the run that was in {out} is kept in {kept}")
-        save_last(out, state, config, data["steps"])
+
+def run_in(out, flags, given, settings):
+    """Start or resume the run in a folder and see it through; the folder is ours alone meanwhile."""
+    say = (lambda *lines: None) if flags.quiet else (lambda *lines: print(*lines, sep="\n", flush=True))
+    state, rows, config, data = open_run(out, flags, given, settings, say)
     save_record(out, config, "running", rows, state["best"])
     say(describe(config, data, state["params"]))
-
     reached = {"state": state, "rows": rows, "since": time.perf_counter()}
-    first, started = state["epoch"], time.perf_counter()
-    images, width = len(data["train"][0]), len(str(config["epochs"]))
+    started = {"epoch": state["epoch"], "time": reached["since"]}
 
     with progress_line() as show:
 
         def progress(done):
-            now, epoch = time.perf_counter(), reached["state"]["epoch"]
-            share = (epoch - first + done / images) / (config["epochs"] - first)
-            show(
-                f"epoch {epoch + 1}/{config['epochs']}   {done:,}/{images:,} images   "
-                f"{done / (now - reached['since']):,.0f} images/s   "
-                f"{(now - started) * (1 - share) / share:.0f} s left"
-            )
+            show(live_line(done, len(data["train"][0]), config, reached, started))
 
         def on_epoch(state, rows):
             save_epoch(out, state, rows, config, data["steps"])
             reached.update(state=state, rows=rows, since=time.perf_counter())
             show("")
-            row = rows[-1]
-            say(
-                f"epoch {row['epoch']:{width}}/{config['epochs']}   lr {row['lr']:.4g}   "
-                f"{figures_text(row)}   {row['seconds']:.2f} s"
-            )
+            say(epoch_line(rows[-1], config))
 
         status = "stopped"
         try:
@@ -676,13 +821,48 @@ def main(argv=None):
         finally:
             save_record(out, config, status, reached["rows"], reached["state"]["best"])
 
-    state, rows = reached["state"], reached["rows"]
-    if len(rows) < config["epochs"]:
+    if len(reached["rows"]) < config["epochs"]:
         say(f"stopped early: no gain in {config['patience']} epochs")
-    kept = rows[state["best"]["epoch"] - 1]
-    why = "the last" if kept["val_accuracy"] is None else "the best on validation"
-    print(f"{config['data']['title']}, epoch {kept['epoch']} ({why}): {figures_text(kept)}")
+    print(summary(reached["rows"], reached["state"]["best"], config))
     print(f"its params are in {out / 'params.pkl'}; judge them with: python test.py {out}")
+
+
+def open_run(out, flags, given, settings, say):
+    """State, rows, config and data of the run to go on with, or of a new one."""
+    if flags.resume and (out / "last.pkl").exists():
+        run = resume_run(out, given, flags.data_dir)
+        say(f"resuming the run in {out} after epoch {run[0]['epoch']}")
+        return run
+    state, rows, config, data = start_run(settings, flags.data_dir)
+    if flags.resume:
+        say(f"no run to resume in {out}: starting a new one")
+    if kept := keep_previous(out):
+        say(f"the run that was in {out} is kept in {kept}")
+    save_last(out, state, config, data["steps"])
+    return state, rows, config, data
+
+
+def live_line(done, images, config, reached, started):
+    """Where an epoch is, in images, images a second, and the time left for all epochs."""
+    now, epoch = time.perf_counter(), reached["state"]["epoch"]
+    share = (epoch - started["epoch"] + done / images) / (config["epochs"] - started["epoch"])
+    return (
+        f"epoch {epoch + 1}/{config['epochs']}   {done:,}/{images:,} images   "
+        f"{done / (now - reached['since']):,.0f} images/s   "
+        f"{(now - started['time']) * (1 - share) / share:.0f} s left"
+    )
+
+
+def epoch_line(row, config):
+    width = len(str(config["epochs"]))
+    figures = f"{figures_text(row)}   {row['seconds']:.2f} s"
+    return f"epoch {row['epoch']:{width}}/{config['epochs']}   lr {row['lr']:.4g}   {figures}"
+
+
+def summary(rows, best, config):
+    kept = rows[best["epoch"] - 1]
+    why = "the last" if kept["val_accuracy"] is None else "the best on validation"
+    return f"{config['data']['title']}, epoch {kept['epoch']} ({why}): {figures_text(kept)}"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ busy for a while slows all of them. The table is also written to results/benchma
 """
 
 import argparse
+import contextlib
 import importlib.util
+import io
 import os
 import pathlib
 import platform
@@ -351,9 +353,68 @@ def section_scaling(options):
         yield rows
 
 
+def section_search(options):
+    """Trials of the default search, a part of its epochs, on 1 worker and on as many as threads.
+
+    Each worker has the same work: the ratio of the seconds is one over the parallel efficiency.
+    """
+    import search
+    import train
+
+    definition = search.define({"dataset": "mnist"}, search.DEFAULT_SEARCH)
+    whole, datasets = search.make_trials(definition, None, None)
+    epochs, each, memory = 3 if options.quick else 10, 1 if options.quick else 2, {}
+
+    def trials_on(workers):
+        def run():
+            part = definition["settings"] | {"epochs": epochs}
+            trials, _ = search.make_trials(
+                {**definition, "trials": workers * each, "settings": part}, None, None
+            )
+            with tempfile.TemporaryDirectory() as folder:
+                started = time.perf_counter()
+                memory[workers] = run_trials(trials, datasets, workers, pathlib.Path(folder))
+                return time.perf_counter() - started
+
+        return run
+
+    counts = sorted({1, options.threads})
+    made = {f"{workers} worker{'s' * (workers > 1)}": trials_on(workers) for workers in counts}
+    case = f"{each} trials a worker, {epochs} epochs"
+    rows = contest("search", case, made, options.runs, options.threads)
+    planned = search.epochs_left(whole, search.rungs("halving", len(whole), train.DEFAULTS["epochs"]))
+    for workers, row in zip(counts, rows):
+        an_epoch = row["median"] / (workers * each * epochs)
+        hour = 3600 / (an_epoch * train.DEFAULTS["epochs"])
+        print(
+            f"{row['contestant']}: {hour:.0f} default trials an hour, efficiency {1 / row['ratio']:.2f}, "
+            f"{memory[workers]:.0f} MB a worker; projected from this part, without the last training: "
+            f"default search {len(whole) / hour * 60:.1f} min, halving {planned * an_epoch / 60:.1f} min"
+        )
+    yield rows
+
+
+def run_trials(trials, datasets, count, out):
+    """Run trials as a search does, files and start of the workers included; peak MB of a worker."""
+    import search
+
+    with search.local_workers(count, out / "split", datasets) as workers:
+        with contextlib.redirect_stdout(io.StringIO()):
+            search.run_search(trials, "random", workers, out, ["lr"], lambda text: None)
+        return workers["submit"](own_peak).result()
+
+
+def own_peak():
+    """Peak resident MB of this process, images that it shares included."""
+    status = pathlib.Path("/proc/self/status")
+    if not status.exists():  # this counts what the parent had when it started the process, too
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+
 SECTIONS = {
     name: globals()[f"section_{name}"]
-    for name in ("bound", "epoch", "evaluate", "load", "startup", "memory", "scaling")
+    for name in ("bound", "epoch", "evaluate", "load", "startup", "memory", "scaling", "search")
 }
 
 
@@ -396,7 +457,9 @@ def main():
     parser.add_argument(
         "--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (default: 1 2)"
     )
-    parser.add_argument("--quick", action="store_true", help="section epoch: only 784-292-10, batch 128")
+    parser.add_argument(
+        "--quick", action="store_true", help="epoch: only 784-292-10, batch 128; search: few epochs"
+    )
     parser.add_argument("--csv", default=str(ROOT / "results" / "benchmark.csv"), help="where the table goes")
     parser.add_argument("--one-epoch-of", help=argparse.SUPPRESS)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)

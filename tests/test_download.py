@@ -1,17 +1,21 @@
 """Downloads, driven against an HTTP server on the loopback address."""
 
 import contextlib
+import gc
 import gzip
 import hashlib
 import http.server
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
-from conftest import write_dataset
+from conftest import ROOT, write_dataset
 
 import data
 
@@ -35,6 +39,15 @@ def drip(handler):
     with contextlib.suppress(OSError):
         for _ in range(100):
             handler.wfile.write(b"\x1f")
+            handler.wfile.flush()
+            time.sleep(0.05)
+
+
+def drip_headers(handler):
+    with contextlib.suppress(OSError):
+        handler.wfile.write(b"HTTP/1.0 200 OK\r\n")
+        for number in range(100):
+            handler.wfile.write(b"X-%d: a\r\n" % number)
             handler.wfile.flush()
             time.sleep(0.05)
 
@@ -65,7 +78,11 @@ ANSWERS = {
     "moved": lambda h: reply(h, 302, b"", location="/good/f.gz"),
     "loop": lambda h: reply(h, 302, b"", location="/loop/f.gz"),
     "to-file": lambda h: reply(h, 302, b"", location="file:///etc/hostname"),
+    "to-ftp": lambda h: reply(h, 302, b"", location="ftp://127.0.0.1:9/f.gz"),
+    "no-number": lambda h: reply(h, 200, length="many"),
+    "no-http": lambda h: h.wfile.write(b"\xff" * 100_000),
     "drip": drip,
+    "drip-headers": drip_headers,
     "silent": silent,
     "no-end": no_end,
 }
@@ -98,7 +115,10 @@ def get(server, tmp_path):
         data.download_file(urls, target, SHA256, len(CONTENT), answer_seconds=1)
         return target.read_bytes()
 
-    return get
+    with warnings.catch_warnings():  # urllib forgets a socket when a redirect is no URL at all
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield get
+        gc.collect()
 
 
 @pytest.mark.parametrize("answer", ["good", "moved"])
@@ -217,3 +237,29 @@ def test_several_downloads_at_once_do_no_harm(get, tmp_path):
         thread.join()
     assert (tmp_path / "set" / "f.gz").read_bytes() == ZIPPED
     assert os.listdir(tmp_path / "set") == ["f.gz"]
+
+
+def test_several_processes_at_once_do_no_harm(server, tmp_path):
+    code = (
+        "import sys, data\n"
+        "url, path, sha256, size = sys.argv[1:]\n"
+        "for _ in range(20):\n"
+        "    data.download_file([url], path, sha256, int(size))\n"
+        "    data.load_idx(path)\n"
+    )
+    arguments = [f"{server}/good/f.gz", tmp_path / "set" / "f.gz", SHA256, len(CONTENT)]
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    processes = [
+        subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"})
+        for _ in range(3)
+    ]
+    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
+    assert (tmp_path / "set" / "f.gz").read_bytes() == ZIPPED
+    assert os.listdir(tmp_path / "set") == ["f.gz"]
+
+
+def test_a_data_folder_that_cannot_be_written(mirrored, tmp_path):
+    (tmp_path / "a-file").write_text("kept")
+    with pytest.raises(OSError, match=r"could not download train-labels.*Not a directory"):
+        data.load_dataset("mnist", tmp_path / "a-file")
+    assert (tmp_path / "a-file").read_text() == "kept"

@@ -1,0 +1,193 @@
+"""What the tests of faults share: files damaged in every way, and scripts called with a time limit."""
+
+import contextlib
+import copy
+import io
+import pathlib
+import signal
+import warnings
+
+import numpy as np
+from conftest import is_one_clear_line
+
+import data
+
+CLEAR = (ValueError, OSError, ArithmeticError, MemoryError)  # what run_script turns into one line
+
+
+@contextlib.contextmanager
+def time_limit(seconds):
+    """A hang becomes a failure, where the system has an alarm clock."""
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def ring(*_):
+        raise AssertionError(f"not done within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def call(main, *arguments, seconds=60):
+    """Run a script's main in this process; returns its exit status, output and errors."""
+    out, err = io.StringIO(), io.StringIO()
+    terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        with time_limit(seconds), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = data.run_script(main, [str(argument) for argument in arguments])
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
+    return status, out.getvalue(), err.getvalue()
+
+
+def call_refused(main, *arguments, words=()):
+    """Run a script's main, which must end with status 2 and one clear line that says the words."""
+    status, _, err = call(main, *arguments)
+    assert status == 2 and is_one_clear_line(err, *words), (status, err)
+
+
+def peak_memory():
+    """Bytes this process has held at most since the last call, or 0 where that is not to be had."""
+    try:
+        status = pathlib.Path("/proc/self/status").read_text()
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    except OSError:
+        return 0
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+# --- damage -----------------------------------------------------------------------------------
+
+EDGES = [b"\0", b"\xff", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\x80", b"\xff" * 8]
+TOKENS = [
+    b"nan",
+    b"-inf",
+    b"1e999",
+    b"-1",
+    b"",
+    b"9" * 30,
+    b"null",
+    b"[]",
+    b"{",
+    b'"',
+    b"\xef\xbb\xbf",
+    b"\r",
+]
+
+
+def damaged(content, rng):
+    """The content of a file, cut, changed, spliced or repeated somewhere."""
+    content = bytearray(content)
+    start, end = sorted(rng.integers(0, len(content) + 1, 2).tolist())
+    at = int(rng.integers(len(content)))
+    kind = rng.integers(8)
+    if kind == 0:
+        return bytes(content[:at])
+    if kind == 1:
+        for place in rng.integers(0, len(content), rng.integers(1, 9)):
+            content[place] ^= 1 << int(rng.integers(8))
+    elif kind == 2:
+        content[at] = rng.integers(256)
+    elif kind == 3:
+        edge = EDGES[rng.integers(len(EDGES))]
+        content[at : at + len(edge)] = edge
+    elif kind == 4:
+        del content[start:end]
+    elif kind == 5:
+        content[at:at] = content[start:end]
+    elif kind == 6:
+        content[start:end] = rng.bytes(int(rng.integers(1, 40)))
+    else:
+        token = TOKENS[rng.integers(len(TOKENS))]
+        content[at : at + int(rng.integers(6))] = token
+    return bytes(content)
+
+
+def _nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+ODD_VALUES = [
+    None, True, False, 0, -1, 1, 2, 7, 2**31, 2**63, -(2**63), 10**400, 0.0, -0.0, 0.5, 1.5, 1e308, 1e-320,
+    float("nan"), float("inf"), "", "0", "relu", "mse", "x" * 5000, "\ud800", "a\0b", "../..", "a\nb", [],
+    [0], [1] * 40, {}, {"name": "center"}, {"$array": "W1"}, _nested(40), _nested(100),
+]  # fmt: skip
+ODD_ARRAYS = [
+    np.zeros(0), np.zeros(20), np.zeros(20, np.float32), np.full(20, np.nan), np.full(20, 1e300),
+    np.array(0.1), np.array([0.1]), np.zeros((2, 3), int), np.full((20, 7), np.float32(3e38)),
+    np.zeros((1, 1), np.float16), np.zeros((20, 7), ">f4"), np.array(["a"]), np.array([None]),
+]  # fmt: skip
+
+
+def _places(value, path=()):
+    """Paths to everything in nested dicts and lists, outermost first."""
+    yield path
+    if isinstance(value, (dict, list)):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from _places(value[key], (*path, key))
+
+
+def altered(value, rng, arrays=False):
+    """A copy of nested dicts and lists with one of its parts replaced by something odd, or left out."""
+    value = copy.deepcopy(value)
+    places = list(_places(value))[1:]
+    *path, key = places[rng.integers(len(places))]
+    target = value
+    for step in path:
+        target = target[step]
+    odd = ODD_VALUES + (ODD_ARRAYS if arrays else [])
+    choice = rng.integers(len(odd) + 2)
+    if choice < len(odd):
+        target[key] = odd[choice]
+    elif choice == len(odd):
+        del target[key]
+    elif isinstance(target[key], np.ndarray):
+        with np.errstate(over="ignore"):
+            target[key] = target[key] * np.float32(10.0 ** rng.integers(-44, 38))
+    else:
+        *other, last = places[rng.integers(len(places))]
+        source = value
+        for step in other:
+            source = source[step]
+        target[key] = copy.deepcopy(source[last])
+    return value
+
+
+def outcomes(cases, use):
+    """Use each damaged file: how many were fine, and what was wrong otherwise than with a clear error.
+
+    Parameters
+    ----------
+    cases : iterable
+        Each is passed to ``use``.
+    use : function
+        Returns when the file is fine; raises a clear error when it is not.
+    """
+    fine, faults = 0, {}
+    peak_memory()
+    before = peak_memory()
+    for number, case in enumerate(cases):
+        try:
+            with time_limit(10), warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
+                use(case)
+            fine += 1
+        except CLEAR as error:
+            if not str(error):
+                faults[f"a {type(error).__name__} that says nothing"] = number
+        except BaseException as error:
+            faults[f"{type(error).__name__}: {error}"[:200]] = number
+        if warned:
+            faults[f"warning: {warned[0].message}"] = number
+    if (grown := peak_memory() - before) > 300e6:
+        faults[f"{grown / 1e6:.0f} MB more memory"] = None
+    return fine, faults

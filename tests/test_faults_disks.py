@@ -1,0 +1,377 @@
+"""Full and read-only disks, two runs in one folder, runs that are killed, and runs that are long."""
+
+import builtins
+import errno
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, is_one_clear_line, write_dataset
+from faults import call, call_refused
+
+import data
+import nn
+import test as judging
+import train
+
+SETTINGS = (
+    "--val-size",
+    12,
+    "--batch-size",
+    16,
+    "--hidden",
+    7,
+    "--momentum",
+    0.9,
+    "--dropout",
+    0.2,
+    "--quiet",
+)
+READERS = {".pkl": nn.load_checkpoint, ".json": data.load_json, ".csv": data.load_rows}
+
+
+def command(script, *arguments):
+    return [sys.executable, str(ROOT / script), *map(str, arguments)]
+
+
+def start(script, *arguments, **more):
+    """Start a script; its process."""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(command(script, *arguments), text=True, env=environment, **more)
+
+
+def contents(folder):
+    """The content of each file in a folder and those below it, but for times and halves of files."""
+    found = {}
+    for path in pathlib.Path(folder).rglob("*"):
+        if path.is_file() and path.suffix in READERS and path.name != "predictions.csv":
+            found[str(path.relative_to(folder))] = path.read_bytes()
+    return found
+
+
+def check_whole(folder):
+    """Every file that a run wrote can be read."""
+    for path in pathlib.Path(folder).rglob("*"):
+        if path.suffix in READERS:
+            READERS[path.suffix](path)
+
+
+def without_times(out):
+    rows = data.load_rows(out / "history.csv")
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def check_same_run(out, other):
+    for file in ("params.pkl", "last.pkl"):
+        assert (out / file).read_bytes() == (other / file).read_bytes(), file
+    assert without_times(out) == without_times(other)
+    assert json.loads((out / "config.json").read_text())["status"] == "finished"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder with a data set, ``small``, and an unbroken run of five epochs, ``run``."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_dataset(folder / "small")
+    flags = ["--dataset", folder / "small", "--epochs", 5, *SETTINGS]
+    assert call(train.main, *flags, "--out", folder / "run")[0] == 0
+    assert call(judging.main, folder / "run")[0] == 0
+    return folder
+
+
+# --- disks ------------------------------------------------------------------------------------
+
+
+class Disk:
+    """Counts what would write to a folder; from one of them on (or at that one only) all fail."""
+
+    def __init__(self, monkeypatch, folder, number, error, once):
+        self.count, self.number, self.folder = 0, number, str(folder)
+        self.error, self.once = error, once
+        for module, name in ((os, "fsync"), (os, "replace"), (os, "rename"), (os, "mkdir")):
+            monkeypatch.setattr(module, name, self.failing(getattr(module, name)))
+        opened = builtins.open
+        failing = self.failing(opened)
+        monkeypatch.setattr(
+            builtins,
+            "open",
+            lambda path, mode="r", *args, **more: (
+                failing if set(mode) & set("wax+") and self.folder in str(path) else opened
+            )(path, mode, *args, **more),
+        )
+
+    def failing(self, function):
+        def call(*args, **more):
+            self.count += 1
+            if self.count == self.number or (self.count > self.number and not self.once):
+                raise OSError(self.error, os.strerror(self.error))
+            return function(*args, **more)
+
+        return call
+
+
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_a_write_that_fails_loses_nothing(whole, tmp_path, error, once):
+    """An earlier run is in the folder; the new one meets the error at its first write, its second, ..."""
+    flags = ["--dataset", whole / "small", "--epochs", 5, *SETTINGS, "--out"]
+    for number in range(1, 200):
+        out = tmp_path / str(number)
+        shutil.copytree(whole / "run", out)
+        earlier = set(contents(out).values())
+        with pytest.MonkeyPatch.context() as patch:
+            disk = Disk(patch, out, number, error, once)
+            status, _, err = call(train.main, *flags, out)
+        if disk.count < number:
+            break
+        if not (once and status == 0):  # it is no harm when a folder cannot be made that is there
+            assert status == 2 and is_one_clear_line(err, os.strerror(error)), (number, err)
+        assert earlier <= set(contents(out).values()), (
+            f"failing write {number} lost a file of the earlier run"
+        )
+        assert not list(out.glob("*.part")), "a half-written file stays"
+        check_whole(out)
+        assert call(train.main, *flags, out, "--resume")[0] == 0
+        check_same_run(out, whole / "run")
+        shutil.rmtree(out)
+    assert number > 30
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
+def test_a_disk_that_is_full_in_the_middle_of_a_file(whole, tmp_path):
+    import resource
+
+    flags = ["--dataset", whole / "small", "--epochs", 5, *SETTINGS, "--out"]
+    largest = max(path.stat().st_size for path in (whole / "run").iterdir() if path.name != "predictions.csv")
+    for number, size in enumerate(np.linspace(0, largest - 1, 12).astype(int).tolist()):
+        out = tmp_path / str(number)
+        shutil.copytree(whole / "run", out)
+        earlier, before = set(contents(out).values()), resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            status, _, err = call(train.main, *flags, out)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert status == 2 and is_one_clear_line(err, "File too large"), (size, err)
+        assert earlier <= set(contents(out).values())
+        assert call(train.main, *flags, out, "--resume")[0] == 0
+        check_same_run(out, whole / "run")
+
+
+def test_a_results_path_that_is_a_file_or_below_one(whole, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        call_refused(train.main, "--dataset", whole / "small", "--out", out, words=[str(tmp_path / "file")])
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_read_only_results_folder_can_be_judged(whole, tmp_path, monkeypatch):
+    Disk(monkeypatch, whole, 1, errno.EROFS, once=False)
+    status, out, err = call(judging.main, whole / "run")
+    assert status == 2 and is_one_clear_line(err, "Read-only file system") and "confusion matrix" in out
+
+
+def test_a_read_only_data_folder_can_be_used(whole, tmp_path, monkeypatch):
+    Disk(monkeypatch, whole, 1, errno.EROFS, once=False)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(os, "replace", shutil.move)
+    assert data.load_dataset(str(whole / "small"))["train_images"].shape == (60, 20)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize("script", ["train.py", "test.py"])
+def test_output_to_a_full_disk_is_one_clear_line(whole, tmp_path, script):
+    shutil.copytree(whole / "run", tmp_path / "run")
+    arguments = {
+        "train.py": ["--dataset", whole / "small", "--epochs", 1, *SETTINGS, "--out", tmp_path / "run"],
+        "test.py": [tmp_path / "run"],
+    }[script]
+    with open("/dev/full", "w") as full:
+        process = start(script, *arguments, stdout=full, stderr=subprocess.PIPE)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and is_one_clear_line(err, "No space left"), err
+
+
+# --- two runs in one folder -------------------------------------------------------------------
+
+
+def test_a_second_run_is_refused_while_the_first_lives(whole, tmp_path):
+    out = tmp_path / "run"
+    flags = ["--dataset", whole / "small", *SETTINGS, "--out", out]
+    first = start(
+        "train.py", *flags, "--epochs", 100_000, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(lambda: (out / "last.pkl").exists(), first)
+        for more in ([], ["--resume"]):
+            call_refused(train.main, *flags, "--epochs", 5, *more, words=["another run is writing", str(out)])
+        assert not (out / "previous-1").exists() and first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+    assert (out / ".lock").exists(), "a killed run leaves its lock file ..."
+    assert call(train.main, *flags, "--epochs", 5)[0] == 0, "... which blocks nobody"
+    assert not (out / ".lock").exists()
+    check_same_run(out, whole / "run")
+
+
+def wait_for(condition, process, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_of_many_runs_started_at_once_one_goes_on(whole, tmp_path):
+    """Each run that ends removes the lock file, which the next ones may have opened already."""
+    code = (
+        "import sys, time, pathlib, train\n"
+        "out, mine = pathlib.Path(sys.argv[1]), 0\n"
+        "end = time.monotonic() + 2\n"
+        "while time.monotonic() < end:\n"
+        "    try:\n"
+        "        with train.locked(out):\n"
+        "            (out / 'held').mkdir()\n"  # fails if another one is inside
+        "            (out / 'held').rmdir()\n"
+        "            mine += 1\n"
+        "    except BlockingIOError:\n"
+        "        pass\n"
+        "print(mine)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, env=environment)
+        for _ in range(4)
+    ]
+    counts = [process.communicate(timeout=60)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes)
+    assert sum(map(int, counts)) > 20 and os.listdir(tmp_path) == []
+
+
+def test_halves_of_files_are_cleared_and_locks_are_not_needed(whole, tmp_path, monkeypatch):
+    (tmp_path / "last.pkl.123.part").write_bytes(b"half")
+    fcntl = pytest.importorskip("fcntl")
+
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    flags = ["--dataset", whole / "small", "--epochs", 5, *SETTINGS, "--out", tmp_path]
+    assert call(train.main, *flags)[0] == 0
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "history.csv", "last.pkl", "params.pkl"]
+
+
+def test_the_lock_of_windows(tmp_path, monkeypatch):
+    """With a stand-in for msvcrt: nobody here has Windows."""
+    held = []
+
+    class Msvcrt:
+        LK_NBLCK = 2
+
+        @staticmethod
+        def locking(descriptor, mode, count):
+            if held:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            held.append(descriptor)
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", Msvcrt)
+    with train.locked(tmp_path), pytest.raises(BlockingIOError, match="another run"), train.locked(tmp_path):
+        pass
+
+
+# --- killed -----------------------------------------------------------------------------------
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("seed", range(10))
+def test_killed_ten_times_a_run_ends_with_the_same_bits(tmp_path_factory, tmp_path, seed):
+    """All in all 100 random moments: half of them counted from the start of the process."""
+    folder, rng = tmp_path_factory.getbasetemp(), np.random.default_rng(seed)
+    flags = [*SETTINGS[:-1], "--epochs", 300]
+    if not (folder / "unbroken" / "done").exists():
+        write_dataset(folder / "unbroken" / "small")
+        whole_run = ["--dataset", folder / "unbroken" / "small", "--out", folder / "unbroken" / "run"]
+        assert call(train.main, *whole_run, *flags)[0] == 0
+        (folder / "unbroken" / "done").write_text("")
+    out = tmp_path / "run"
+    flags = ["--dataset", folder / "unbroken" / "small", "--out", out, *flags, "--resume"]
+    for kill in range(10):
+        process = start("train.py", *flags, stdout=subprocess.PIPE)
+        if kill % 2:
+            process.stdout.readline()  # it says whether it resumes, and trains from here on
+            time.sleep(rng.uniform(0, 0.3))
+        else:
+            time.sleep(rng.uniform(0.1, 0.6))
+        process.kill()
+        process.communicate()
+        check_whole(out)
+        if (out / "last.pkl").exists():
+            train.load_last(out)
+    assert call(train.main, *flags)[0] == 0
+    check_same_run(out, folder / "unbroken" / "run")
+    assert sorted(os.listdir(out)) == ["config.json", "history.csv", "last.pkl", "params.pkl"]
+
+
+@pytest.mark.extended
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_at_any_moment_one_line_says_so(whole, tmp_path, number, status):
+    rng = np.random.default_rng(int(number))
+    flags = ["--dataset", whole / "small", *SETTINGS[:-1], "--epochs", 100_000]
+    for moment in range(15):
+        out = tmp_path / str(moment)
+        process = start("train.py", *flags, "--out", out, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == status and is_one_clear_line(err, "stopped"), err
+        check_whole(out)
+        train.load_last(out)
+
+
+# --- long runs --------------------------------------------------------------------------------
+
+
+@pytest.mark.extended
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
+def test_the_memory_of_a_long_run_is_flat(tmp_path):
+    small = write_dataset(tmp_path / "small", train=600, test=100, shape=(10, 10))
+    code = (
+        "import sys, train\n"
+        "held, save = [], train.save_epoch\n"
+        "def save_epoch(*args):\n"
+        "    save(*args)\n"
+        "    held.append(4096 * int(open('/proc/self/statm').read().split()[1]))\n"
+        "train.save_epoch = save_epoch\n"
+        "train.main(sys.argv[1:])\n"
+        "print(held[19], held[-1], len(held))\n"
+    )
+    flags = [
+        "--dataset",
+        small,
+        "--val-size",
+        100,
+        "--epochs",
+        300,
+        "--hidden",
+        100,
+        "--out",
+        tmp_path / "run",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, flags), "--momentum", "0.5", "--lr", "0.02", "--quiet"],
+        capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    early, late, epochs = map(int, done.stdout.splitlines()[-1].split())
+    assert epochs == 300 and late - early < 2e6, f"{early / 1e6:.1f} MB became {late / 1e6:.1f} MB"

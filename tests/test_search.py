@@ -1,0 +1,778 @@
+"""Searching: spaces, trials that depend on nothing but their number, workers that die, resuming."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, run, write_dataset
+
+import data
+import nn
+import search
+import train
+
+SPACE = "lr=0.05:0.2 weight_decay=1e-6:1e-3:log hidden=3:9"
+
+
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch):
+    """One BLAS thread, and no process that outlives a test that failed."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    STARTED.clear()
+
+
+def flags(folder, out, *more, space=SPACE):
+    """Flags of a small search; ``more`` wins."""
+    words = ["--dataset", folder, "--out", out, "--val-size", 12, "--space", *space.split(), *more]
+    if "--epochs" not in more:
+        words += ["--epochs", 3]
+    return list(map(str, words))
+
+
+def table(out, without=("seconds",)):
+    rows = data.load_rows(out / "trials.csv", words=True)
+    return [{k: v for k, v in row.items() if k not in without} for row in rows]
+
+
+def definition(space=SPACE, **more):
+    return search.define({"space": space.split(), "val_size": 12, **more}, search.DEFAULT_SEARCH)
+
+
+# --- spaces -----------------------------------------------------------------------------------
+
+
+def test_space_has_ranges_and_lists():
+    space = search.parse_space(
+        "lr=0.15:0.25 weight_decay=1e-7:1e-4:log hidden=784x100,784,0 batch_size=16,32 "
+        "activation=relu,tanh nesterov=true,false preprocess=scale,scale+center train_size=10:20"
+    )
+    assert space == {
+        "lr": {"low": 0.15, "high": 0.25, "log": False},
+        "weight_decay": {"low": 1e-7, "high": 1e-4, "log": True},
+        "hidden": [[784, 100], [784], []],
+        "batch_size": [16, 32],
+        "activation": ["relu", "tanh"],
+        "nesterov": [True, False],
+        "preprocess": [["scale"], ["scale", "center"]],
+        "train_size": {"low": 10, "high": 20, "log": False},
+    }
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "no setting"),
+        ("learning_rate=0.1", "unknown setting"),
+        ("hiden=3", "did you mean hidden"),
+        ("lr", "must be a number"),
+        ("lr=", "must be a number"),
+        ("=0.1", "unknown setting"),
+        ("lr=0.2:0.1", "empty"),
+        ("lr=0.1:0.1", "empty"),
+        ("hidden=300:200", "empty"),
+        ("weight_decay=0:1e-4:log", "above 0"),
+        ("lr=0:0.1", "above 0"),
+        ("lr=nan:0.1", "must be a number"),
+        ("lr=0.1:inf", "must be a number"),
+        ("lr=0.1:0.2:lin", "low:high:log"),
+        ("lr=0.1:0.2:0.3", "low:high:log"),
+        ("lr=1:2:log:log", "low:high:log"),
+        ("hidden=0:300", "above 0 for hidden"),
+        ("hidden=8x4:9", "only numbers"),
+        ("hidden=2.5:9", "whole number"),
+        ("activation=relu:tanh", "only numbers"),
+        ("nesterov=false:true", "only numbers"),
+        ("activation=relu,tahn", "did you mean tanh"),
+        ("lr=0.1,0.1", "twice"),
+        ("lr=0.1 lr=0.2", "twice"),
+        ("momentum=0,1", "below 1"),
+    ],
+)
+def test_space_that_cannot_be_is_refused(text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        search.parse_space(text)
+    assert "--space" in str(error.value)
+
+
+@pytest.mark.parametrize("name", train.SETTINGS)
+def test_every_setting_can_be_searched(name):
+    examples = {
+        "dataset": "mnist,glyphs",
+        "loss": "mse,cross_entropy",
+        "init": "he,lecun",
+        "lr_schedule": "constant,cosine",
+        "dtype": "float32,float64",
+        "activation": "relu,tanh",
+        "nesterov": "true,false",
+        "preprocess": "scale,center",
+        "dropout": "0.1:0.5",
+        "momentum": "0.1:0.9",
+        "min_delta": "0.1:0.2",
+    }
+    dimension = search.parse_space(f"{name}={examples.get(name, '1:9')}")[name]
+    value = search.draw(dimension, np.random.default_rng(0))
+    checked = train.check_setting(name, value)
+    assert train.check_setting(name, train.setting_text(checked)) == checked
+
+
+def test_draws_lie_in_their_range():
+    rng = np.random.default_rng(0)
+    space = search.parse_space("lr=0.15:0.25 weight_decay=1e-7:1e-4:log hidden=200:203 batch_size=1:100:log")
+    drawn = {name: [search.draw(d, rng) for _ in range(2000)] for name, d in space.items()}
+    assert all(0.15 <= lr < 0.25 for lr in drawn["lr"])
+    assert abs(np.mean(drawn["lr"]) - 0.2) < 0.002
+    assert all(1e-7 <= wd < 1e-4 for wd in drawn["weight_decay"])
+    assert abs(np.mean(np.log10(drawn["weight_decay"])) + 5.5) < 0.06
+    assert set(drawn["hidden"]) == {200, 201, 202}
+    assert set(map(type, drawn["batch_size"])) == {int}
+    assert min(drawn["batch_size"]) >= 1 and max(drawn["batch_size"]) <= 99
+    assert 0.45 < np.mean(np.array(drawn["batch_size"]) < 10) < 0.55
+
+
+# --- definitions ------------------------------------------------------------------------------
+
+
+def test_default_search_is_that_of_system_a():
+    settings = search.trial_settings(search.define({}, search.DEFAULT_SEARCH))
+    assert len(settings) == 50
+    for config in settings:
+        assert 0.15 <= config["lr"] < 0.25 and 1e-7 <= config["weight_decay"] < 1e-4
+        assert 200 <= config["hidden"][0] < 300
+        assert (config["epochs"], config["batch_size"], config["val_size"]) == (50, 128, 12_000)
+    assert len({config["seed"] for config in settings}) == 50
+    assert len({config["split_seed"] for config in settings}) == 1
+
+
+def test_trial_depends_on_the_search_seed_and_its_number_alone():
+    few, many = (search.trial_settings(definition(trials=n, seed=7)) for n in (3, 8))
+    assert many[:3] == few
+    rng = np.random.default_rng([7, 2])
+    assert few[1]["seed"] == rng.integers(2**32)
+    assert few[1]["lr"] == rng.uniform(0.05, 0.2)
+    assert search.trial_settings(definition(trials=3, seed=8))[0] != few[0]
+
+
+def test_grid_has_every_combination():
+    found = definition("lr=0.1,0.2 hidden=4,8x4,0 momentum=0,0.9", strategy="grid")
+    assert found["trials"] == 12
+    settings = search.trial_settings(found)
+    assert len({(s["lr"], tuple(s["hidden"]), s["momentum"]) for s in settings}) == 12
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"strategy": "rnadom"}, "did you mean random"),
+        ({"trials": "0"}, "--trials: must be a whole number"),
+        ({"trials": "x"}, "--trials: must be a whole number"),
+        ({"lr": "0.1"}, "--lr: lr is searched"),
+        ({"epochs": "0"}, "--epochs"),
+        ({"seed": "-1"}, "--seed"),
+        ({"strategy": "grid"}, "a list of values for lr"),
+        ({"strategy": "grid", "space": ["lr=1,2"], "trials": 3}, "--trials: a grid has"),
+        ({"strategy": "halving", "space": ["epochs=1:5"]}, "halving itself"),
+    ],
+)
+def test_impossible_search_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        search.define(given, search.DEFAULT_SEARCH)
+
+
+def test_impossible_trial_is_refused_before_any_runs():
+    with pytest.raises(ValueError, match=r"trial 2 \(momentum 0   nesterov true\): --nesterov"):
+        search.trial_settings(definition("momentum=0.9,0 nesterov=true", strategy="grid"))
+    with pytest.raises(ValueError, match=r"trial 1 .*--val-size: a search needs"):
+        search.trial_settings(definition(val_size=0))
+
+
+SYSTEMS = {  # the searches of the reference systems B to E -> number of trials
+    "batch_size=64,32,16,8,4 lr=1e-2,5e-3,1e-3,3e-4 lr_decay=0.001,0.009 weight_decay=0.01,0.005,0.001 "
+    "lr_schedule=inverse": 120,
+    "batch_size=10,100,1000,5000 hidden=0": 4,
+    "momentum=0,0.9 hidden=0": 2,
+    "lr=0.01,0.1,0.5,1,3 hidden=0": 5,
+    "lr=0.00075,0.001,0.00125 weight_decay=0,0.2,0.4 hidden=512x256": 9,
+    "hidden=512x256,256,256x128,512x128 activation=relu,sigmoid,tanh": 12,
+}
+
+
+@pytest.mark.parametrize("space, trials", SYSTEMS.items())
+def test_searches_of_the_reference_systems_can_be_said(space, trials):
+    assert len(search.trial_settings(definition(space, strategy="grid"))) == trials
+
+
+# --- strategies -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "trials, epochs, expected",
+    [
+        (50, 50, [(50, 2), (17, 6), (6, 17), (2, 50)]),
+        (9, 9, [(9, 1), (3, 3), (1, 9)]),
+        (9, 2, [(9, 1), (3, 2)]),
+        (2, 50, [(2, 50)]),
+        (100, 1, [(100, 1)]),
+    ],
+)
+def test_rungs_of_successive_halving(trials, epochs, expected):
+    assert search.rungs("halving", trials, epochs) == expected
+    assert search.rungs("random", trials, epochs) == [(trials, None)]
+
+
+def test_halving_of_the_default_search_takes_at_most_a_fifth_of_its_epochs():
+    assert search.epochs_left([{"rows": []}] * 50, search.rungs("halving", 50, 50)) <= 50 * 50 / 5
+
+
+def as_trial(number, *accuracies, status="finished"):
+    rows = [{"val_accuracy": accuracy, "val_loss": 1.0} for accuracy in accuracies]
+    return {"number": number, "rows": rows, "status": status, "config": {"epochs": 3}}
+
+
+def test_ranking_goes_by_the_last_validation_accuracy():
+    trials = [
+        as_trial(1, 0.9, 0.8),
+        as_trial(2, 0.5, 0.9),
+        as_trial(3, 0.99, status="diverged"),
+        as_trial(4, status="failed"),
+        as_trial(5, 0.95, status="stopped"),
+        as_trial(6, 0.4, 0.3, status="stopped"),
+        as_trial(7, 0.5, 0.8),
+    ]
+    assert [trial["number"] for trial in search.ranking(trials)] == [2, 1, 7, 6, 5]
+
+
+def test_the_best_at_a_rung_are_found_again_from_later_histories():
+    trials = [
+        as_trial(1, 0.5, 0.9, 0.9),
+        as_trial(2, 0.7, 0.1, status="stopped"),
+        as_trial(3, 0.6, status="diverged"),
+        as_trial(4, status="diverged"),
+        as_trial(5, 0.4, status="finished"),  # by early stopping
+    ]
+    assert [t["number"] for t in search.best_at(trials, 1, 3)] == [1, 2, 3]
+    assert [t["number"] for t in search.best_at(trials, 2, 3)] == [1, 2, 5]
+
+
+# --- whole searches ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A data set and a finished search of five trials with two workers."""
+    folder = write_dataset(tmp_path_factory.mktemp("search") / "small")
+    out = folder.parent / "found"
+    search.main(flags(folder, out, "--trials", 5, "--workers", 2))
+    return folder, out
+
+
+def test_results_do_not_depend_on_the_number_of_workers(done, tmp_path):
+    folder, out = done
+    search.main(flags(folder, tmp_path / "one", "--trials", 5, "--workers", 1))
+    assert table(tmp_path / "one") == table(out)
+    for number in range(1, 6):
+        params = f"trials/00{number}/params.pkl"
+        assert (tmp_path / "one" / params).read_bytes() == (out / params).read_bytes()
+
+
+def test_table_is_the_ranking_with_settings_and_figures(done):
+    rows = table(done[1])
+    assert list(rows[0]) == [
+        *("trial", "status", "seed", "lr", "weight_decay", "hidden", "epochs"),
+        *("train_loss", "train_accuracy", "val_loss", "val_accuracy"),
+    ]
+    assert sorted(row["trial"] for row in rows) == [1, 2, 3, 4, 5]
+    accuracies = [row["val_accuracy"] for row in rows]
+    assert accuracies == sorted(accuracies, reverse=True)
+    for row, config in zip(sorted(rows, key=lambda r: r["trial"]), search.trial_settings(definition())):
+        assert (row["lr"], row["seed"], [row["hidden"]]) == (config["lr"], config["seed"], config["hidden"])
+
+
+def test_trial_is_a_run_of_train_and_never_sees_the_test_set(done, tmp_path):
+    trial = done[1] / "trials" / "002"
+    train.main(["--config", str(trial / "config.json"), "--out", str(tmp_path), "--quiet"])
+    run_params, trial_params = (nn.load_params(f / "params.pkl")[0] for f in (tmp_path, trial))
+    assert all((run_params[key] == trial_params[key]).all() for key in run_params)
+    rows, run_rows = data.load_rows(trial / "history.csv"), data.load_rows(tmp_path / "history.csv")
+    assert [r["val_loss"] for r in rows] == [r["val_loss"] for r in run_rows]
+    assert rows[-1]["train_loss"] == run_rows[-1]["train_loss"]
+    assert all(row["test_loss"] is None and row["test_accuracy"] is None for row in rows)
+
+
+def test_best_is_trained_again_on_all_images_and_so_is_the_printed_command(done, tmp_path, capsys):
+    folder, out = done
+    search.main(flags(folder, out, "--resume"))
+    printed = capsys.readouterr().out
+    command = shlex.split(printed.rsplit("to train it again: ", 1)[1])
+    assert command[:2] == ["python", "train.py"]
+    run("train.py", *command[2:], "--out", tmp_path)
+    assert (tmp_path / "params.pkl").read_bytes() == (out / "params.pkl").read_bytes()
+    config, best = data.load_json(out / "config.json"), table(out)[0]
+    assert (config["seed"], config["lr"], config["val_size"]) == (best["seed"], best["lr"], 0)
+    assert "20 test images" in run("test.py", out).stdout
+
+
+def test_finished_search_is_resumed_without_running_anything(done, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (done[1] / "trials").rglob("*")}
+    search.main(["--resume", "--out", str(done[1])])
+    assert {path: path.stat().st_mtime_ns for path in (done[1] / "trials").rglob("*")} == before
+    assert "/5 trial" not in capsys.readouterr().out
+
+
+def test_resume_runs_what_is_missing(done, tmp_path):
+    _, out = done
+    copy = shutil.copytree(out, tmp_path / "copy")
+    lines = (copy / "trials.csv").read_text().splitlines(keepends=True)
+    (copy / "trials.csv").write_text("".join(lines[:1] + lines[3:]))
+    shutil.rmtree(copy / "trials" / f"{int(lines[1].split(',')[0]):03}")
+    search.main(["--resume", "--out", str(copy)])
+    assert table(copy) == table(out)
+    assert (copy / "params.pkl").read_bytes() == (out / "params.pkl").read_bytes()
+
+
+def test_random_search_can_be_resumed_with_more_trials(done, tmp_path):
+    _, out = done
+    copy = shutil.copytree(out, tmp_path / "copy")
+    search.main(["--resume", "--out", str(copy), "--trials", "7"])
+    by_number = {row["trial"]: row for row in table(copy)}
+    assert sorted(by_number) == [1, 2, 3, 4, 5, 6, 7]
+    assert all(by_number[row["trial"]] == row for row in table(out))
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        ([], "holds this search already: go on with --resume"),
+        (["--trials", "6"], "its trials is 5, not 6"),
+        (["--resume", "--trials", "4"], "its trials is 5, not 4"),
+        (["--resume", "--seed", "1"], "its seed is 0, not 1"),
+        (["--resume", "--strategy", "halving"], "its strategy is random, not halving"),
+        (["--resume", "--space", "lr=0.1:0.2"], "its space is lr=0.05:0.2 .*, not lr=0.1:0.2"),
+        (["--resume", "--epochs", "9"], "its epochs is 3, not 9"),
+        (["--resume", "--momentum", "0.9"], "its momentum is not set, not 0.9"),
+    ],
+)
+def test_another_search_into_the_same_folder_is_refused(done, more, words):
+    folder, out = done
+    with pytest.raises(ValueError, match=words):
+        search.main(flags(folder, out, *["--trials", 5, *more]))
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("search.json", "{", "search.json is not valid JSON"),
+        ("search.json", "[]", "search.json does not define a search"),
+        ("search.json", '{"space": 3}', "search.json does not define a search"),
+        ("search.json", '{"lr": [1]}', "search.json does not define a search"),
+        ("trials.csv", "", "trials.csv is not a table"),
+        ("trials.csv", "trial,status\n1\n", "trials.csv is not a table"),
+        ("trials.csv", "trial,status\n1,finished\n", "trials.csv is not the table of this search"),
+        ("trials.csv", "trial,status,seed,epochs,seconds\n9,finished,0,3,1\n", "trials.csv is not the table"),
+        ("trials.csv", "trial,status,seed,epochs,seconds\n1,finished,0,3,1\n", "is not one of this search"),
+        ("trials.csv", "\xff\x00", "trials.csv is not"),
+        ("trials/001/history.csv", "epoch\n", "history.csv does not hold all of 3 epochs"),
+        ("trials.csv", "trial,status,seed,epochs,seconds\n1,finished,SEED,0,1\n", "not hold all of 0 epochs"),
+        ("trials/001/history.csv", "a,b\n1,x\n", "history.csv is not a table of numbers"),
+    ],
+)
+def test_damaged_files_are_named(done, tmp_path, name, content, words):
+    copy = shutil.copytree(done[1], tmp_path / "copy")
+    seed = str(data.load_json(copy / "trials" / "001" / "config.json")["seed"])
+    (copy / name).write_bytes(content.replace("SEED", seed).encode("latin1"))
+    with pytest.raises(ValueError, match=words):
+        search.main(["--resume", "--out", str(copy)])
+
+
+def test_other_data_are_refused(done, tmp_path):
+    _, out = done
+    copy = shutil.copytree(out, tmp_path / "copy")
+    record = data.load_json(copy / "search.json")
+    record["data"] = {name: dict.fromkeys(sums, "0") for name, sums in record["data"].items()}
+    (copy / "search.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="not the one that the search used"):
+        search.main(["--resume", "--out", str(copy)])
+
+
+def test_impossible_split_is_refused_before_anything_is_written(small_set, tmp_path):
+    with pytest.raises(ValueError, match="60 images cannot be split into 60"):
+        search.main(flags(small_set, tmp_path / "out", "--val-size", 60))
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_searches_in_one_folder_are_refused(done):
+    with train.locked(done[1]), pytest.raises(OSError, match="another run is writing to"):
+        search.main(["--resume", "--out", str(done[1])])
+
+
+def test_halving_goes_on_with_the_better_third(small_set, tmp_path):
+    out = tmp_path / "halving"
+    search.main(flags(small_set, out, "--strategy", "halving", "--trials", 9, "--epochs", 9, "--workers", 2))
+    rows = {row["trial"]: row for row in table(out)}
+    assert sorted(row["epochs"] for row in rows.values()) == [1] * 6 + [3] * 2 + [9]
+    best = table(out)[0]
+    assert (best["status"], best["epochs"]) == ("finished", 9)
+    assert all(row["status"] == "stopped" for number, row in rows.items() if number != best["trial"])
+    histories = {n: data.load_rows(out / f"trials/00{n}/history.csv") for n in rows}
+    first = sorted(rows, key=lambda n: (-histories[n][0]["val_accuracy"], histories[n][0]["val_loss"], n))
+    assert {number for number in rows if rows[number]["epochs"] > 1} == set(first[:3])
+    # it was continued: its history and params are those of an unbroken run
+    config = out / f"trials/00{best['trial']}/config.json"
+    train.main(["--config", str(config), "--out", str(tmp_path / "unbroken"), "--quiet"])
+    unbroken = data.load_rows(tmp_path / "unbroken" / "history.csv")
+    assert [r["val_loss"] for r in histories[best["trial"]]] == [r["val_loss"] for r in unbroken]
+    params = [nn.load_params(f.parent / "params.pkl")[0] for f in (config, tmp_path / "unbroken" / "x")]
+    assert all((params[0][key] == params[1][key]).all() for key in params[0])
+    # and a resume of a part ends with the same table
+    before = table(out)
+    lines = (out / "trials.csv").read_text().splitlines(keepends=True)
+    (out / "trials.csv").write_text("".join(lines[:1] + lines[2:]))
+    search.main(["--resume", "--out", str(out)])
+    assert table(out) == before
+
+
+def test_trials_that_diverge_are_rows(small_set, tmp_path):
+    out = tmp_path / "out"
+    space = "lr=0.1,1e30 hidden=8x4,4 momentum=0.9"
+    search.main(flags(small_set, out, "--strategy", "grid", "--workers", 2, space=space))
+    assert [row["status"] for row in table(out)] == ["finished"] * 2 + ["diverged"] * 2
+    assert {row["hidden"] for row in table(out)} == {"8x4", 4}
+    assert data.load_json(out / "trials/003/config.json")["status"] == "diverged"
+    with pytest.raises(ValueError, match="no trial has ended well"):
+        search.main(flags(small_set, tmp_path / "all", "--trials", 1, space="lr=1e30"))
+
+
+def test_file_that_cannot_be_written_ends_the_search_and_resume_goes_on(small_set, tmp_path):
+    out = tmp_path / "out"
+    (out / "trials").mkdir(parents=True)
+    (out / "trials" / "003").touch()  # where a folder should be
+    with pytest.raises(OSError, match="003"):
+        search.main(flags(small_set, out, "--trials", 4, "--workers", 1))
+    assert [row["trial"] for row in sorted(table(out), key=lambda r: r["trial"])] == [1, 2]
+    (out / "trials" / "003").unlink()
+    search.main(["--resume", "--out", str(out)])
+    assert {row["status"] for row in table(out)} == {"finished"} and len(table(out)) == 4
+
+
+def test_splits_and_data_sets_can_be_searched(small_set, tmp_path):
+    other = write_dataset(tmp_path / "other", seed=1)
+    space = f"dataset={small_set},{other} train_size=10,40 preprocess=scale,scale+center"
+    words = flags(small_set, tmp_path / "out", "--strategy", "grid", space=space)[2:]
+    search.main(words)
+    assert [row["status"] for row in table(tmp_path / "out")] == ["finished"] * 8
+
+
+def test_early_stopping_counts_for_the_best(small_set, tmp_path):
+    out = tmp_path / "out"
+    search.main(
+        flags(small_set, out, "--trials", 2, "--epochs", 40, "--patience", 2, space="lr=0.1,0.2 hidden=0")
+    )
+    best = table(out)[0]
+    assert best["status"] == "finished" and best["epochs"] < 40
+    assert data.load_json(out / "config.json")["epochs"] == best["epochs"]
+
+
+# --- workers ----------------------------------------------------------------------------------
+
+
+def environment_of_a_worker(name):
+    return os.environ.get(name), signal.getsignal(signal.SIGINT)
+
+
+def die(*_):
+    os._exit(9)
+
+
+def die_once(config, *rest):
+    """In place of run_trial: the worker of the second trial dies the first time."""
+    marker = pathlib.Path(os.environ["MARKER"])
+    if config["seed"] == int(os.environ["VICTIM"]) and not marker.exists():
+        marker.touch()
+        die()
+    return search.run_trial(config, *rest)
+
+
+def die_always(config, *rest):
+    return die() if config["seed"] == int(os.environ["VICTIM"]) else search.run_trial(config, *rest)
+
+
+def test_workers_have_one_thread_each_and_leave_ctrl_c_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with search.local_workers(1, tmp_path / "split", {}) as workers:
+        for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+            assert workers["submit"](environment_of_a_worker, name).result() == ("1", signal.SIG_IGN)
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "7" and "OMP_NUM_THREADS" not in os.environ
+
+
+def test_death_of_one_worker_leaves_the_others_alone(tmp_path):
+    with search.local_workers(2, tmp_path / "split", {}) as workers:
+        slow = workers["submit"](time.sleep, 0.5)
+        with pytest.raises(workers["lost"]):
+            workers["submit"](die).result()
+        assert workers["submit"](os.getpid).result() != os.getpid()
+        assert slow.result() is None
+
+
+def test_images_are_mapped_not_copied(small_set, tmp_path):
+    (trial, *_), datasets = search.make_trials(definition(dataset=str(small_set)), None, None)
+    with search.local_workers(1, tmp_path / "split", datasets) as workers:
+        source = workers["source"](trial["config"])
+        assert workers["source"](trial["config"]) == source
+        mapped = search.trial_data(trial["config"], source)
+        assert isinstance(mapped["train"][0].base, np.memmap) and isinstance(mapped["val"][0].base, np.memmap)
+        assert all(isinstance(array.base, np.memmap) for array in mapped["pixels"].values())
+        expected = train.prepare(datasets[str(small_set)], trial["config"])
+        assert all((mapped["pixels"][name] == array).all() for name, array in expected["pixels"].items())
+        for part in ("train", "val"):
+            assert all((a == b).all() for a, b in zip(mapped[part], expected[part]))
+        del mapped
+    assert not (tmp_path / "split").exists()
+
+
+@pytest.mark.parametrize("worker, statuses", [(die_once, {"finished"}), (die_always, {"finished", "failed"})])
+def test_search_survives_dead_workers(done, tmp_path, monkeypatch, worker, statuses):
+    folder, out = done
+    monkeypatch.setenv("MARKER", str(tmp_path / "marker"))
+    monkeypatch.setenv("VICTIM", str(search.trial_settings(definition())[1]["seed"]))
+    (tmp_path / "out").mkdir()
+    trials, datasets = search.make_trials(definition(dataset=str(folder), epochs=3, trials=5), None, None)
+    monkeypatch.setattr(search, "run_trial", worker)
+    with search.local_workers(2, tmp_path / "split", datasets) as workers:
+        search.run_search(
+            trials, "random", workers, tmp_path / "out", ["lr", "weight_decay", "hidden"], print
+        )
+    rows = table(tmp_path / "out")
+    assert {row["status"] for row in rows} == statuses
+    assert [row for row in rows if row["status"] == "finished"] == [
+        row for row in table(out) if row["trial"] != 2 or statuses == {"finished"}
+    ]
+
+
+def start(arguments, **environment):
+    """A search in a process group of its own."""
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "search.py", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **environment},
+    )
+    STARTED.append(process)
+    return process
+
+
+def wait_until(fact, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not fact():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
+
+
+def is_gone(group):
+    """Whether no process of the group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+LONG = ["--trials", 3, "--epochs", 6, "--batch-size", 16, "--workers", 2]
+
+
+@pytest.fixture(scope="module")
+def unbroken(done):
+    folder = write_dataset(done[0].parent / "large", train=2000, shape=(16, 16))
+    out = folder.parent / "unbroken"
+    search.main(flags(folder, out, *LONG))
+    return folder, out
+
+
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_stopped_at_any_moment_a_search_leaves_no_process_and_resumes(unbroken, tmp_path, number, status):
+    folder, whole = unbroken
+    process = start(flags(folder, tmp_path, *LONG))
+    wait_until((tmp_path / "trials.csv").exists)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == status
+    if status > 0:
+        assert (
+            errors
+            == f"search.py: stopped: every trial that has ended is in {tmp_path}; --resume runs the others\n"
+        )
+    wait_until(lambda: is_gone(process.pid))
+    assert 1 <= len(table(tmp_path)) < 3
+    search.main(["--resume", "--out", str(tmp_path)])
+    assert table(tmp_path) == table(whole)
+    assert not (tmp_path / "split").exists()
+
+
+# --- the command line -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--spaces", "lr=1:2"], ["--spaces", "did you mean --space"]),
+        (["--space", "lr=2:1"], ["--space lr=2:1", "empty"]),
+        (["--workers", "0"], ["--workers", "whole number"]),
+        (["--workers", "2", "--scheduler", "tcp://x:1"], ["--workers", "this machine"]),
+    ],
+)
+def test_bad_input_gives_one_clear_line_and_status_2(tmp_path, arguments, words):
+    done = run("search.py", *arguments, "--out", tmp_path / "out", check=2)
+    assert done.stderr.count("\n") == 1 and all(word in done.stderr for word in words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_search_does_not_import_matplotlib_or_dask():
+    code = "import sys, search; print({'matplotlib', 'distributed'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_live_line_tells_done_running_best_and_time_left():
+    clock = {"started": time.perf_counter() - 60, "epochs": 10, "left": 40}
+    line = search.live_line([as_trial(7, 0.9791)], clock, "1/5", 2, None)
+    assert line == "1/5 trials done   2 running   best 97.91 % (trial 7)   4 min left"
+    assert [search.duration(s) for s in (5, 600, 9000)] == ["5 s", "10 min", "2 h 30 min"]
+
+
+def test_words_in_tables_are_read_as_text(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("a,b,c\n512x256,3,\nrelu,0.5,--1\n")
+    assert data.load_rows(path, words=True) == [
+        {"a": "512x256", "b": 3, "c": None},
+        {"a": "relu", "b": 0.5, "c": "--1"},
+    ]
+    with pytest.raises(ValueError, match=r"table.csv is not a table of numbers"):
+        data.load_rows(path)
+
+
+# --- a cluster --------------------------------------------------------------------------------
+
+needs_dask = pytest.mark.skipif(
+    importlib.util.find_spec("distributed") is None, reason="needs Dask: pip install distributed"
+)
+
+
+def test_without_dask_the_error_says_what_to_install(small_set, tmp_path):
+    (tmp_path / "distributed.py").write_text("raise ModuleNotFoundError")
+    done = run(
+        *("search.py", *flags(small_set, tmp_path / "out", "--scheduler", "tcp://127.0.0.1:1")),
+        check=2,
+        PYTHONPATH=str(tmp_path),
+    )
+    assert "pip install distributed" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """``(address, scheduler, workers)``; two workers of one thread, all processes of their own."""
+    folder = tmp_path_factory.mktemp("cluster")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    host, port = address.split(":")
+    scheduler = dask(folder, "scheduler", "--host", host, "--port", port)
+    workers = [
+        dask(folder, "worker", address, "--name", n, "--nthreads", 1, "--local-directory", folder)
+        for n in range(2)
+    ]
+    yield f"tcp://{address}", scheduler, workers
+    for process in [*workers, scheduler]:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def dask(folder, *arguments):
+    with open(folder / "log", "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "dask", *map(str, arguments), "--no-dashboard"],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def cluster_flags(folder, out, address):
+    words = flags(folder, out, *LONG, "--scheduler", address)
+    at = words.index("--workers")
+    return words[:at] + words[at + 2 :]
+
+
+NAME_A_BUSY_WORKER = """
+import sys, time, distributed
+with distributed.Client(sys.argv[1]) as client:
+    names = {address: worker["name"] for address, worker in client.scheduler_info()["workers"].items()}
+    print("watching", flush=True)
+    while not (busy := [names[address] for address, tasks in client.processing().items() if tasks]):
+        time.sleep(0.005)
+    print(busy[0], flush=True)
+"""
+
+
+@needs_dask
+def test_cluster_worker_without_the_data_says_so(small_set, cluster, tmp_path):
+    relative = flags("small", tmp_path / "out", "--scheduler", cluster[0])
+    process = subprocess.run(
+        [sys.executable, ROOT / "search.py", *relative], cwd=small_set.parent, capture_output=True, text=True
+    )
+    assert process.returncode == 2
+    assert process.stderr.count("\n") == 1 and "does not have the data set small" in process.stderr
+
+
+@needs_dask
+def test_cluster_search_is_interrupted_and_resumed_though_a_worker_dies(unbroken, cluster, tmp_path):
+    folder, whole = unbroken
+    address, _, workers = cluster
+    process = start(cluster_flags(folder, tmp_path, address))
+    wait_until((tmp_path / "trials.csv").exists)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 143 and errors.count("\n") == 1, errors
+    code = [sys.executable, "-c", NAME_A_BUSY_WORKER, address]
+    with subprocess.Popen(code, stdout=subprocess.PIPE, text=True) as watcher:
+        assert watcher.stdout.readline() == "watching\n"
+        process = start([*cluster_flags(folder, tmp_path, address), "--resume"])
+        os.killpg(workers[int(watcher.stdout.readline())].pid, signal.SIGKILL)
+    _, errors = process.communicate(timeout=40)
+    assert process.returncode == 0, errors
+    assert table(tmp_path) == table(whole)
+    for number in (1, 2, 3):
+        params = f"trials/00{number}/params.pkl"
+        assert (tmp_path / params).read_bytes() == (whole / params).read_bytes()
+
+
+@needs_dask
+def test_cluster_whose_scheduler_dies_gives_one_clear_line(unbroken, cluster, tmp_path):
+    process = start(cluster_flags(unbroken[0], tmp_path, cluster[0]))
+    wait_until((tmp_path / "trials.csv").exists)
+    os.killpg(cluster[1].pid, signal.SIGKILL)
+    _, errors = process.communicate(timeout=40)
+    assert process.returncode == 2
+    assert errors.count("\n") == 1 and "is gone" in errors and "--resume" in errors
