@@ -884,8 +884,8 @@ def prepare_picture(picture, image_shape=(28, 28)):
         There is nothing on the picture.
     """
     pixels = _shrunk(picture)
-    ink, box = _find_ink(pixels)
-    scale = max(picture.shape) / max(pixels.shape)
+    ink = _find_ink(pixels)
+    box, scale = _box_of(ink), max(picture.shape) / max(pixels.shape)
     extent = max(part.stop - part.start for part in box)
     if scale > 1 and extent < LOOK / 2:  # a small digit on a large picture: look again, closer
         margin = extent / 2
@@ -893,8 +893,19 @@ def prepare_picture(picture, image_shape=(28, 28)):
             slice(int(max(0, part.start - margin) * scale), math.ceil((part.stop + margin) * scale))
             for part in box
         )
-        ink, box = _find_ink(_shrunk(picture[closer]))
-    return _center_by_mass(_fit(_thickened(ink[box]), image_shape), image_shape)
+        ink = _find_ink(_shrunk(picture[closer]))
+    return prepare_ink(ink, image_shape)
+
+
+def prepare_ink(ink, image_shape=(28, 28)):
+    """The same from ink alone: float array (rows, columns) in [0, 1], not all 0."""
+    fitted = _fit(_thickened(ink[_box_of(ink)]), image_shape)
+    return _center_by_mass(fitted, image_shape)
+
+
+def _box_of(ink):
+    rows, columns = (np.flatnonzero((ink > 0.2).any(axis=axis)) for axis in (1, 0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _shrunk(picture):
@@ -908,7 +919,7 @@ def _shrunk(picture):
 
 
 def _find_ink(pixels):
-    """How much ink there is at each pixel, (rows, columns) in [0, 1], and the box that holds it."""
+    """How much ink there is at each pixel, (rows, columns) in [0, 1]; ValueError if there is none."""
     difference = pixels - _paper(pixels)
     distance = np.linalg.norm(difference, axis=2)
     rank = min(8, 1 + distance.size // 100)  # the very strongest pixels of a large picture may be dust
@@ -921,9 +932,7 @@ def _find_ink(pixels):
     if peak < FAINTEST or peak < 5 * noise:
         raise ValueError("there is nothing to see on it")
     ink = np.clip((ink / peak - 0.1) / 0.9, 0, 1)
-    ink = np.where(_grown(_without_specks(ink > 0.4)), ink, 0)
-    rows, columns = (np.flatnonzero((ink > 0.2).any(axis=axis)) for axis in (1, 0))
-    return ink, (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    return np.where(_grown(_without_specks(ink > 0.4)), ink, 0)
 
 
 def _paper(pixels):

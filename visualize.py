@@ -599,39 +599,36 @@ def search_figure(trials, space, title=""):
         axes.append(figure.add_subplot(place, sharey=axes[0] if axes else None))
         if number % across == 0:
             axes[-1].set_ylabel("validation accuracy (%)")
-    best, longest = trials[0], max(trial["epochs"] for trial in trials)
     floor = 100 * floor_of([trial["val_accuracy"] for trial in trials])
-    groups = [  # label, marker and filling of the trials that it holds for
-        ("all epochs", "o", BLUE, lambda t: t["epochs"] == longest and t is not best),
-        ("fewer epochs", "s", "none", lambda t: t["epochs"] < longest and t is not best),
-        ("the best", "*", ORANGE, lambda t: t is best),
-    ]
     for ax, (name, spec) in zip(axes, space.items()):
-        kind = axis_kind(spec, [trial[name] for trial in trials])
-        places = setting_places(ax, name, kind, trials)
-        for label, marker, filling, belongs in groups:
-            chosen = [trial for trial in trials if belongs(trial)]
-            accuracies = [max(floor, 100 * trial["val_accuracy"]) for trial in chosen]
-            size = 14 if marker == "*" else 5
-            ax.plot(
-                [places(trial[name]) for trial in chosen],
-                accuracies,
-                marker,
-                mfc=filling,
-                mec=ORANGE if marker == "*" else BLUE,
-                ms=size,
-                label=label if chosen else None,
-            )
-        ax.set_xlabel(name)
+        plot_setting(ax, name, spec, trials, floor)
     handles, labels = axes[0].get_legend_handles_labels()
     below = sum(100 * trial["val_accuracy"] < floor for trial in trials)
     if below:
-        handles, labels = (
-            [*handles, Line2D([], [], ls="")],
-            [*labels, f"{below} at the bottom lie lower still"],
-        )
+        handles.append(Line2D([], [], ls=""))
+        labels.append(f"{below} at the bottom lie lower still")
     legend_below(figure, grid[down, :], handles, labels, ncol=4)
     return figure
+
+
+def plot_setting(ax, name, spec, trials, floor):
+    """Validation accuracy of trials, but at least floor, against one setting; the best is a star."""
+    places = setting_places(ax, name, axis_kind(spec, [trial[name] for trial in trials]), trials)
+    longest = max(trial["epochs"] for trial in trials)
+    groups = [
+        ("all epochs", [t for t in trials[1:] if t["epochs"] == longest], {"marker": "o", "color": BLUE}),
+        (
+            "fewer epochs",
+            [t for t in trials[1:] if t["epochs"] < longest],
+            {"marker": "s", "color": BLUE, "mfc": "none"},
+        ),
+        ("the best", trials[:1], {"marker": "*", "color": ORANGE, "ms": 14}),
+    ]
+    for label, chosen, style in groups:
+        x = [places(trial[name]) for trial in chosen]
+        y = [max(floor, 100 * trial["val_accuracy"]) for trial in chosen]
+        ax.plot(x, y, ls="", label=label if chosen else None, **style)
+    ax.set_xlabel(name)
 
 
 def setting_places(ax, name, kind, trials):
@@ -778,7 +775,7 @@ def load_search(path):
     """
     table = path / "trials.csv"
     rows = data.load_rows(table, words=True) if table.exists() else []
-    check_columns(table, rows, {"trial", "status", "epochs", "val_accuracy"})
+    check_columns(table, rows, {"trial", "status", "seed", "epochs", "val_accuracy"})
     trials = [
         row
         for row in rows
@@ -791,6 +788,7 @@ def load_search(path):
     definition = load_config(path / "search.json")
     words = [word.partition("=") for word in str(definition.get("space", "")).split()]
     space = {name: spec for name, _, spec in words if name in columns} or without(space, "seed")
+    space = space or {"seed": None}
     folders = {trial["trial"]: path / "trials" / f"{trial['trial']:03}" for trial in trials}
     histories = {trial: load_history(folder / "history.csv") for trial, folder in folders.items()}
     best = trials[0]
@@ -1099,10 +1097,35 @@ def read_drawing(drawing, params, config):
     shape, classes = config["data"]["image_shape"], len(config["data"]["class_names"])
     if not drawing.any():
         return np.zeros(shape, np.uint8), np.zeros(classes)
-    grey = np.uint8(255 * drawing)
-    image = data.prepare_picture(np.repeat(grey[:, :, None], 3, axis=2), shape)
+    image = data.prepare_ink(drawing, shape)
     x = data.preprocess(image.reshape(1, -1), config["steps"], params["W1"].dtype)
     return image, nn.predict(params, x, config["activation"], config["loss"])[0].clip(0, 1)
+
+
+def drawing_axes(figure, class_names, image_shape, title=""):
+    """Lay out a figure to draw in; returns its ``pad`` and ``button``, and what changes in it."""
+    from matplotlib.widgets import Button
+
+    figure.suptitle(f"Draw with the mouse; c or the button clears\n{title}")
+    grid = figure.add_gridspec(2, 2, width_ratios=[1.3, 1], height_ratios=[1, 0.09])
+    pad, right = figure.add_subplot(grid[0, 0]), grid[0, 1].subgridspec(2, 1, height_ratios=[1, 2])
+    small, chances = figure.add_subplot(right[0]), figure.add_subplot(right[1])
+    ink = pad.imshow(np.zeros(DRAWING), cmap="gray_r", vmin=0, vmax=1)
+    seen = small.imshow(np.zeros(image_shape), cmap="gray", vmin=0, vmax=255)
+    small.set_title("what the network sees")
+    places = range(len(class_names))
+    bars = chances.barh(places, [0] * len(places), color=BLUE)
+    chances.set(xlim=(0, 100), ylim=(len(places) - 0.5, -0.5), xlabel="probability (%)")
+    chances.set_yticks(places, class_names)
+    for ax in (pad, small):
+        ax.set(xticks=[], yticks=[])
+        ax.grid(False)
+        for spine in ax.spines.values():
+            spine.set_visible(True)
+    button = Button(figure.add_subplot(grid[1, 0]), "clear")
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)  # laid out once: to do it at each stroke is slow
+    return {"pad": pad, "ink": ink, "seen": seen, "bars": bars, "button": button}
 
 
 def drawing_window(figure, params, config, title=""):
@@ -1118,48 +1141,30 @@ def drawing_window(figure, params, config, title=""):
     Returns
     -------
     dict
-        ``pad`` (the axes to draw in), ``ink``, ``seen`` (images), ``bars``, ``button``; to be kept
-        as long as the window is.
+        ``pad`` (the axes to draw in), ``ink``, ``seen`` (images), ``bars``, ``button``,
+        ``handlers``; to be kept as long as the window is, as Matplotlib itself does not.
     """
-    from matplotlib.widgets import Button
-
-    figure.suptitle(f"Draw with the mouse; c or the button clears\n{title}")
-    grid = figure.add_gridspec(2, 2, width_ratios=[1.3, 1], height_ratios=[1, 0.09])
-    pad, right = figure.add_subplot(grid[0, 0]), grid[0, 1].subgridspec(2, 1, height_ratios=[1, 2])
-    small, chances = figure.add_subplot(right[0]), figure.add_subplot(right[1])
+    facts = config["data"]
+    window = drawing_axes(figure, facts["class_names"], facts["image_shape"], title)
     state = {"drawing": np.zeros(DRAWING), "last": None}
-    ink = pad.imshow(state["drawing"], cmap="gray_r", vmin=0, vmax=1)
-    seen, estimates = read_drawing(state["drawing"], params, config)
-    seen = small.imshow(seen, cmap="gray", vmin=0, vmax=255)
-    small.set_title("what the network sees")
-    names = config["data"]["class_names"]
-    bars = chances.barh(range(len(names)), estimates, color=BLUE)
-    chances.set(xlim=(0, 100), ylim=(len(names) - 0.5, -0.5), xlabel="probability (%)")
-    chances.set_yticks(range(len(names)), names)
-    for ax in (pad, small):
-        ax.set(xticks=[], yticks=[])
-        ax.grid(False)
-    for spine in pad.spines.values():
-        spine.set_visible(True)
-    button = Button(figure.add_subplot(grid[1, 0]), "clear")
 
     def show(drawing):
         state["drawing"] = drawing
         image, estimates = read_drawing(drawing, params, config)
-        ink.set_data(drawing)
-        seen.set_data(image)
-        for bar, estimate in zip(bars, estimates):
+        window["ink"].set_data(drawing)
+        window["seen"].set_data(image)
+        for bar, estimate in zip(window["bars"], estimates):
             bar.set_width(100 * estimate)
             bar.set_color(ORANGE if estimate == estimates.max() else BLUE)
         figure.canvas.draw_idle()
 
     def press(event):
-        if event.inaxes is pad and event.button == 1:
+        if event.inaxes is window["pad"] and event.button == 1:
             state["last"] = (event.xdata, event.ydata)
             show(stroke(state["drawing"], state["last"], state["last"]))
 
     def move(event):
-        if state["last"] and event.inaxes is pad:
+        if state["last"] and event.inaxes is window["pad"]:
             start, state["last"] = state["last"], (event.xdata, event.ydata)
             show(stroke(state["drawing"], start, state["last"]))
 
@@ -1170,13 +1175,11 @@ def drawing_window(figure, params, config, title=""):
         if getattr(event, "key", "c") == "c":
             show(np.zeros(DRAWING))
 
-    figure.draw_without_rendering()
-    figure.set_layout_engine(None)  # laid out once: to do it at each stroke is slow
     handlers = {"button_press": press, "motion_notify": move, "button_release": release, "key_press": clear}
     for name, handler in handlers.items():
         figure.canvas.mpl_connect(f"{name}_event", handler)
-    button.on_clicked(clear)
-    return {"pad": pad, "ink": ink, "seen": seen, "bars": bars, "button": button, "handlers": handlers}
+    window["button"].on_clicked(clear)
+    return {**window, "handlers": handlers}
 
 
 def open_drawing(path):
