@@ -603,7 +603,7 @@ def _from_npz(content):
 # NumPy arrays are made of, and knows only the functions below by name. Its limits, far above
 # what a run writes, keep a small file from taking much time or memory.
 
-MOST_OPCODES = 1_000_000
+MOST_OPCODES = 200_000
 MOST_DIMENSIONS = 32
 MOST_DEPTH = 50  # of dicts and lists in each other, in a .npz as well
 

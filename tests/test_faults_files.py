@@ -20,7 +20,7 @@ import nn
 import test as judging
 import train
 
-FEW, MANY = 100, pytest.param(1100, marks=pytest.mark.extended)  # of each kind
+FEW, MANY = 60, pytest.param(1100, marks=pytest.mark.extended)  # of each kind
 SETTINGS = [
     {"momentum": 0.9, "preprocess": ["scale", "center"], "patience": 9},
     {"hidden": [], "preprocess": ["standardize"], "dropout": 0.2, "loss": "mse", "lr": 0.001},
@@ -122,7 +122,8 @@ def test_damaged_params(runs, tmp_path, suffix, count):
         content = path.read_bytes()
         contents += [damaged(content, rng) for _ in range(count // len(runs))]
     fine, faults = outcomes(written(path, contents), use_params)
-    assert not faults and 0 < fine < count
+    assert not faults and fine < count
+    assert fine or suffix == "npz", "a zip archive has checksums"
 
 
 def copied(run, tmp_path):
@@ -236,10 +237,10 @@ HOSTILE = {  # name of the file -> content that asks for far more memory or time
     "images sizes that lie": lambda: idx_header(2**32 - 1, 28, 28) + bytes(784),
     "images 3 GB announced": lambda: idx_header(4_000_000, 28, 28) + bytes(784),
     "images.gz 3 GB announced": lambda: gzip.compress(idx_header(4_000_000, 28, 28) + bytes(784)),
-    "images.gz bomb behind the end": lambda: gzip.compress(idx_header(1, 28, 28) + bytes(400 * MEGA), 9),
+    "images.gz bomb behind the end": lambda: gzip.compress(idx_header(1, 28, 28) + bytes(100 * MEGA), 9),
     "images.gz bomb in many parts": lambda: gzip.compress(idx_header(1, 28, 28) + bytes(784))
     + gzip.compress(bytes(4 * MEGA), 9) * 100,
-    "images.gz endless file name": lambda: b"\x1f\x8b\x08\x08" + bytes(6) + b"a" * (8 * MEGA),
+    "images.gz endless file name": lambda: b"\x1f\x8b\x08\x08" + bytes(6) + b"a" * (2 * MEGA),
     "arrays.pkl of the same bytes": lambda: pickled(
         b"cnumpy.core.multiarray\nscalar\nq\x01cnumpy\ndtype\n(X\x02\0\0\0u1K\0K\x01tRq\x02"
         + text(MEGA // 2) + b"q\x03c_codecs\nencode\nq\x04("
@@ -250,10 +251,10 @@ HOSTILE = {  # name of the file -> content that asks for far more memory or time
         b"cnumpy.core.numeric\n_frombuffer\n(C\x04aaaacnumpy\ndtype\n(X\x02\0\0\0f4K\0K\x01tR("
         + b"\x8a\xff" + b"\x7f" * 255 + b"q\x05" + b"h\x05" * 200_000 + b"tX\x01\0\0\0CtR"
     ),
-    "dicts.pkl by the million": lambda: pickled(b"(" + b"}" * (4 * MEGA) + b"l"),
+    "dicts.pkl by the million": lambda: pickled(b"(" + b"}" * (2 * MEGA) + b"l"),
     "nested.pkl": lambda: pickled(b"(" * 100_000 + b"l" * 100_000),
     "itself.pkl": lambda: pickled(b"]q\x01h\x01a"),
-    "bomb.npz": lambda: zipped({"W1.npy": npy((100 * MEGA,), content=bytes(400 * MEGA))}),
+    "bomb.npz": lambda: zipped({"W1.npy": npy((25 * MEGA,), content=bytes(100 * MEGA))}),
     "shape.npz": lambda: zipped({"W1.npy": npy((2**31, 2**31)), "b1.npy": npy((2**40,))}),
     "text.npz": lambda: zipped({"config.npy": npy((), "<U500000000", b"aaaa")}),
     "objects.npz": lambda: zipped({"config.npy": npy((), "|O", pickle.dumps(Runs()))}),
