@@ -44,7 +44,7 @@ def relu(z):
 
 
 def relu_slope(a):
-    return a > 0
+    return np.sign(a)  # of a >= 0; twice as fast as a > 0, which would have to become float
 
 
 def leaky_relu(z):
@@ -293,11 +293,11 @@ def backward(params, cache, y, loss="cross_entropy", weight_decay=0.0, scale=1.0
     delta = softmax(outputs) if loss == "cross_entropy" else outputs.copy()
     delta[np.arange(len(y)), y] -= 1
     delta *= scale / len(y)  # (n, k)
-    grads = dict.fromkeys(params) if out is None else out
+    grads, ones = dict.fromkeys(params) if out is None else out, np.ones(len(y), delta.dtype)
     for layer in range(len(params) // 2, 0, -1):
         W, b = f"W{layer}", f"b{layer}"
         grads[W] = np.matmul(cache["inputs"][layer - 1].T, delta, out=grads[W])
-        grads[b] = np.sum(delta, axis=0, out=grads[b])
+        grads[b] = np.matmul(ones, delta, out=grads[b])  # the sum over the batch
         if weight_decay:
             grads[W] += weight_decay * params[W]
         if layer > 1:
