@@ -24,7 +24,7 @@ import warnings
 import numpy as np
 
 LEAKY_SLOPE = 0.01
-UPDATE_BLOCK = 32768  # elements of a weight matrix updated at a time, so that they stay in cache
+UPDATE_BLOCK = 65536  # elements of a weight matrix updated at a time, so that they stay in cache
 
 
 def choose(kind, name, options):

@@ -402,8 +402,12 @@ def _train_steps(state, data, config, progress):
         if not math.isfinite(outputs.sum()):  # as good as a loss that is not finite, and cheaper
             raise _divergence(config, state["epoch"] + 1, f"step {start // size + 1}")
         nn.backward(narrow_params, cache, labels[rows], config["loss"], scale=lr, out=narrow_grads)
-        grads["W1"][inked:] = 0
-        nn.sgd_step(params, grads, velocity, 1, **optimiser, out=(params, velocity))
+        if velocity is None:  # a row of W1 behind the ink does no more than decay
+            nn.sgd_step(narrow_params, narrow_grads, None, 1, **optimiser, out=(narrow_params, None))
+            params["W1"][inked:] *= 1 - optimiser["weight_decay"]
+        else:
+            grads["W1"][inked:] = 0
+            nn.sgd_step(params, grads, velocity, 1, **optimiser, out=(params, velocity))
         progress(start + len(rows))
     return tuple(_natural_rows(arrays, pixels["columns"]) for arrays in (params, velocity))
 
