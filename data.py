@@ -274,8 +274,8 @@ def load_dataset_of(config, data_dir=None, name=None):
     Raises
     ------
     ValueError
-        The data set has images of another size, or classes that the network does not know; the
-        stored preprocessing does not fit. And as ``load_dataset``.
+        The data set has images of another size, or classes that the network does not know. And as
+        ``load_dataset``.
     OSError
         As ``load_dataset``.
     """
@@ -285,7 +285,6 @@ def load_dataset_of(config, data_dir=None, name=None):
         raise ValueError(
             f"{dataset['title']} does not fit: the network takes {width} pixels and knows {classes} classes"
         )
-    check_steps(config["steps"], width)
     if name is None and dataset["sha256"] != facts.get("sha256"):
         print("note: the data set has changed since the network was trained", file=sys.stderr)
     return dataset
@@ -621,7 +620,7 @@ def _distort_glyphs(rng, glyphs, fonts, labels):
 
 
 def split(images, labels, val_size, rng, train_size=None):
-    """Hold out validation images, chosen by a shuffle.
+    """Hold out validation images, chosen by a shuffle, or the last ones.
 
     Parameters
     ----------
@@ -629,7 +628,8 @@ def split(images, labels, val_size, rng, train_size=None):
     labels : array (n,)
     val_size : int
         Number of validation images; 0 for none.
-    rng : numpy.random.Generator
+    rng : numpy.random.Generator or None
+        None: no shuffle, the last images are held out.
     train_size : int, optional
         Number of training images to keep of the others; default: all of them.
 
@@ -646,7 +646,7 @@ def split(images, labels, val_size, rng, train_size=None):
     wanted = check_split(len(images), val_size, train_size)
     if wanted == len(images):
         return (images, labels), (images[:0], labels[:0])
-    order = rng.permutation(len(images))
+    order = np.arange(len(images))[::-1] if rng is None else rng.permutation(len(images))
     val, train = np.sort(order[:val_size]), np.sort(order[val_size : val_size + wanted])
     return (images[train], labels[train]), (images[val], labels[val])
 
@@ -662,47 +662,153 @@ def check_split(n, val_size, train_size=None):
     return wanted
 
 
+def _deskew(pictures, step):
+    """Shear each picture so that its ink stands upright: no correlation of columns with rows is left."""
+    ink = pictures.astype(np.float32)
+    mass = np.maximum(ink.sum(axis=(1, 2)), 1)[:, None]  # (n, 1); 1 for blank pictures
+    y, x = np.arange(pictures.shape[1]), np.arange(pictures.shape[2])
+    by_row, by_column = ink.sum(axis=2), ink.sum(axis=1)
+    y = y - by_row @ y[:, None] / mass  # (n, rows), from each picture's centre of mass
+    x = x - by_column @ x[:, None] / mass  # (n, columns)
+    covariance = np.einsum("nrc,nr,nc->n", ink, y, x, optimize=True)
+    slant = covariance / np.maximum(np.einsum("nr,nr->n", by_row, y * y), 1)
+    return _resampled_columns(pictures, slant[:, None] * y, np.ones(len(pictures)))
+
+
+def _normalize_width(pictures, step):
+    """Bring each picture's ink to so many columns, at most twice its width, in the middle."""
+    columns = pictures.shape[2]
+    inked = (pictures > FAINT).any(axis=1)  # (n, columns)
+    first, last = inked.argmax(axis=1), columns - 1 - inked[:, ::-1].argmax(axis=1)
+    scale = np.where(inked.any(axis=1), np.maximum((last - first + 1) / step["number"], 0.5), 1)
+    start = (first + last) / 2 - scale * (columns - 1) / 2
+    return _resampled_columns(pictures, np.repeat(start[:, None], pictures.shape[1], axis=1), scale)
+
+
+def _resampled_columns(pictures, start, scale):
+    """Column c of row r is taken from column start[r] + scale c, between columns linearly.
+
+    Parameters
+    ----------
+    pictures : uint8 array (n, rows, columns)
+    start : float array (n, rows)
+    scale : float array (n,)
+    """
+    columns = pictures.shape[2]
+    at = start[:, :, None] + scale[:, None, None] * np.arange(columns)  # (n, rows, columns)
+    np.clip(at, -1, columns, out=at)
+    left = np.floor(at).astype(np.int64)
+    right_share = at - left
+    padded = np.pad(pictures, ((0, 0), (0, 0), (1, 2)))  # blank beyond the edges
+    mixed = np.take_along_axis(padded, left + 1, axis=2) * (1 - right_share)
+    mixed += np.take_along_axis(padded, left + 2, axis=2) * right_share
+    return np.rint(mixed).astype(np.uint8)
+
+
+def _pool(pictures, step):
+    """The mean of each 2x2 pixels; an odd edge is filled with blank pixels."""
+    n, rows, columns = pictures.shape
+    even = np.pad(pictures, ((0, 0), (0, rows % 2), (0, columns % 2)))
+    blocks = even.reshape(n, (rows + 1) // 2, 2, (columns + 1) // 2, 2)
+    return np.rint(blocks.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
+
+
 def _scale(x, step):
     x /= 255
+    return x
 
 
 def _center(x, step):
     x -= step["mean"].astype(x.dtype)
+    return x
 
 
 def _standardize(x, step):
     x -= x.dtype.type(step["mean"])
     x /= x.dtype.type(step["std"])
+    return x
 
 
-def _fit_center(mean, square):
-    return {"mean": mean}
+def _pca(x, step):
+    return _center(x, step) @ step["basis"].astype(x.dtype)  # (n, number)
 
 
-def _fit_standardize(mean, square):
-    center = float(mean.mean())
-    std = math.sqrt(max(0.0, float(square.mean()) - center**2))
-    return {"mean": center, "std": std or 1.0}
+def _fit_center(images, steps, number):
+    return {"mean": _mean_over(images, steps, lambda x: x)}
 
 
-PREPROCESS = {  # name -> (fit from the pixels' mean and mean square, or None; apply in place)
+def _fit_standardize(images, steps, number):
+    mean = float(_mean_over(images, steps, lambda x: x).mean())
+    square = float(_mean_over(images, steps, np.square).mean())
+    return {"mean": mean, "std": math.sqrt(max(0.0, square - mean**2)) or 1.0}
+
+
+def _fit_pca(images, steps, number):
+    mean = _mean_over(images, steps, lambda x: x)
+    if number > len(mean):
+        raise ValueError(f"pca:{number}: an image has only {len(mean)} numbers there")
+    product = sum(x.T @ x for x, _ in batches(images, images[:, 0], steps, dtype=np.float64))
+    _, vectors = np.linalg.eigh(product / len(images) - np.outer(mean, mean))
+    basis = vectors[:, ::-1][:, :number]  # (d, number), the largest variance first
+    largest = np.take_along_axis(basis, np.abs(basis).argmax(axis=0)[None], axis=0)
+    return {"mean": mean, "basis": basis * np.sign(largest)}  # eigenvectors have no sign of their own
+
+
+def _mean_over(images, steps, function):
+    """Mean over all images of a function of their numbers (d,), float64, after the steps so far."""
+    taken = batches(images, images[:, 0], steps, dtype=np.float64)
+    return sum(function(x).sum(axis=0) for x, _ in taken) / len(images)
+
+
+FAINT = 32  # grey levels out of 255 that do not count for the width of the ink
+PICTURE_STEPS = {"deskew": _deskew, "width": _normalize_width, "pool": _pool}  # uint8 (n, rows, columns)
+PIXEL_STEPS = {  # name -> (fit on training images, or None; apply to float (n, d), maybe in place)
     "scale": (None, _scale),
     "center": (_fit_center, _center),
     "standardize": (_fit_standardize, _standardize),
+    "pca": (_fit_pca, _pca),
 }
+NUMBERED_STEPS = {"width": "width:14", "pca": "pca:50"}  # those that need a number, with an example
+STEP_NAMES = [NUMBERED_STEPS.get(name, name) for name in (*PICTURE_STEPS, *PIXEL_STEPS)]
 
 
-def fit_preprocess(names, images):
+def parse_steps(names):
+    """``["deskew", "pca:50"]`` as ``[("deskew", None), ("pca", 50)]``; ValueError if it makes no sense."""
+    steps = []
+    for text in names:
+        name, colon, number = text.partition(":") if isinstance(text, str) else (text, "", "")
+        if name not in {**PICTURE_STEPS, **PIXEL_STEPS}:
+            raise ValueError(f"unknown preprocessing {text!r:.40} (one of: {', '.join(STEP_NAMES)})")
+        if name not in NUMBERED_STEPS and colon:
+            raise ValueError(f"{name} takes no number, not {text:.40}")
+        if name in NUMBERED_STEPS and not (number.isdecimal() and 1 <= int(number[:9]) == int(number)):
+            raise ValueError(
+                f"{name} needs a whole number above 0, as in {NUMBERED_STEPS[name]}, not {text:.40}"
+            )
+        if name in PICTURE_STEPS and any(before in PIXEL_STEPS for before, _ in steps):
+            raise ValueError(f"{name} works on pictures: put it before {steps[-1][0]}")
+        if name in dict(steps):
+            raise ValueError("must name each step once")
+        steps.append((name, int(number) if colon else None))
+    return steps
+
+
+def fit_preprocess(names, images, image_shape=None):
     """Fit preprocessing on training images.
 
     Parameters
     ----------
     names : list of str
-        Applied in this order: ``scale`` divides by 255, ``center`` subtracts each pixel's mean
-        over the images, ``standardize`` subtracts the mean of all pixels and divides by their
-        standard deviation.
+        Applied in this order. First those that turn pictures into pictures, rounded to whole grey
+        levels: ``deskew`` shears the ink upright, by its moments; ``width:14`` brings it to 14
+        columns; ``pool`` takes the mean of each 2x2 pixels. Then those on numbers: ``scale``
+        divides by 255, ``center`` subtracts each pixel's mean over the images, ``standardize``
+        subtracts the mean of all pixels and divides by their standard deviation, ``pca:50``
+        keeps the 50 principal components (Pearson 1901).
     images : uint8 array (n, d)
         Training images only.
+    image_shape : (rows, columns), optional
+        Needed by the steps on pictures.
 
     Returns
     -------
@@ -712,49 +818,127 @@ def fit_preprocess(names, images):
     Raises
     ------
     ValueError
-        Unknown name.
+        Unknown name, wrong order or number.
     """
-    steps = []
-    for name in names:
-        if name not in PREPROCESS:
-            raise ValueError(f"unknown preprocessing {name!r} (one of: {', '.join(PREPROCESS)})")
-        fit, _ = PREPROCESS[name]
-        steps.append({"name": name} | (fit(*_moments(images, steps)) if fit else {}))
+    pictures = picture_steps(names, image_shape)
+    return pictures + fit_pixel_steps(names, redraw(images, pictures))
+
+
+def picture_steps(names, image_shape):
+    """The steps on pictures (rows, columns) among names; there is nothing to be fitted."""
+    steps, shape = [], image_shape
+    for name, number in parse_steps(names):
+        if name in PICTURE_STEPS:
+            steps.append({"name": name, "shape": list(shape)} | ({"number": number} if number else {}))
+            shape = _shape_after(name, shape)
     return steps
 
 
-def _moments(images, steps):
-    """Mean and mean square of each pixel, (d,) float64, after the steps fitted so far."""
-    total = np.zeros((2, images.shape[1]))
-    for x, _ in batches(images, images[:, 0], steps, dtype=np.float64):
-        total += x.sum(axis=0), np.square(x).sum(axis=0)
-    return total / len(images)
+def fit_pixel_steps(names, images):
+    """The other steps among names, fitted on training images that are redrawn already."""
+    steps = []
+    for name, number in parse_steps(names):
+        if name in PIXEL_STEPS:
+            fit, _ = PIXEL_STEPS[name]
+            steps.append({"name": name} | (fit(images, steps, number) if fit else {}))
+    return steps
 
 
-def check_steps(steps, width):
-    """Raise a ValueError unless steps (from a file) are fitted steps for images of that width."""
+def shape_after(steps, image_shape):
+    """(rows, columns) of the images after ``redraw``."""
+    for step in steps:
+        image_shape = _shape_after(step["name"], image_shape)
+    return tuple(image_shape)
+
+
+def _shape_after(name, shape):
+    return [-(-n // 2) for n in shape] if name == "pool" else list(shape)
+
+
+def check_steps(steps, image_shape, inputs):
+    """Raise a ValueError unless steps (from a file) lead from images of that shape to so many inputs."""
+    shape, width = list(image_shape), math.prod(image_shape)
     for step in steps:
         name = step.get("name") if isinstance(step, dict) else None
-        if not isinstance(name, str) or name not in PREPROCESS:
+        if not isinstance(name, str) or name not in {**PICTURE_STEPS, **PIXEL_STEPS}:
             raise ValueError(f"unknown preprocessing step {step!r:.60}")
-        mean = step.get("mean")
-        if name == "center" and not (
-            isinstance(mean, np.ndarray) and mean.shape == (width,) and mean.dtype.kind == "f"
-        ):
-            raise ValueError(f"the step center does not fit images of {width} pixels")
+        mean, basis, number = step.get("mean"), step.get("basis"), step.get("number")
+        if name in PICTURE_STEPS:
+            if step.get("shape") != shape or width != math.prod(shape):
+                raise ValueError(f"the step {name} does not fit images of {shape}")
+            if name == "width" and (type(number) is not int or number < 1):
+                raise ValueError("the step width lacks its number")
+            shape = _shape_after(name, shape)
+            width = math.prod(shape)
+        if name in ("center", "pca") and not _is_floats(mean, (width,)):
+            raise ValueError(f"the step {name} does not fit images of {width} pixels")
         if name == "standardize" and not (
             isinstance(mean, float) and isinstance(step.get("std"), float) and step["std"] > 0
         ):
             raise ValueError("the step standardize lacks its mean or std")
+        if name == "pca":
+            if getattr(basis, "ndim", 0) != 2 or not _is_floats(basis, (width, basis.shape[1])):
+                raise ValueError(f"the step pca does not fit images of {width} pixels")
+            width, shape = basis.shape[1], None
+    if width != inputs:
+        raise ValueError(
+            f"its images of {' x '.join(map(str, image_shape))} pixels are {width} numbers after "
+            f"preprocessing, but W1 takes {inputs}"
+        )
+
+
+def _is_floats(array, shape):
+    return isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.shape == shape
+
+
+def redraw(images, steps):
+    """uint8 images (n, d') after the steps on pictures; the images (n, d) themselves without such."""
+    wanted = [step for step in steps if step["name"] in PICTURE_STEPS]
+    if not wanted or not len(images):
+        return images
+
+    def redrawn(block):
+        for step in wanted:
+            pictures = PICTURE_STEPS[step["name"]](block.reshape(len(block), *step["shape"]), step)
+            block = pictures.reshape(len(block), -1)
+        return block
+
+    return np.concatenate([redrawn(images[i : i + 1000]) for i in range(0, len(images), 1000)])
+
+
+def pixel_steps(steps):
+    """The steps that are left after ``redraw``."""
+    return [step for step in steps if step["name"] in PIXEL_STEPS]
 
 
 def preprocess(images, steps, dtype=np.float32, out=None):
-    """Apply fitted steps to uint8 images (n, d); returns an array of dtype, written to ``out``."""
-    x = np.empty(images.shape, dtype) if out is None else out
+    """Apply fitted steps to uint8 images (n, d).
+
+    Returns an array (n, d') of dtype; it is ``out`` where that is given and no step changes d.
+    """
+    images = redraw(images, steps)
+    x = np.empty(images.shape, dtype) if out is None or out.shape != images.shape else out
     x[...] = images
-    for step in steps:
-        PREPROCESS[step["name"]][1](x, step)
+    for step in pixel_steps(steps):
+        x = PIXEL_STEPS[step["name"]][1](x, step)
     return x
+
+
+def weights_in_pixels(weights, steps):
+    """What weights (inputs, units) weigh in the pixels of the image: (d, units).
+
+    The steps on numbers but ``pca`` change no more than the scale, and those on pictures but
+    ``pool`` leave the pixels where they are.
+    """
+    for step in reversed(steps):
+        if step["name"] == "pca":
+            weights = step["basis"].astype(weights.dtype) @ weights
+        if step["name"] == "pool":
+            rows, columns = step["shape"]
+            pooled = weights.reshape(*_shape_after("pool", step["shape"]), -1) / 4
+            spread = pooled.repeat(2, axis=0).repeat(2, axis=1)[:rows, :columns]
+            weights = spread.reshape(rows * columns, -1)
+    return weights
 
 
 def sort_pixels(images):
@@ -797,6 +981,167 @@ def batches(images, labels, steps, batch_size=1000, dtype=np.float32):
         taken = images[start : start + batch_size]
         x = preprocess(taken, steps, out=buffer[: len(taken)])
         yield x, labels[start : start + batch_size]
+
+
+# --- augment ----------------------------------------------------------------------------------
+
+DISTORTIONS = ("shift", "affine", "elastic")  # each does what those before it do
+AUGMENT_NAMES = ("none", *DISTORTIONS, "flip")
+AUGMENT_BLOCK = 64  # images distorted at a time, so that they stay in cache
+
+
+def make_augment(
+    names,
+    image_shape,
+    *,
+    max_shift=2.0,
+    max_rotation=10.0,
+    max_scaling=0.12,
+    max_shear=0.1,
+    bend=1.2,
+    smooth=4.0,
+):
+    """What ``augment`` needs to know.
+
+    Parameters
+    ----------
+    names : list of str
+        At most one of ``shift``, ``affine`` (rotation, scaling, shear and shift) and ``elastic``
+        (affine, and a smooth random displacement of every pixel: Simard et al. 2003); and ``flip``,
+        which turns half of the images left to right.
+    image_shape : (rows, columns)
+    max_shift : float
+        Pixels, either way along both axes.
+    max_rotation : float
+        Degrees.
+    max_scaling : float
+        Share by which width and height grow or shrink, each on its own.
+    max_shear : float
+        Columns a row.
+    bend : float
+        Root mean square of the elastic displacement along each axis, in pixels.
+    smooth : float
+        Standard deviation, in pixels, of the Gaussian that smooths the displacement.
+
+    Returns
+    -------
+    dict, or None where there is nothing to do
+    """
+    kind = next((name for name in DISTORTIONS if name in names), None)
+    if kind is None and "flip" not in names:
+        return None
+    limits = {"shift": max_shift, "rotation": 0, "scaling": 0, "shear": 0, "bend": 0}
+    if kind != "shift":
+        limits |= {"rotation": math.radians(max_rotation), "scaling": max_scaling, "shear": max_shear}
+    if kind == "elastic":
+        limits["bend"] = bend
+    curves = [_curves(side, smooth if limits["bend"] else None) for side in image_shape]
+    return {
+        "kind": kind,
+        "flip": "flip" in names,
+        "shape": tuple(image_shape),
+        "limits": limits,
+        "curves": curves,
+    }
+
+
+def _curves(side, smooth):
+    """The curves (side, k) along one axis that displacements are made of: 1, the position, and bends.
+
+    A displacement field is curves_y @ coefficients @ curves_x.T. Bends are what white noise looks
+    like after a Gaussian: G z with the matrix G = U S V.T is U S times other white noise, V.T z, and
+    all but a few of the singular values S are next to nothing.
+    """
+    at = np.arange(side) - (side - 1) / 2
+    if smooth is None:
+        return np.column_stack([np.ones(side), at])
+    gaussian = np.exp(-0.5 * ((at[:, None] - at) / smooth) ** 2)
+    u, s, _ = np.linalg.svd(gaussian)
+    bends = u[:, s > 0.01 * s[0]] * s[s > 0.01 * s[0]]
+    bends /= math.sqrt(np.square(bends).sum(axis=1).mean())  # the field's mean square is 1
+    return np.column_stack([np.ones(side), at, bends])
+
+
+def augment(images, how, rng, out=None):
+    """Distort each image in its own random way.
+
+    Parameters
+    ----------
+    images : uint8 array (n, d)
+    how : dict
+        From ``make_augment``.
+    rng : numpy.random.Generator
+    out : float array (n, d), optional
+
+    Returns
+    -------
+    float32 array (n, d) or out
+        Grey levels from 0 to 255. Beyond its edges an image goes on as it ends.
+    """
+    x = np.empty(images.shape, np.float32) if out is None else out
+    for start in range(0, len(images), AUGMENT_BLOCK):
+        block = slice(start, start + AUGMENT_BLOCK)
+        pictures, result = images[block].reshape(-1, *how["shape"]), x[block].reshape(-1, *how["shape"])
+        if how["flip"]:
+            turned = rng.random(len(pictures)) < 0.5
+            pictures = np.where(turned[:, None, None], pictures[:, :, ::-1], pictures)
+        if how["kind"]:
+            _sample(pictures, *_positions(len(pictures), how, rng, x.dtype), out=result)
+        else:
+            result[...] = pictures
+    return x
+
+
+def _positions(n, how, rng, dtype):
+    """Row and column, (rows, n, columns) each, from which each pixel of n distorted images comes."""
+    limits, (along_y, along_x) = how["limits"], how["curves"]
+
+    def uniform(limit):
+        return rng.uniform(-limit, limit, n)
+
+    rotation, shear = uniform(limits["rotation"]), uniform(limits["shear"])
+    high, wide = 1 / (1 + uniform(limits["scaling"])), 1 / (1 + uniform(limits["scaling"]))
+    cos, sin = np.cos(rotation), np.sin(rotation)
+    constants, by_column, by_row = (0, 0), (0, 1), (1, 0)  # of the curves along y and x
+    of_row = {constants: uniform(limits["shift"]), by_column: -sin * high, by_row: cos * high}
+    of_column = {constants: uniform(limits["shift"]), by_column: cos * wide, by_row: sin * wide + shear}
+    positions = []
+    for side, affine in zip(how["shape"], (of_row, of_column)):
+        coefficients = np.zeros((along_y.shape[1], n, along_x.shape[1]), dtype)
+        if limits["bend"]:
+            bends = coefficients[2:, :, 2:]
+            bends[...] = limits["bend"] * rng.standard_normal(bends.shape, dtype=dtype)
+        for (i, j), values in affine.items():
+            coefficients[i, :, j] = values
+        coefficients[0, :, 0] += (side - 1) / 2
+        bent = along_y.astype(dtype) @ coefficients.reshape(len(coefficients), -1)
+        field = bent.reshape(-1, along_x.shape[1]) @ along_x.T.astype(dtype)
+        positions.append(field.reshape(how["shape"][0], n, -1))
+    return positions
+
+
+def _sample(pictures, row, column, out):
+    """Bilinear: pictures (n, rows, columns) at the positions (rows, n, columns), into out."""
+    n, rows, columns = pictures.shape
+    padded = np.pad(pictures, ((0, 0), (0, 1), (0, 1)), mode="edge")
+    np.clip(row, 0, rows - 1, out=row)
+    np.clip(column, 0, columns - 1, out=column)
+    above, left = row.astype(np.int32), column.astype(np.int32)
+    row -= above
+    column -= left
+    first = np.arange(n, dtype=np.int32)[:, None] * ((rows + 1) * (columns + 1))
+    at = above * (columns + 1) + left + first
+    pixels = padded.astype(out.dtype).reshape(-1)
+    # between the columns in the row above and in the row below, then between the rows
+    upper, lower = (_between(pixels.take(at + k), pixels.take(at + k + 1), column) for k in (0, columns + 1))
+    out[...] = _between(upper, lower, row).swapaxes(0, 1)
+
+
+def _between(first, second, share):
+    second -= first
+    second *= share
+    second += first
+    return second
 
 
 # --- pictures of your own ---------------------------------------------------------------------

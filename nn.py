@@ -192,12 +192,16 @@ def forward(params, x, activation="relu", dropout=0.0, rng=None, out=None):
         if layer < depth:
             hidden = activate(z)
             if dropout:
-                kept = rng.random(hidden.shape, dtype=dtype) >= dropout
-                mask = np.multiply(kept, 1 / (1 - dropout), dtype=dtype)
-                cache["masks"].append(mask)
-                hidden = hidden * mask
+                cache["masks"].append(dropout_mask(hidden.shape, dropout, rng, dtype))
+                hidden = hidden * cache["masks"][-1]
             cache["inputs"].append(hidden)
     return z, cache
+
+
+def dropout_mask(shape, share, rng, dtype=np.float32):
+    """Factors that switch off a share of what they multiply and scale the rest (inverted dropout)."""
+    kept = rng.random(shape, dtype=dtype) >= share
+    return np.multiply(kept, 1 / (1 - share), dtype=dtype)
 
 
 def softmax(outputs):
@@ -219,22 +223,33 @@ def _check_labels(outputs, y):
     return y
 
 
-def _cross_entropy(outputs, y):
+def _targets(y, classes, label_smoothing):
+    """What the outputs should be: (n, k) float64, 1 for the label and 0 for the others, or smoothed."""
+    return (1 - label_smoothing) * np.eye(classes)[y] + label_smoothing / classes
+
+
+def _cross_entropy(outputs, y, label_smoothing):
     z = outputs.astype(np.float64)
     z -= z.max(axis=1, keepdims=True)
-    return np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(y)), y]  # (n,), log of at least 1
+    log_total = np.log(np.exp(z).sum(axis=1))  # (n,), log of at least 1
+    if not label_smoothing:
+        return log_total - z[np.arange(len(y)), y]
+    return log_total - (_targets(y, z.shape[1], label_smoothing) * z).sum(axis=1)
 
 
-def _squared_error(outputs, y):
+def _squared_error(outputs, y, label_smoothing):
     z = outputs.astype(np.float64)
-    z[np.arange(len(y)), y] -= 1
+    if not label_smoothing:
+        z[np.arange(len(y)), y] -= 1
+    else:
+        z -= _targets(y, z.shape[1], label_smoothing)
     return 0.5 * np.square(z).sum(axis=1)  # (n,)
 
 
 LOSSES = {"cross_entropy": _cross_entropy, "mse": _squared_error}
 
 
-def loss(params, outputs, y, loss="cross_entropy", weight_decay=0.0):
+def loss(params, outputs, y, loss="cross_entropy", weight_decay=0.0, label_smoothing=0.0):
     """Mean loss of a batch, as a Python float, summed in float64.
 
     Parameters
@@ -249,6 +264,9 @@ def loss(params, outputs, y, loss="cross_entropy", weight_decay=0.0):
         the one-hot label.
     weight_decay : float
         Adds 0.5 * weight_decay * the sum of squares of the W's.
+    label_smoothing : float in [0, 1)
+        The target is 1 - label_smoothing for the label, and label_smoothing / k more for each of
+        the k classes (Szegedy et al. 2016).
 
     Raises
     ------
@@ -258,19 +276,21 @@ def loss(params, outputs, y, loss="cross_entropy", weight_decay=0.0):
     per_image = choose("loss", loss, LOSSES)
     y = _check_labels(outputs, y)
     with np.errstate(over="ignore", under="ignore"):
-        value = float(np.mean(per_image(outputs, y)))
+        value = float(np.mean(per_image(outputs, y, label_smoothing)))
         if weight_decay:
             squares = sum(np.square(w, dtype=np.float64).sum() for k, w in params.items() if k[0] == "W")
             value += 0.5 * weight_decay * float(squares)
     return value
 
 
-def backward(params, cache, y, loss="cross_entropy", weight_decay=0.0, scale=1.0, out=None):
+def backward(
+    params, cache, y, loss="cross_entropy", weight_decay=0.0, label_smoothing=0.0, scale=1.0, out=None
+):
     """Gradients of ``loss`` by back-propagation (Rumelhart, Hinton & Williams 1986).
 
     Parameters
     ----------
-    params, y, loss, weight_decay
+    params, y, loss, weight_decay, label_smoothing
         As for ``loss``.
     cache : dict
         From ``forward`` with the same params.
@@ -291,7 +311,9 @@ def backward(params, cache, y, loss="cross_entropy", weight_decay=0.0, scale=1.0
     outputs = cache["layers"][-1]
     y = _check_labels(outputs, y)
     delta = softmax(outputs) if loss == "cross_entropy" else outputs.copy()
-    delta[np.arange(len(y)), y] -= 1
+    delta[np.arange(len(y)), y] -= 1 - label_smoothing
+    if label_smoothing:
+        delta -= label_smoothing / delta.shape[1]
     delta *= scale / len(y)  # (n, k)
     grads, ones = dict.fromkeys(params) if out is None else out, np.ones(len(y), delta.dtype)
     for layer in range(len(params) // 2, 0, -1):
@@ -363,6 +385,25 @@ def _lr_times(g, lr):
 
 def _empty_like(params):
     return {key: np.empty_like(w, order="C") for key, w in params.items()}
+
+
+def limit_norms(params, most, out=None):
+    """Max-norm regularisation (Srivastava et al. 2014).
+
+    Shrinks the weights that lead into a hidden unit where their norm is above ``most``; the output
+    layer's and the biases remain. ``out``: a dict of arrays for the result, may be params itself.
+    """
+    out = {key: w.copy() for key, w in params.items()} if out is None else out
+    for layer in range(1, len(params) // 2):
+        w = params[f"W{layer}"]
+        norms = np.sqrt(np.einsum("ij,ij->j", w, w))  # (width,)
+        np.multiply(w, most / np.maximum(norms, most), out=out[f"W{layer}"])
+    return out
+
+
+def average(params, earlier, decay):
+    """decay * earlier + (1 - decay) * params: an exponential moving average (Polyak & Juditsky 1992)."""
+    return {key: decay * earlier[key] + (1 - decay) * w for key, w in params.items()}
 
 
 def predict(params, x, activation="relu", loss="cross_entropy"):
@@ -514,7 +555,7 @@ def check_config(params, config):
     digests = facts.get("sha256", {})
     if not isinstance(digests, dict) or not all(isinstance(digest, str) for digest in digests.values()):
         raise ValueError("its SHA-256 of the data are no texts")
-    if len(shape) != 2 or [math.prod(shape), len(names)] != [sizes[0], sizes[-1]]:
+    if len(shape) != 2 or len(names) != sizes[-1]:
         raise ValueError("its class names or image shape do not fit its params")
 
 

@@ -41,13 +41,14 @@ import nn
 import train
 from data import (
     check_split,
-    fit_preprocess,
     load_dataset,
     load_json,
     load_rows,
     make_parser,
     parse_flags,
+    picture_steps,
     progress_line,
+    redraw,
     run_script,
     save_json,
     save_rows,
@@ -289,21 +290,21 @@ def trial_data(config, source):
     return {
         **{part: (arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in ("train", "val")},
         "pixels": {name: arrays[f"pixels_{name}"] for name in ("images", "columns", "inked")},
-        "steps": fit_preprocess(config["preprocess"], arrays["train_images"]),
+        **train.prepare_steps(arrays["train_images"], config, config["data"]["image_shape"]),
         "classes": len(config["data"]["class_names"]),
         "evaluate": ("val",),
     }
 
 
-SPLIT_SETTINGS = ("dataset", "val_size", "train_size", "split_seed", "preprocess")
+SPLIT_SETTINGS = ("dataset", "val_size", "train_size", "holdout", "split_seed", "preprocess", "augment")
 
 
 def split_arrays(dataset, config):
     """All arrays of a trial's data by name; they depend on SPLIT_SETTINGS alone."""
-    arrays = {}
+    arrays, pictures = {}, picture_steps(config["preprocess"], dataset["image_shape"])
     for part, (images, labels) in zip(("train", "val"), train.split_dataset(dataset, config)):
-        arrays |= {f"{part}_images": images, f"{part}_labels": labels}
-    pixels = train.training_pixels(arrays["train_images"], config["preprocess"])
+        arrays |= {f"{part}_images": redraw(images, pictures), f"{part}_labels": labels}
+    pixels = train.training_pixels(arrays["train_images"], config)
     return arrays | {f"pixels_{name}": array for name, array in pixels.items()}
 
 

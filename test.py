@@ -147,7 +147,7 @@ def load_members(runs):
         facts = config["data"]
         if any(list(facts[key]) != list(first[key]) for key in ("image_shape", "class_names")):
             raise ValueError(f"{run} and {runs[0]} know different classes or images: they are no committee")
-        data.check_steps(config["steps"], nn.layer_sizes(params)[0])
+        data.check_steps(config["steps"], config["data"]["image_shape"], nn.layer_sizes(params)[0])
     return members
 
 

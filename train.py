@@ -23,21 +23,31 @@ import numpy as np
 
 import nn
 from data import (
+    AUGMENT_NAMES,
     DATASET_NAMES,
-    PREPROCESS,
+    DISTORTIONS,
+    PIXEL_STEPS,
+    STEP_NAMES,
+    augment,
     available_memory,
     batches,
-    fit_preprocess,
+    check_steps,
+    fit_pixel_steps,
     load_dataset,
     load_json,
     load_rows,
+    make_augment,
     make_parser,
     parse_flags,
+    parse_steps,
+    picture_steps,
     preprocess,
     progress_line,
+    redraw,
     run_script,
     save_json,
     save_rows,
+    shape_after,
     sort_pixels,
     split,
 )
@@ -117,26 +127,42 @@ def widths(value):
     return [width for width in result if width]
 
 
-def preprocess_names(value):
+def names(value):
     """Names from ``scale``, ``"scale+center"`` or ``["scale", "center"]``."""
     parts = value if isinstance(value, list) else [value]
-    names = [name for part in parts for name in (part.split("+") if isinstance(part, str) else [part])]
-    for name in names:
-        nn.choose("preprocessing", name, PREPROCESS)
-    if len(set(names)) < len(names):
-        raise ValueError("must name each step once")
-    return names
+    return [name for part in parts for name in (part.split("+") if isinstance(part, str) else [part])]
+
+
+def preprocess_names(value):
+    given = names(value)
+    for name in given:
+        kind = name.partition(":")[0] if isinstance(name, str) else name
+        nn.choose("preprocessing", kind, {text.partition(":")[0]: text for text in STEP_NAMES})
+    parse_steps(given)
+    return given
+
+
+def augment_names(value):
+    """What to do to the images: one of the distortions at most, flip; none is no name."""
+    given = [one_of("distortion", AUGMENT_NAMES)(name) for name in names(value)]
+    if len(given) > 1 and ("none" in given or len(set(given)) < len(given)):
+        raise ValueError("must be none alone, or name each kind once")
+    if len(set(given) & set(DISTORTIONS)) > 1:
+        raise ValueError(f"must be one of {', '.join(DISTORTIONS)}: each does what those before it do")
+    return [name for name in given if name != "none"]
 
 
 WIDEST = 1_000_000_000  # a hidden layer; what memory allows is far less
 LR_SCHEDULES = {  # lr of epoch t, counted from 0, from lr0, decay d, config c
     "constant": lambda lr, d, t, c: lr,
-    "inverse": lambda lr, d, t, c: lr / (1 + d * t),
-    "exponential": lambda lr, d, t, c: lr * d**t,
+    "inverse": lambda lr, d, t, c: lr / (1 + d * int(t)),
+    "exponential": lambda lr, d, t, c: lr * d ** int(t),
     "step": lambda lr, d, t, c: lr * d ** (t // c["lr_step"]),
     "cosine": lambda lr, d, t, c: lr * 0.5 * (1 + math.cos(math.pi * min(1, t / c["epochs"]))),
+    "linear": lambda lr, d, t, c: lr * max(0, 1 - t / c["epochs"]),
 }
 LR_DECAYS = {"inverse": 0.001, "exponential": 0.95, "step": 0.1}  # defaults of those that have one
+HOLDOUTS = ("random", "last")
 DTYPES = {"float32": np.float32, "float64": np.float64}
 
 SETTINGS = {  # name -> default, check, help; the flags, config files and search spaces follow it
@@ -150,7 +176,7 @@ SETTINGS = {  # name -> default, check, help; the flags, config files and search
         "constant",
         one_of("lr schedule", LR_SCHEDULES),
         "constant; inverse: lr / (1 + d t); exponential: lr d^t; step: times d every --lr-step "
-        "epochs; cosine: to 0 over all epochs (d is --lr-decay, t the epochs done)",
+        "epochs; cosine, linear: to 0 over all epochs, step by step (d is --lr-decay, t the epochs done)",
     ),
     "lr_decay": (
         None,
@@ -158,10 +184,19 @@ SETTINGS = {  # name -> default, check, help; the flags, config files and search
         f"d of the schedule; without it {', '.join(f'{d} for {s}' for s, d in LR_DECAYS.items())}",
     ),
     "lr_step": (10, number(1, whole=True), "epochs between the drops of the step schedule"),
+    "warmup": (0.0, number(0), "epochs in which lr grows from 0 to that of the schedule"),
     "momentum": (0.0, number(0, 1, below=True), "momentum"),
     "nesterov": (False, switch, "Nesterov's form of momentum"),
     "weight_decay": (2.5e-7, number(0), "L2 penalty: 0.5 * weight decay * sum of squared weights"),
     "dropout": (0.0, number(0, 1, below=True), "share of hidden units switched off in a step"),
+    "input_dropout": (0.0, number(0, 1, below=True), "share of inputs switched off in a step"),
+    "max_norm": (0.0, number(0), "largest norm of the weights into a hidden unit; 0: no limit"),
+    "label_smoothing": (0.0, number(0, 1, below=True), "share of the target given to all classes alike"),
+    "ema": (
+        0.0,
+        number(0, 1, below=True),
+        "judge and keep a moving average of the params over epochs: ema * average + (1 - ema) * params",
+    ),
     "batch_size": (128, number(1, whole=True), "images in a step"),
     "epochs": (50, number(1, whole=True), "passes over the training images"),
     "val_size": (6000, number(0, whole=True), "training images held out for validation"),
@@ -177,8 +212,16 @@ SETTINGS = {  # name -> default, check, help; the flags, config files and search
         number(0, 1),
         "least gain in accuracy that counts for --patience (0.001 is 0.1 points)",
     ),
-    "preprocess": (["scale"], preprocess_names, f"in this order: {', '.join(PREPROCESS)}"),
+    "preprocess": (["scale"], preprocess_names, f"applied in this order; of {', '.join(STEP_NAMES)}"),
+    "augment": ([], augment_names, f"distort the images anew for each epoch; of {', '.join(AUGMENT_NAMES)}"),
+    "max_shift": (2.0, number(0), "largest shift of a distorted image, in pixels"),
+    "max_rotation": (10.0, number(0, 180), "largest rotation, in degrees"),
+    "max_scaling": (0.12, number(0, 1, below=True), "largest share by which width and height grow or shrink"),
+    "max_shear": (0.1, number(0, 10), "largest slant, in columns a row"),
+    "bend": (1.2, number(0), "elastic displacement: root mean square along each axis, in pixels"),
+    "smooth": (4.0, number(0, above=True), "elastic displacement: radius of its Gaussian, in pixels"),
     "seed": (0, number(0, 2**63, whole=True), "seed of the split, the first weights and all epochs"),
+    "holdout": ("random", one_of("holdout", HOLDOUTS), "validation images: random ones, or the last"),
     "split_seed": (
         None,
         optional(number(0, 2**63, whole=True)),
@@ -276,51 +319,72 @@ def prepare(dataset, config):
     Returns
     -------
     dict
-        ``train``, ``val``, ``test``: (uint8 images (n, d), labels (n,)); ``steps``: the fitted
-        preprocessing; ``classes``: how many; ``evaluate``: the parts whose loss and accuracy are
-        worked out after each epoch; ``pixels``: from ``training_pixels``.
+        ``train``, ``val``, ``test``: (uint8 images (n, d), labels (n,)), redrawn by the steps on
+        pictures; ``steps``: all of the fitted preprocessing; ``pixel_steps``: what is left of it;
+        ``augment``: from ``make_augment``; ``classes``: how many; ``evaluate``: the parts whose loss
+        and accuracy are worked out after each epoch; ``pixels``: from ``training_pixels``.
     """
     train, val = split_dataset(dataset, config)
+    test = (dataset["test_images"], dataset["test_labels"])
+    pictures = picture_steps(config["preprocess"], dataset["image_shape"])
+    parts = {name: (redraw(images, pictures), y) for name, (images, y) in zip(PARTS, (train, val, test))}
     return {
-        "train": train,
-        "val": val,
-        "test": (dataset["test_images"], dataset["test_labels"]),
-        "steps": fit_preprocess(config["preprocess"], train[0]),
+        **parts,
+        **prepare_steps(parts["train"][0], config, dataset["image_shape"]),
         "classes": len(dataset["class_names"]),
         "evaluate": PARTS,
-        "pixels": training_pixels(train[0], config["preprocess"]),
+        "pixels": training_pixels(parts["train"][0], config),
     }
 
 
-def training_pixels(images, names):
-    """The images as the steps take them: with sorted pixels, where blank ones remain 0."""
-    if set(names) <= {"scale"}:
+def prepare_steps(images, config, image_shape):
+    """What is done to images (n, d) after ``redraw``: see ``prepare``; image_shape is that before it."""
+    pictures = picture_steps(config["preprocess"], image_shape)
+    fitted = fit_pixel_steps(config["preprocess"], images)
+    strengths = {name: config[name] for name in STRENGTHS}
+    return {
+        "steps": pictures + fitted,
+        "pixel_steps": fitted,
+        "augment": make_augment(config["augment"], shape_after(pictures, image_shape), **strengths),
+    }
+
+
+STRENGTHS = ("max_shift", "max_rotation", "max_scaling", "max_shear", "bend", "smooth")
+
+
+def training_pixels(images, config):
+    """The images for the steps on pixels: with sorted pixels, where blank ones remain blank."""
+    steps = dict(parse_steps(config["preprocess"]))
+    if set(steps) & set(PIXEL_STEPS) <= {"scale"} and not config["augment"]:
         return sort_pixels(images)
     n, width = images.shape
-    return {"images": images, "columns": np.arange(width), "inked": np.full(n, width)}
+    return {"images": images, "columns": np.arange(steps.get("pca", width)), "inked": np.full(n, width)}
 
 
 def split_dataset(dataset, config):
     """The training and the validation part of a dataset's training images, as ``data.split``."""
     seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
     images, labels = dataset["train_images"], dataset["train_labels"]
-    rng = np.random.default_rng([seed, 0, 1])
+    rng = np.random.default_rng([seed, 0, 1]) if config["holdout"] == "random" else None
     return split(images, labels, config["val_size"], rng, config["train_size"])
 
 
 def init_state(data, config):
     """The state before the first epoch."""
-    sizes = [data["train"][0].shape[1], *config["hidden"], data["classes"]]
+    inputs = preprocess(data["train"][0][:1], data["pixel_steps"]).shape[1]
+    sizes = [inputs, *config["hidden"], data["classes"]]
     rng = np.random.default_rng(config["seed"])
     params = nn.init_params(rng, sizes, config["activation"], config["init"], DTYPES[config["dtype"]])
     velocity = {key: np.zeros_like(w) for key, w in params.items()} if config["momentum"] else None
-    return {"params": params, "velocity": velocity, "epoch": 0, "best": None}
+    return {"params": params, "velocity": velocity, "average": None, "epoch": 0, "best": None}
 
 
 def learning_rate(config, epochs_done):
+    """lr of the step before which so many epochs, whole and part, are done."""
     schedule = LR_SCHEDULES[config["lr_schedule"]]
+    warm = min(1, epochs_done / config["warmup"]) if config["warmup"] else 1
     try:
-        return schedule(config["lr"], config["lr_decay"], epochs_done, config)
+        return warm * schedule(config["lr"], config["lr_decay"], epochs_done, config)
     except OverflowError:  # a decay above 1, grown beyond the largest float: the run will diverge
         return math.inf
 
@@ -331,8 +395,9 @@ def train_epoch(state, data, config, progress=lambda images: None):
     Parameters
     ----------
     state : dict
-        ``params``; ``velocity`` (None without momentum); ``epoch``, the number of epochs done;
-        ``best``: None, or ``epoch``, ``accuracy`` and ``params`` of the best epoch so far.
+        ``params``; ``velocity`` (None without momentum); ``average``, the moving average of the
+        params (None without ``ema`` and before the first epoch); ``epoch``, the number of epochs
+        done; ``best``: None, or ``epoch``, ``accuracy`` and ``params`` of the best epoch so far.
         Left as it is.
     data : dict
         From ``prepare``.
@@ -357,18 +422,21 @@ def train_epoch(state, data, config, progress=lambda images: None):
     started = time.perf_counter()
     with np.errstate(over="ignore", invalid="ignore"):  # found out by the checks for finite values
         params, velocity = _train_steps(state, data, config, progress)
+        average = nn.average(params, state["average"] or params, config["ema"]) if config["ema"] else None
+        judged = average or params
         seconds = time.perf_counter() - started
         row = {"epoch": state["epoch"] + 1, "lr": learning_rate(config, state["epoch"])}
         for part in PARTS:
-            row |= part_figures(params, data, part, config) if part in data["evaluate"] else NO_FIGURES[part]
+            row |= part_figures(judged, data, part, config) if part in data["evaluate"] else NO_FIGURES[part]
     row["seconds"] = round(seconds, 4)
     if not all(math.isfinite(row[f"{part}_loss"] or 0) for part in PARTS):
         raise _divergence(config, row["epoch"], "after its last step")
     best = state["best"]
     accuracy = row["val_accuracy"]  # None without validation images: then the last epoch is kept
     if accuracy is None or best is None or accuracy > best["accuracy"]:
-        best = {"epoch": row["epoch"], "accuracy": accuracy, "params": params}
-    return {"params": params, "velocity": velocity, "epoch": row["epoch"], "best": best}, row
+        best = {"epoch": row["epoch"], "accuracy": accuracy, "params": judged}
+    state = {"params": params, "velocity": velocity, "average": average, "epoch": row["epoch"], "best": best}
+    return state, row
 
 
 def _train_steps(state, data, config, progress):
@@ -380,9 +448,8 @@ def _train_steps(state, data, config, progress):
     """
     pixels, labels = data["pixels"], data["train"][1]
     rng = np.random.default_rng([config["seed"], state["epoch"] + 1])
-    lr = learning_rate(config, state["epoch"])
+    smoothing = config["label_smoothing"]
     optimiser = {"momentum": config["momentum"], "nesterov": config["nesterov"]}
-    optimiser["weight_decay"] = lr * config["weight_decay"]
     params, velocity = (
         _sorted_rows(arrays, pixels["columns"]) for arrays in (state["params"], state["velocity"])
     )
@@ -393,7 +460,12 @@ def _train_steps(state, data, config, progress):
         rows = order[start : start + size]
         inked = max(1, pixels["inked"][rows].max())  # the columns behind are blank in this batch
         x = buffer[: len(rows) * inked].reshape(len(rows), inked)
-        preprocess(pixels["images"][rows][:, :inked], data["steps"], out=x)
+        images = pixels["images"][rows][:, :inked]
+        if data["augment"]:
+            images = augment(images, data["augment"], rng, out=x)
+        x = preprocess(images, data["pixel_steps"], out=x)
+        if config["input_dropout"]:
+            x *= nn.dropout_mask(x.shape, config["input_dropout"], rng, x.dtype)
         narrow_params = {**params, "W1": params["W1"][:inked]}
         narrow_grads = {**grads, "W1": grads["W1"][:inked]}
         if len(rows) != size:
@@ -401,13 +473,19 @@ def _train_steps(state, data, config, progress):
         outputs, cache = nn.forward(narrow_params, x, config["activation"], config["dropout"], rng, out=cache)
         if not math.isfinite(outputs.sum()):  # as good as a loss that is not finite, and cheaper
             raise _divergence(config, state["epoch"] + 1, f"step {start // size + 1}")
-        nn.backward(narrow_params, cache, labels[rows], config["loss"], scale=lr, out=narrow_grads)
+        lr = learning_rate(config, state["epoch"] + start / len(labels))
+        optimiser["weight_decay"] = lr * config["weight_decay"]
+        nn.backward(
+            narrow_params, cache, labels[rows], config["loss"], 0, smoothing, scale=lr, out=narrow_grads
+        )
         if velocity is None:  # a row of W1 behind the ink does no more than decay
             nn.sgd_step(narrow_params, narrow_grads, None, 1, **optimiser, out=(narrow_params, None))
             params["W1"][inked:] *= 1 - optimiser["weight_decay"]
         else:
             grads["W1"][inked:] = 0
             nn.sgd_step(params, grads, velocity, 1, **optimiser, out=(params, velocity))
+        if config["max_norm"]:
+            nn.limit_norms(params, config["max_norm"], out=params)
         progress(start + len(rows))
     return tuple(_natural_rows(arrays, pixels["columns"]) for arrays in (params, velocity))
 
@@ -424,7 +502,7 @@ def _natural_rows(arrays, columns):
 
 def part_figures(params, data, part, config):
     """``{"val_loss": ..., "val_accuracy": ...}`` of a part of the data, as in a row of the history."""
-    loss, accuracy = evaluate(params, *data[part], data["steps"], config)
+    loss, accuracy = evaluate(params, *data[part], data["pixel_steps"], config)
     return {f"{part}_loss": loss, f"{part}_accuracy": accuracy}
 
 
@@ -505,7 +583,8 @@ def save_epoch(out, state, rows, config, steps, epochs=1):
 def save_last(out, state, config, steps):
     """Write last.pkl, the state to resume from. It comes last: the other files never lag behind."""
     last = params_config(config, steps, None) | {"epoch": state["epoch"]}
-    nn.save_params(out / "last.pkl", state["params"], last, velocity=state["velocity"], best=state["best"])
+    rest = {name: state[name] for name in ("velocity", "average", "best")}
+    nn.save_params(out / "last.pkl", state["params"], last, **rest)
 
 
 def load_last(out):
@@ -513,11 +592,12 @@ def load_last(out):
     last = nn.load_checkpoint(out / "last.pkl")
     try:
         nn.check_config(last["params"], last["config"])
+        facts, inputs = last["config"]["data"], nn.layer_sizes(last["params"])[0]
+        check_steps(last["config"]["steps"], facts["image_shape"], inputs)
         settings = check_settings({name: last["config"][name] for name in SETTINGS})
         config = {**settings, "data": last["config"]["data"]}
-        state = {key: last[key] for key in ("params", "velocity", "best")} | {
-            "epoch": last["config"]["epoch"]
-        }
+        state = {key: last[key] for key in ("params", "velocity", "average", "best")}
+        state["epoch"] = last["config"]["epoch"]
         _check_state(state, config)
         rows = load_rows(out / "history.csv")[: state["epoch"]] if state["epoch"] else []
         _check_rows(rows, state["epoch"], config)
@@ -528,7 +608,9 @@ def load_last(out):
 
 def _check_state(state, config):
     """Raise a ValueError, KeyError or TypeError unless a run with that config can be in that state."""
-    params, velocity, best, epoch = (state[key] for key in ("params", "velocity", "best", "epoch"))
+    params, velocity, average, best, epoch = (
+        state[key] for key in ("params", "velocity", "average", "best", "epoch")
+    )
     if nn.layer_sizes(params)[1:-1] != config["hidden"]:
         raise ValueError("its params do not have the hidden layers of its config")
     if type(epoch) is not int or epoch < 0:
@@ -537,7 +619,9 @@ def _check_state(state, config):
         raise ValueError("its best epoch is no dict")
     if (velocity is None) != (config["momentum"] == 0) or (best is None) != (epoch == 0):
         raise ValueError("its velocity or best epoch is missing, or there is one too many")
-    for arrays in (params, velocity, None if best is None else best["params"]):
+    if (average is None) != (config["ema"] == 0 or epoch == 0):
+        raise ValueError("its average of the params is missing, or there is one too many")
+    for arrays in (params, velocity, average, None if best is None else best["params"]):
         if arrays is None:
             continue
         nn.check_params(arrays)
@@ -660,6 +744,7 @@ def add_settings(parser):
 SHOWN_DEFAULTS = {
     "hidden": 292,
     "preprocess": "scale",
+    "augment": "none",
     "nesterov": "off",
     "train_size": "all",
     "lr_decay": "by schedule",

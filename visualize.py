@@ -728,6 +728,7 @@ def load_folder(path):
     run = {"path": path, "lacks": {}, "config": load_config(path / "config.json")}
     if (path / "params.pkl").exists():
         run["params"], config = nn.load_run(path)
+        data.check_steps(config["steps"], config["data"]["image_shape"], nn.layer_sizes(run["params"])[0])
         run["config"] = {**run["config"], **config}
     else:
         run["lacks"] |= dict.fromkeys(("params", "images", "hidden", "mistakes"), "there is no params.pkl")
@@ -886,7 +887,8 @@ def draw_weights(run):
 
 
 def draw_fields(run):
-    facts, weights = run["config"]["data"], run["params"]["W1"]
+    facts = run["config"]["data"]
+    weights = data.weights_in_pixels(run["params"]["W1"], run["config"]["steps"])
     if len(run["params"]) == 2:
         return {"fields": templates_figure(weights, facts["image_shape"], facts["class_names"], run["title"])}
     return {"fields": fields_figure(weights, facts["image_shape"], run["title"])}
@@ -1185,7 +1187,7 @@ def drawing_window(figure, params, config, title=""):
 def open_drawing(path):
     """A window to draw digits in, for the network of a run."""
     params, config = nn.load_run(path)
-    data.check_steps(config["steps"], nn.layer_sizes(params)[0])
+    data.check_steps(config["steps"], config["data"]["image_shape"], nn.layer_sizes(params)[0])
     pyplot = import_pyplot()
     with matplotlib.rc_context({"toolbar": "None", "keymap.back": []}):  # c is ours
         figure = pyplot.figure("draw", figsize=PAGE, layout="constrained")

@@ -63,7 +63,7 @@ def use_dataset(folder):
 
 
 def use_params(path):
-    params, config = nn.load_run(path)
+    ((params, config),) = judging.load_members([path])
     dataset = data.load_dataset_of(config)
     estimates, report = judging.judge(params, config, dataset["test_images"], dataset["test_labels"])
     judging.report_text(report, config, "title")

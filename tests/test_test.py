@@ -103,7 +103,7 @@ GOOD = {
         ({"steps": {}}, "preprocessing steps"),
         ({"data": None}, "not written by a run"),
         ({"data": {**GOOD["data"], "class_names": ["a"]}}, "class names"),
-        ({"data": {**GOOD["data"], "image_shape": [4, 4]}}, "image shape"),
+        ({"data": {**GOOD["data"], "image_shape": [20]}}, "image shape"),
     ],
 )
 def test_params_that_no_run_wrote_are_refused(tmp_path, change, words):
@@ -120,11 +120,25 @@ def test_params_that_no_run_wrote_are_refused(tmp_path, change, words):
         ([{"name": "center", "mean": np.zeros(3)}], "does not fit"),
         ([{"name": "standardize", "mean": 0.0, "std": 0.0}], "mean or std"),
         ([{"name": "standardize"}], "mean or std"),
+        ([{"name": "deskew"}], "does not fit"),
+        ([{"name": "deskew", "shape": [5, 4]}], "does not fit"),
+        ([{"name": "width", "shape": [4, 5]}], "lacks its number"),
+        ([{"name": "pool", "shape": [4, 5]}], "6 numbers"),
+        ([{"name": "pool", "shape": [4, 5]}, {"name": "center", "mean": np.zeros(20)}], "6 pixels"),
+        ([{"name": "pca", "mean": np.zeros(20), "basis": np.zeros((20, 3))}], "3 numbers"),
+        ([{"name": "pca", "mean": np.zeros(20), "basis": np.zeros(20)}], "does not fit"),
     ],
 )
 def test_preprocessing_steps_from_a_file_are_checked(steps, words):
     with pytest.raises(ValueError, match=words):
-        data.check_steps(steps, 20)
+        data.check_steps(steps, [4, 5], 20)
+
+
+def test_steps_that_lead_to_the_inputs_are_accepted():
+    pooled = [{"name": "pool", "shape": [4, 5]}, {"name": "center", "mean": np.zeros(6)}]
+    reduced = {"name": "pca", "mean": np.zeros(6), "basis": np.zeros((6, 2))}
+    data.check_steps(pooled, [4, 5], 6)
+    data.check_steps([*pooled, reduced, {"name": "center", "mean": np.zeros(2)}], [4, 5], 2)
 
 
 @pytest.mark.parametrize(
