@@ -990,17 +990,17 @@ AUGMENT_NAMES = ("none", *DISTORTIONS, "flip")
 AUGMENT_BLOCK = 64  # images distorted at a time, so that they stay in cache
 
 
-def make_augment(
-    names,
-    image_shape,
-    *,
-    max_shift=2.0,
-    max_rotation=10.0,
-    max_scaling=0.12,
-    max_shear=0.1,
-    bend=1.2,
-    smooth=4.0,
-):
+STRENGTHS = {  # of the distortions, at most; lengths are in pixels
+    "max_shift": 2.0,
+    "max_rotation": 10.0,
+    "max_scaling": 0.12,
+    "max_shear": 0.1,
+    "bend": 1.2,
+    "smooth": 4.0,
+}
+
+
+def make_augment(names, image_shape, **strengths):
     """What ``augment`` needs to know.
 
     Parameters
@@ -1026,23 +1026,33 @@ def make_augment(
     Returns
     -------
     dict, or None where there is nothing to do
+
+    Raises
+    ------
+    ValueError
+        A name or a strength (they may come from a file) that is none.
     """
+    strengths = {name: strengths.get(name, default) for name, default in STRENGTHS.items()}
+    if not isinstance(names, list) or not all(
+        isinstance(name, str) and name in AUGMENT_NAMES for name in names
+    ):
+        raise ValueError(f"the distortions {names!r:.60} are not of {', '.join(AUGMENT_NAMES)}")
+    fit = all(isinstance(value, (int, float)) and 0 <= value < math.inf for value in strengths.values())
+    if not fit or not strengths["smooth"]:
+        raise ValueError("the strengths of the distortions are no numbers of at least 0, or smooth is 0")
     kind = next((name for name in DISTORTIONS if name in names), None)
     if kind is None and "flip" not in names:
         return None
-    limits = {"shift": max_shift, "rotation": 0, "scaling": 0, "shear": 0, "bend": 0}
+    limits = {"shift": strengths["max_shift"]}
+    limits |= dict.fromkeys(("rotation", "scaling", "shear", "bend"), 0)
     if kind != "shift":
-        limits |= {"rotation": math.radians(max_rotation), "scaling": max_scaling, "shear": max_shear}
+        limits["rotation"] = math.radians(strengths["max_rotation"])
+        limits |= {name: strengths[f"max_{name}"] for name in ("scaling", "shear")}
     if kind == "elastic":
-        limits["bend"] = bend
-    curves = [_curves(side, smooth if limits["bend"] else None) for side in image_shape]
-    return {
-        "kind": kind,
-        "flip": "flip" in names,
-        "shape": tuple(image_shape),
-        "limits": limits,
-        "curves": curves,
-    }
+        limits["bend"] = strengths["bend"]
+    curves = [_curves(side, strengths["smooth"] if limits["bend"] else None) for side in image_shape]
+    how = {"kind": kind, "flip": "flip" in names, "shape": tuple(image_shape)}
+    return how | {"limits": limits, "curves": curves}
 
 
 def _curves(side, smooth):

@@ -28,6 +28,7 @@ from data import (
     DISTORTIONS,
     PIXEL_STEPS,
     STEP_NAMES,
+    STRENGTHS,
     augment,
     available_memory,
     batches,
@@ -214,12 +215,20 @@ SETTINGS = {  # name -> default, check, help; the flags, config files and search
     ),
     "preprocess": (["scale"], preprocess_names, f"applied in this order; of {', '.join(STEP_NAMES)}"),
     "augment": ([], augment_names, f"distort the images anew for each epoch; of {', '.join(AUGMENT_NAMES)}"),
-    "max_shift": (2.0, number(0), "largest shift of a distorted image, in pixels"),
-    "max_rotation": (10.0, number(0, 180), "largest rotation, in degrees"),
-    "max_scaling": (0.12, number(0, 1, below=True), "largest share by which width and height grow or shrink"),
-    "max_shear": (0.1, number(0, 10), "largest slant, in columns a row"),
-    "bend": (1.2, number(0), "elastic displacement: root mean square along each axis, in pixels"),
-    "smooth": (4.0, number(0, above=True), "elastic displacement: radius of its Gaussian, in pixels"),
+    "max_shift": (STRENGTHS["max_shift"], number(0), "largest shift of a distorted image, in pixels"),
+    "max_rotation": (STRENGTHS["max_rotation"], number(0, 180), "largest rotation, in degrees"),
+    "max_scaling": (
+        STRENGTHS["max_scaling"],
+        number(0, 1, below=True),
+        "largest share by which width and height grow or shrink",
+    ),
+    "max_shear": (STRENGTHS["max_shear"], number(0, 10), "largest slant, in columns a row"),
+    "bend": (STRENGTHS["bend"], number(0), "size of the elastic displacement: root mean square, in pixels"),
+    "smooth": (
+        STRENGTHS["smooth"],
+        number(0, above=True),
+        "radius of the Gaussian that smooths it",
+    ),
     "seed": (0, number(0, 2**63, whole=True), "seed of the split, the first weights and all epochs"),
     "holdout": ("random", one_of("holdout", HOLDOUTS), "validation images: random ones, or the last"),
     "split_seed": (
@@ -349,9 +358,6 @@ def prepare_steps(images, config, image_shape):
     }
 
 
-STRENGTHS = ("max_shift", "max_rotation", "max_scaling", "max_shear", "bend", "smooth")
-
-
 def training_pixels(images, config):
     """The images for the steps on pixels: with sorted pixels, where blank ones remain blank."""
     steps = dict(parse_steps(config["preprocess"]))
@@ -455,7 +461,7 @@ def _train_steps(state, data, config, progress):
     )
     grads, cache = {key: np.empty_like(w) for key, w in params.items()}, None
     order, size = rng.permutation(len(labels)), config["batch_size"]
-    buffer = np.empty(min(size, len(labels)) * len(pixels["columns"]), params["W1"].dtype)
+    buffer = np.empty(min(size, len(labels)) * pixels["images"].shape[1], params["W1"].dtype)
     for start in range(0, len(labels), size):
         rows = order[start : start + size]
         inked = max(1, pixels["inked"][rows].max())  # the columns behind are blank in this batch

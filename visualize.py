@@ -506,6 +506,18 @@ def mistakes_figure(images, labels, estimates, class_names, title=""):
     return figure
 
 
+def augment_figure(pictures, versions, title=""):
+    """Each picture (n, rows, columns) beside distorted versions of it, (n, versions, rows, columns)."""
+    figure = new_figure("An image of each class, and as distorted for eight epochs", title)
+    ax = figure.add_subplot()
+    blank = np.zeros_like(versions[:, 0])
+    shown = np.stack([pictures, blank, *versions.swapaxes(0, 1)], axis=1).astype(np.float32)
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in shown])
+    ax.imshow(sheet, cmap="gray_r", vmin=0, vmax=255)
+    ax.set_axis_off()
+    return figure
+
+
 def calibration(confidence, correct, bins=10):
     """Accuracy by confidence, and the expected calibration error (Guo et al. 2017).
 
@@ -839,15 +851,17 @@ def add_test_set(run, data_dir):
         dataset = data.load_dataset_of(config, data_dir)
     except OSError as error:
         reason = f"the data set is not at hand: {error}"
-        return {**run, "lacks": {**lacks, **dict.fromkeys(("images", "hidden", "mistakes"), reason)}}
+        return {**run, "lacks": {**lacks, **dict.fromkeys(TEST_SET, reason)}}
     images, labels = dataset["test_images"], dataset["test_labels"]
     estimates, layers = judge_images(params, config, images)
     found = {"images": images, "labels": labels, "estimates": estimates}
     mistakes = worst_mistakes(estimates, labels)
     found |= {"hidden": layers} if layers else {}
     found |= {"mistakes": mistakes} if len(mistakes) else {}
+    found |= {"distorted": True} if config.get("augment") else {}
     lacks |= {} if layers else {"hidden": "the network has no hidden layer"}
     lacks |= {} if len(mistakes) else {"mistakes": "no test image is classified wrongly"}
+    lacks |= {"distorted": "the run has no --augment"}
     return {**run, **found, "lacks": lacks}
 
 
@@ -919,6 +933,18 @@ def draw_mistakes(run):
     return {"mistakes": mistakes_figure(images, labels, estimates, facts["class_names"], run["title"])}
 
 
+def draw_augment(run):
+    config, rng = run["config"], np.random.default_rng(0)
+    steps, image_shape = config["steps"], config["data"]["image_shape"]
+    shape = data.shape_after(steps, image_shape)
+    how = data.make_augment(config["augment"], shape, **{n: config[n] for n in data.STRENGTHS if n in config})
+    _, first = np.unique(run["labels"], return_index=True)
+    pictures = data.redraw(run["images"][first[:10]], steps)
+    versions = np.stack([data.augment(pictures, how, rng) for _ in range(8)], axis=1)
+    versions = versions.reshape(len(pictures), -1, *shape)
+    return {"augment": augment_figure(pictures.reshape(-1, *shape), versions, run["title"])}
+
+
 def draw_calibration(run):
     return {"calibration": calibration_figure(run["estimates"], run["labels"], run["title"])}
 
@@ -948,11 +974,12 @@ FIGURES = {  # name -> what it is drawn from, function from a folder's content t
     "confusion": ("images", draw_confusion),
     "mistakes": ("mistakes", draw_mistakes),
     "calibration": ("images", draw_calibration),
+    "augment": ("distorted", draw_augment),
     "search": ("trials", draw_search),
     "ranking": ("trials", draw_ranking),
     "learning_curves": ("histories", draw_learning_curves),
 }
-TEST_SET = ("images", "hidden", "mistakes")  # what needs the data set
+TEST_SET = ("images", "hidden", "mistakes", "distorted")  # what needs the data set
 SEARCH = ("trials", "histories")
 COMPARED = ("loss", "accuracy", "error")  # what several runs are overlaid in
 
@@ -962,7 +989,8 @@ def wanted_names(run, only):
     if only:
         return only
     is_run = {"rows", "params"} & set(run) or "trials" not in run
-    return [name for name, (need, _) in FIGURES.items() if ("trials" in run if need in SEARCH else is_run)]
+    belongs = dict.fromkeys(SEARCH, "trials" in run) | {"distorted": is_run and run["config"].get("augment")}
+    return [name for name, (need, _) in FIGURES.items() if belongs.get(need, is_run)]
 
 
 def draw_folder(path, only, data_dir):

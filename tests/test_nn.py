@@ -99,6 +99,54 @@ def test_weight_decay_leaves_biases_alone():
     np.testing.assert_array_equal(decayed["b1"], plain["b1"])
 
 
+@pytest.mark.parametrize("loss", nn.LOSSES)
+def test_label_smoothing_against_direct_calculation(loss):
+    params, x, y = network()
+    outputs, cache = nn.forward(params, x)
+    target = 0.9 * np.eye(4)[y] + 0.1 / 4
+    log_p = outputs - np.log(np.exp(outputs).sum(axis=1, keepdims=True))
+    direct = {
+        "cross_entropy": -(target * log_p).sum(axis=1),
+        "mse": 0.5 * ((outputs - target) ** 2).sum(axis=1),
+    }
+    assert nn.loss(params, outputs, y, loss, label_smoothing=0.1) == pytest.approx(direct[loss].mean())
+    grads, eps = nn.backward(params, cache, y, loss, label_smoothing=0.1), 1e-6
+    for key, index in (("W1", (2, 3)), ("b1", 1), ("W2", (4, 0)), ("b2", 2)):
+        values = []
+        for step in (eps, -eps):
+            moved = {k: w.copy() for k, w in params.items()}
+            moved[key][index] += step
+            values.append(nn.loss(moved, nn.forward(moved, x)[0], y, loss, label_smoothing=0.1))
+        assert grads[key][index] == pytest.approx((values[0] - values[1]) / (2 * eps), rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_norms_are_limited_unit_by_unit_in_hidden_layers(dtype):
+    params, _, _ = network(2, dtype=dtype)
+    before = all_bytes(params)
+    limited = nn.limit_norms(params, 1.2)
+    assert all_bytes(params) == before
+    for key, w in params.items():
+        if key in ("W1", "W2"):
+            for new, old in zip(limited[key].T, w.T):
+                right = old * min(1, 1.2 / np.linalg.norm(old))
+                np.testing.assert_allclose(new, right, rtol=1e-5 if dtype == np.float32 else 1e-12)
+        else:
+            np.testing.assert_array_equal(limited[key], w)
+        assert limited[key].dtype == dtype
+    assert {np.linalg.norm(w) > 1.2 for w in params["W1"].T} == {True, False}
+    assert nn.limit_norms(params, 1.2, out=params) is params
+    assert all_bytes(params) == all_bytes(limited)
+
+
+def test_average_is_exponential():
+    first, second, third = (network(seed=seed)[0] for seed in range(3))
+    mean = nn.average(third, nn.average(second, first, 0.75), 0.75)
+    for key in first:
+        right = 0.75**2 * first[key] + 0.75 * 0.25 * second[key] + 0.25 * third[key]
+        np.testing.assert_allclose(mean[key], right, rtol=1e-12)
+
+
 def test_scaled_gradients_are_the_gradients_times_the_scale():
     params, x, y = network()
     _, cache = nn.forward(params, x)

@@ -135,11 +135,71 @@ def test_fit_stops_early(small_set):
         ({"lr_schedule": "exponential", "lr_decay": 0.9}, [1, 0.9, 0.81, 0.729]),
         ({"lr_schedule": "step", "lr_decay": 0.1, "lr_step": 2}, [1, 1, 0.1, 0.1]),
         ({"lr_schedule": "cosine", "epochs": 4}, [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]),
+        ({"lr_schedule": "linear", "epochs": 5}, [1, 0.8, 0.6, 0.4]),
+        ({"warmup": 2}, [0, 0.5, 1, 1]),
+        ({"warmup": 2.5, "lr_schedule": "linear", "epochs": 5}, [0, 0.8 * 0.4, 0.6 * 0.8, 0.4]),
     ],
 )
 def test_lr_schedules(settings, expected):
     config = train.check_settings({"lr": 1.0, **settings})
     assert [train.learning_rate(config, t) for t in range(4)] == pytest.approx(expected)
+
+
+def test_cosine_linear_and_warmup_go_step_by_step_and_the_others_by_epochs():
+    for settings, expected in (
+        ({"lr_schedule": "cosine", "epochs": 4}, 0.5 * (1 + np.cos(np.pi * 2.5 / 4))),
+        ({"lr_schedule": "linear", "epochs": 4}, 1.5 / 4),
+        ({"warmup": 5}, 0.5),
+        ({"lr_schedule": "inverse", "lr_decay": 0.5}, 1 / 2),
+        ({"lr_schedule": "exponential", "lr_decay": 0.9}, 0.81),
+        ({"lr_schedule": "step", "lr_step": 1, "lr_decay": 0.1}, 0.01),
+    ):
+        config = train.check_settings({"lr": 1.0, **settings})
+        assert train.learning_rate(config, 2.5) == pytest.approx(expected)
+
+
+def test_an_epoch_with_every_regulariser_is_their_functions_in_a_row(small_set):
+    config, prepared = small_run(
+        small_set, input_dropout=0.2, dropout=0.3, max_norm=0.8, label_smoothing=0.1, ema=0.6,
+        preprocess=["deskew", "scale"], augment=["elastic", "flip"], lr_schedule="cosine", warmup=0.5,
+        momentum=0.5, batch_size=16, dtype="float64",
+    )  # fmt: skip
+    state = train.init_state(prepared, config)
+    images, labels = prepared["train"]
+    params, velocity, mean = state["params"], state["velocity"], None
+    for epoch in (0, 1):
+        state, _ = train.train_epoch(state, prepared, config)
+        rng = np.random.default_rng([config["seed"], epoch + 1])
+        order = rng.permutation(len(images))
+        for start in range(0, len(images), 16):
+            rows = order[start : start + 16]
+            x = data.augment(images[rows], prepared["augment"], rng, np.empty((len(rows), images.shape[1])))
+            x = x / 255 * nn.dropout_mask(x.shape, 0.2, rng, np.float64)
+            _, cache = nn.forward(params, x, "relu", 0.3, rng)
+            grads = nn.backward(params, cache, labels[rows], label_smoothing=0.1)
+            lr = train.learning_rate(config, epoch + start / len(images))
+            params, velocity = nn.sgd_step(params, grads, velocity, lr, 0.5, weight_decay=2.5e-7)
+            params = nn.limit_norms(params, 0.8)
+        mean = nn.average(params, mean or params, 0.6)
+    for key in params:
+        np.testing.assert_allclose(state["params"][key], params[key], rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(state["average"][key], mean[key], rtol=1e-10, atol=1e-12)
+
+
+def test_the_moving_average_is_what_is_judged_and_kept(small_set, tmp_path):
+    config, prepared = small_run(small_set, ema=0.9, epochs=3)
+    state, rows = train.fit(train.init_state(prepared, config), prepared, config)
+    best = state["best"]["params"]
+    again = train.evaluate(state["average"], *prepared["val"], prepared["pixel_steps"], config)
+    assert again == (rows[-1]["val_loss"], rows[-1]["val_accuracy"])
+    assert any((best[key] != state["params"][key]).any() for key in best)
+
+
+def test_the_last_images_can_be_held_out(small_set):
+    _, prepared = small_run(small_set, holdout="last")
+    dataset = data.load_dataset(str(small_set))
+    np.testing.assert_array_equal(prepared["val"][0], dataset["train_images"][-12:])
+    np.testing.assert_array_equal(prepared["train"][1], dataset["train_labels"][:-12])
 
 
 def test_divergence_names_epoch_and_step(small_set):

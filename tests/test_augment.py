@@ -1,0 +1,276 @@
+"""Steps that redraw pictures, principal components, and distortions."""
+
+import numpy as np
+import pytest
+from conftest import is_one_clear_line, run, write_dataset
+
+import data
+import train
+
+
+def blob(rows=28, columns=28, center=(13.5, 13.5), slant=0.0, size=(6.0, 1.5)):
+    """A smooth stroke: a Gaussian, sheared by so many columns a row."""
+    y, x = np.mgrid[:rows, :columns].astype(float)
+    y, x = y - center[0], x - center[1]
+    x = x - slant * y
+    return np.rint(255 * np.exp(-0.5 * ((y / size[0]) ** 2 + (x / size[1]) ** 2))).astype(np.uint8)
+
+
+def moments(picture):
+    """Centre of mass (row, column) and the correlation of columns with rows, as a slant."""
+    y, x = np.mgrid[: picture.shape[0], : picture.shape[1]]
+    weight = picture / picture.sum()
+    row, column = (weight * y).sum(), (weight * x).sum()
+    slant = (weight * (y - row) * (x - column)).sum() / (weight * (y - row) ** 2).sum()
+    return row, column, slant
+
+
+def redrawn(names, pictures):
+    images = pictures.reshape(len(pictures), -1)
+    steps = data.fit_preprocess(names, images, pictures.shape[1:])
+    return data.redraw(images, steps).reshape(len(images), *data.shape_after(steps, pictures.shape[1:]))
+
+
+# --- steps on pictures ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slant", [-0.5, -0.1, 0.0, 0.3])
+def test_deskew_takes_the_slant_away_and_leaves_the_centre(slant):
+    before = blob(center=(12.2, 14.7), slant=slant)
+    (after,) = redrawn(["deskew"], before[None])
+    row, column, left = moments(after)
+    assert abs(left) < 0.01
+    np.testing.assert_allclose((row, column), moments(before)[:2], atol=0.1)
+
+
+def test_deskew_works_on_each_picture_by_itself_and_leaves_blank_ones():
+    pictures = np.stack([blob(slant=0.4), np.zeros((28, 28), np.uint8), blob(slant=-0.2)])
+    together = redrawn(["deskew"], pictures)
+    for picture, after in zip(pictures, together):
+        np.testing.assert_array_equal(redrawn(["deskew"], picture[None])[0], after)
+    assert not together[1].any()
+
+
+@pytest.mark.parametrize("number, expected", [(10, 10), (14, 14), (20, 16)])
+def test_width_brings_the_ink_to_so_many_columns_but_to_twice_its_own_at_most(number, expected):
+    picture = np.zeros((28, 28), np.uint8)
+    picture[5:20, 3:11] = 255  # 8 columns
+    (after,) = redrawn([f"width:{number}"], picture[None])
+    columns = np.flatnonzero(after.max(axis=0) > 127)
+    assert abs(len(columns) - expected) <= 1
+    assert abs(columns.mean() - 13.5) <= 0.5
+    np.testing.assert_array_equal(np.flatnonzero(after.any(axis=1)), np.arange(5, 20))
+
+
+def test_pool_takes_the_mean_of_2x2_pixels():
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 5, 6), dtype=np.uint8)
+    after = redrawn(["pool"], pictures)
+    assert after.shape == (3, 3, 3) and after.dtype == np.uint8
+    even = np.pad(pictures.astype(float), ((0, 0), (0, 1), (0, 0)))
+    for i in range(3):
+        for j in range(3):
+            right = even[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean(axis=(1, 2))
+            assert np.abs(after[:, i, j] - right).max() <= 0.5
+
+
+def test_steps_come_in_the_order_given():
+    pictures = np.stack([blob(slant=slant) for slant in (0.4, -0.3)])
+    once = redrawn(["pool"], redrawn(["deskew"], pictures))
+    np.testing.assert_array_equal(redrawn(["deskew", "pool"], pictures), once)
+    assert (redrawn(["pool", "deskew"], pictures) != once).any()
+
+
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        (["scale", "deskew"], "put it before scale"),
+        (["pca"], "pca needs a whole number"),
+        (["pca:0"], "pca needs a whole number"),
+        (["pca:1.5"], "pca needs a whole number"),
+        (["pca:99999999999999999999"], "pca needs a whole number"),
+        (["width:x"], "width needs a whole number"),
+        (["scale:3"], "scale takes no number"),
+        (["pca:3", "pca:2"], "each step once"),
+        (["pca:13"], "only 12 numbers"),
+    ],
+)
+def test_impossible_steps_are_named(names, words):
+    images = np.random.default_rng(0).integers(0, 256, (50, 12), dtype=np.uint8)
+    with pytest.raises(ValueError, match=words):
+        data.fit_preprocess(names, images, (3, 4))
+
+
+# --- principal components ---------------------------------------------------------------------
+
+
+def test_pca_keeps_the_directions_of_the_largest_variance():
+    rng = np.random.default_rng(0)
+    images = np.clip(128 + rng.normal(size=(400, 3)) @ rng.normal(0, 25, (3, 12)), 0, 255).astype(np.uint8)
+    steps = data.fit_preprocess(["scale", "pca:3"], images)
+    x = images / 255
+    centered = x - x.mean(axis=0)
+    _, spread, directions = np.linalg.svd(centered, full_matrices=False)
+    got = data.preprocess(images, steps, np.float64)
+    np.testing.assert_allclose(np.abs(got), np.abs(centered @ directions[:3].T), atol=1e-9)
+    np.testing.assert_allclose(got.std(axis=0), spread[:3] / np.sqrt(400), rtol=1e-9)
+    assert data.preprocess(images, steps).dtype == np.float32
+
+
+@pytest.mark.parametrize("names", [["scale", "pca:5"], ["pool", "scale"], ["pool", "scale", "pca:4"]])
+def test_weights_in_pixels_give_the_same_sums(names):
+    """x @ W on preprocessed inputs differs from pixels @ (W in pixels) by the same for every image."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 64, (50, 24), dtype=np.uint8) * 4  # 4x6; their 2x2 means are whole
+    steps = data.fit_preprocess(names, images, (4, 6))
+    inputs = data.preprocess(images, steps, np.float64)
+    weights = rng.normal(size=(inputs.shape[1], 3))
+    in_pixels = data.weights_in_pixels(weights, steps)
+    assert in_pixels.shape == (24, 3)
+    difference = inputs @ weights - images / 255 @ in_pixels
+    np.testing.assert_allclose(difference, difference[:1].repeat(50, axis=0), atol=1e-9)
+
+
+# --- distortions ------------------------------------------------------------------------------
+
+STILL = {"max_shift": 0, "max_rotation": 0, "max_scaling": 0, "max_shear": 0, "bend": 0}
+
+
+def distorted(pictures, names, seed=0, **strengths):
+    how = data.make_augment(names, pictures.shape[1:], **{**STILL, **strengths})
+    images = pictures.reshape(len(pictures), -1)
+    return data.augment(images, how, np.random.default_rng(seed)).reshape(pictures.shape)
+
+
+@pytest.mark.parametrize("kind", data.DISTORTIONS)
+@pytest.mark.parametrize("shape", [(28, 28), (9, 14), (1, 1)])
+def test_distortions_of_strength_0_change_nothing(kind, shape):
+    pictures = np.random.default_rng(0).integers(0, 256, (70, *shape), dtype=np.uint8)
+    np.testing.assert_allclose(distorted(pictures, [kind]), pictures, atol=0.01)
+
+
+def test_nothing_to_do_is_none():
+    assert data.make_augment([], (28, 28)) is None
+
+
+def test_flip_turns_half_of_the_images():
+    pictures = np.random.default_rng(0).integers(0, 256, (400, 4, 5), dtype=np.uint8)
+    after = distorted(pictures, ["flip"])
+    turned = (after == pictures[:, :, ::-1]).all(axis=(1, 2))
+    assert ((after == pictures).all(axis=(1, 2)) | turned).all()
+    assert 150 < turned.sum() < 250
+
+
+def against_direct_calculation(pictures, names, seed=0, **strengths):
+    """Largest difference from bilinear sampling written out, at the positions that are drawn."""
+    how = data.make_augment(names, pictures.shape[1:], **{**STILL, **strengths})
+    rows, columns = data._positions(len(pictures), how, np.random.default_rng(seed), np.float64)
+    got = data.augment(
+        pictures.reshape(len(pictures), -1), how, np.random.default_rng(seed), np.empty((len(pictures), 80))
+    ).reshape(pictures.shape)
+    worst = 0
+    for n, picture in enumerate(pictures.astype(float)):
+        for i, j in np.ndindex(picture.shape):
+            y = min(max(rows[i, n, j], 0), picture.shape[0] - 1)
+            x = min(max(columns[i, n, j], 0), picture.shape[1] - 1)
+            top, left = int(y), int(x)
+            down, right = min(top + 1, picture.shape[0] - 1), min(left + 1, picture.shape[1] - 1)
+            upper = picture[top, left] * (1 - x + left) + picture[top, right] * (x - left)
+            lower = picture[down, left] * (1 - x + left) + picture[down, right] * (x - left)
+            worst = max(worst, abs(got[n, i, j] - (upper * (1 - y + top) + lower * (y - top))))
+    return worst
+
+
+def test_sampling_is_bilinear():
+    pictures = np.random.default_rng(0).integers(0, 256, (7, 8, 10), dtype=np.uint8)
+    strengths = {"max_shift": 2, "max_rotation": 20, "max_scaling": 0.2, "max_shear": 0.2, "bend": 1}
+    assert against_direct_calculation(pictures, ["elastic"], **strengths) < 1e-9
+
+
+def test_a_shift_moves_the_centre_of_mass_within_its_limits():
+    pictures = np.stack([blob(size=(3, 3))] * 300)
+    moves = [moments(after)[:2] for after in distorted(pictures, ["shift"], max_shift=4)]
+    moves = np.array(moves) - moments(pictures[0])[:2]
+    assert (
+        (np.abs(moves) < 4.05).all() and (moves.max(axis=0) > 3.5).all() and (moves.min(axis=0) < -3.5).all()
+    )
+    np.testing.assert_allclose(moves.std(axis=0), 4 / np.sqrt(3), rtol=0.1)
+
+
+def test_affine_turns_slants_and_scales():
+    bar = np.stack([blob(size=(7, 1.2))] * 300)
+    slants = [moments(after)[2] for after in distorted(bar, ["affine"], max_shear=0.3)]
+    assert 0.27 < np.max(slants) < 0.31 and -0.31 < np.min(slants) < -0.27
+    turned = [moments(after)[2] for after in distorted(bar, ["affine"], max_rotation=15)]
+    assert 0.23 < np.max(turned) < 0.28  # the tangent of 15 degrees is 0.268
+    spot = np.stack([blob(size=(3, 3))] * 300)
+    mass = distorted(spot, ["affine"], max_scaling=0.2).sum(axis=(1, 2)) / spot[0].sum()
+    assert 1.3 < mass.max() < 1.45 and 0.62 < mass.min() < 0.72  # both sides grow or shrink by a fifth
+
+
+def test_elastic_displacements_have_the_size_and_smoothness_asked_for():
+    how = data.make_augment(["elastic"], (28, 28), **{**STILL, "bend": 1.5, "smooth": 4.0})
+    rows, columns = data._positions(4000, how, np.random.default_rng(0), np.float64)
+    y, x = np.mgrid[:28, :28]
+    for field in (rows.swapaxes(0, 1) - y, columns.swapaxes(0, 1) - x):  # (n, 28, 28)
+        assert np.sqrt(np.square(field).mean()) == pytest.approx(1.5, rel=0.03)
+        middle = field[:, 14, 14]
+        for distance in (2, 4, 8):  # of a Gaussian with a Gaussian: correlation exp(-d^2 / (4 s^2))
+            expected = np.exp(-(distance**2) / (4 * 4.0**2))
+            found = np.corrcoef(middle, field[:, 14, 14 - distance])[0, 1]
+            assert found == pytest.approx(expected, abs=0.05)
+    assert abs(np.corrcoef((rows - y[:, None])[14, :, 14], (columns - x[:, None])[14, :, 14])[0, 1]) < 0.05
+
+
+def test_distortions_come_from_the_generator_alone_and_leave_the_images():
+    pictures = np.stack([blob(slant=0.2)] * 130)
+    before = pictures.copy()
+    strengths = {"max_shift": 1, "max_rotation": 5, "bend": 1}
+    first, again = (distorted(pictures, ["elastic", "flip"], 3, **strengths) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(pictures, before)
+    assert (first != distorted(pictures, ["elastic", "flip"], 4, **strengths)).any()
+    assert (first[0] != first[1]).any() and (first[0] != first[129]).any()
+
+
+# --- in a run ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--preprocess", "deskew", "pool", "scale", "--augment", "elastic"],
+        ["--preprocess", "width:4", "scale", "pca:7", "--augment", "shift", "flip", "--momentum", "0.9"],
+        ["--preprocess", "scale", "center", "--augment", "affine", "--ema", "0.5", "--max-norm", "1"],
+    ],
+)
+def test_runs_with_all_of_it_are_judged_drawn_and_resumed(tmp_path, flags):
+    folder = write_dataset(tmp_path / "set", shape=(7, 6))
+    flags = ["--dataset", folder, "--hidden", "5", "--val-size", "10", "--input-dropout", "0.2", *flags]
+    run("train.py", *flags, "--epochs", "3", "--out", tmp_path / "whole")
+    run("train.py", *flags, "--epochs", "2", "--out", tmp_path / "parts")
+    run("train.py", "--resume", "--epochs", "3", "--out", tmp_path / "parts")
+    last = [train.load_last(tmp_path / out)[0] for out in ("whole", "parts")]
+    for key in ("params", "velocity", "average"):
+        for name in last[0][key] or {}:
+            np.testing.assert_array_equal(last[0][key][name], last[1][key][name])
+    assert "accuracy" in run("test.py", tmp_path / "whole").stdout
+    run("visualize.py", tmp_path / "whole", "--only", "fields,augment")
+    assert (tmp_path / "whole/figures/fields.png").exists()
+    assert (tmp_path / "whole/figures/augment.png").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--augment", "shift", "affine"], ["--augment", "must be one of"]),
+        (["--augment", "none", "flip"], ["--augment", "none alone"]),
+        (["--augment", "elastik"], ["did you mean elastic"]),
+        (["--preprocess", "deskw"], ["did you mean deskew"]),
+        (["--preprocess", "scale", "pool"], ["--preprocess", "put it before scale"]),
+        (["--preprocess", "pca:900"], ["only 784 numbers"]),
+        (["--smooth", "0"], ["--smooth", "above 0"]),
+    ],
+)
+def test_bad_flags_give_one_clear_line(flags, words):
+    done = run("train.py", "--dataset", "glyphs", "--epochs", "1", *flags, check=2)
+    assert is_one_clear_line(done.stderr, *words)
