@@ -1133,17 +1133,21 @@ def _positions(n, how, rng, dtype):
 def _sample(pictures, row, column, out):
     """Bilinear: pictures (n, rows, columns) at the positions (rows, n, columns), into out."""
     n, rows, columns = pictures.shape
-    padded = np.pad(pictures, ((0, 0), (0, 1), (0, 1)), mode="edge")
-    np.clip(row, 0, rows - 1, out=row)
-    np.clip(column, 0, columns - 1, out=column)
-    above, left = row.astype(np.int32), column.astype(np.int32)
+    pixels = np.pad(pictures, ((0, 0), (0, 1), (0, 1)), mode="edge").astype(out.dtype).reshape(-1)
+    np.minimum(np.maximum(row, 0, out=row), rows - 1, out=row)
+    np.minimum(np.maximum(column, 0, out=column), columns - 1, out=column)
+    above, left = np.floor(row), np.floor(column)
     row -= above
     column -= left
-    first = np.arange(n, dtype=np.int32)[:, None] * ((rows + 1) * (columns + 1))
-    at = above * (columns + 1) + left + first
-    pixels = padded.astype(out.dtype).reshape(-1)
+    above *= columns + 1
+    above += left
+    at = above.astype(np.intp)
+    at += np.arange(n)[:, None] * ((rows + 1) * (columns + 1))  # where each picture begins
     # between the columns in the row above and in the row below, then between the rows
-    upper, lower = (_between(pixels.take(at + k), pixels.take(at + k + 1), column) for k in (0, columns + 1))
+    upper, lower = (
+        _between(pixels[k:].take(at, mode="clip"), pixels[k + 1 :].take(at, mode="clip"), column)
+        for k in (0, columns + 1)
+    )
     out[...] = _between(upper, lower, row).swapaxes(0, 1)
 
 

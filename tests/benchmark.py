@@ -353,6 +353,31 @@ def section_scaling(options):
         yield rows
 
 
+def section_augment(options):
+    """Distorting 10,000 images, 128 at a time."""
+    import numpy as np
+
+    import data
+
+    images, out = mnist()["test_images"], np.empty((128, 784), np.float32)
+
+    def distorting(kind):
+        how, rng = data.make_augment([kind], (28, 28)), np.random.default_rng(0)
+
+        def epoch():
+            for start in range(0, len(images), 128):
+                block = images[start : start + 128]
+                data.augment(block, how, rng, out[: len(block)])
+
+        return timed(epoch)
+
+    made = {kind: distorting(kind) for kind in ("elastic", "affine", "shift", "flip")}
+    rows = contest("augment", "10,000 images", made, options.runs, options.threads)
+    for row in rows:
+        print(f"{row['contestant']}: {1e6 * row['median'] / len(images):.1f} microseconds an image")
+    yield rows
+
+
 def section_search(options):
     """Trials of the default search, a part of its epochs, on 1 worker and on as many as threads.
 
@@ -414,7 +439,7 @@ def own_peak():
 
 SECTIONS = {
     name: globals()[f"section_{name}"]
-    for name in ("bound", "epoch", "evaluate", "load", "startup", "memory", "scaling", "search")
+    for name in ("bound", "epoch", "evaluate", "load", "startup", "memory", "scaling", "augment", "search")
 }
 
 
