@@ -387,13 +387,18 @@ def _train_steps(state, data, config, progress):
         _sorted_rows(arrays, pixels["columns"]) for arrays in (state["params"], state["velocity"])
     )
     grads, cache = {key: np.empty_like(w) for key, w in params.items()}, None
+    decay = 1 - optimiser["weight_decay"]
+    deferred = velocity is None and decay > 0.5  # then W1 is shrink * params["W1"] until the end
+    shrink = 1.0
     order, size = rng.permutation(len(labels)), config["batch_size"]
     buffer = np.empty(min(size, len(labels)) * len(pixels["columns"]), params["W1"].dtype)
     for start in range(0, len(labels), size):
         rows = order[start : start + size]
         inked = max(1, pixels["inked"][rows].max())  # the columns behind are blank in this batch
         x = buffer[: len(rows) * inked].reshape(len(rows), inked)
-        preprocess(pixels["images"][rows][:, :inked], data["steps"], out=x)
+        preprocess(pixels["images"].take(rows, axis=0)[:, :inked], data["steps"], out=x)
+        if shrink != 1:
+            x *= shrink
         narrow_params = {**params, "W1": params["W1"][:inked]}
         narrow_grads = {**grads, "W1": grads["W1"][:inked]}
         if len(rows) != size:
@@ -401,15 +406,36 @@ def _train_steps(state, data, config, progress):
         outputs, cache = nn.forward(narrow_params, x, config["activation"], config["dropout"], rng, out=cache)
         if not math.isfinite(outputs.sum()):  # as good as a loss that is not finite, and cheaper
             raise _divergence(config, state["epoch"] + 1, f"step {start // size + 1}")
-        nn.backward(narrow_params, cache, labels[rows], config["loss"], scale=lr, out=narrow_grads)
-        if velocity is None:  # a row of W1 behind the ink does no more than decay
-            nn.sgd_step(narrow_params, narrow_grads, None, 1, **optimiser, out=(narrow_params, None))
-            params["W1"][inked:] *= 1 - optimiser["weight_decay"]
+        change = shrink * shrink * decay if deferred else 1.0
+        nn.backward(narrow_params, cache, labels[rows], config["loss"], scale=lr / change, out=narrow_grads)
+        if deferred:
+            shrink = _deferred_step(params, grads, inked, shrink, change, optimiser["weight_decay"])
         else:
             grads["W1"][inked:] = 0
             nn.sgd_step(params, grads, velocity, 1, **optimiser, out=(params, velocity))
         progress(start + len(rows))
+    if shrink != 1:
+        params["W1"] *= shrink
     return tuple(_natural_rows(arrays, pixels["columns"]) for arrays in (params, velocity))
+
+
+def _deferred_step(params, grads, inked, shrink, change, weight_decay):
+    """A step of plain SGD, in place, in which W1 decays without a pass over it; returns the new shrink.
+
+    W1 is ``shrink * V``, and params hold V. The decay W1 <- (1 - wd) W1 is a change of that factor
+    alone. The inputs carry the factor, so the products are those of W1. The rest of the step,
+    W1 <- W1 - x.T @ delta, is V <- V - (shrink x).T @ delta / change, where change is the old
+    factor times the new one. The gradients come divided by it, the other layers multiply by it.
+    """
+    W1 = params["W1"]
+    W1[:inked] -= grads["W1"][:inked]
+    others = {key: w for key, w in params.items() if key != "W1"}
+    nn.sgd_step(others, grads, None, change, weight_decay=weight_decay / change, out=(others, None))
+    shrink *= 1 - weight_decay
+    if shrink < 0.5:  # V must not grow without bound
+        W1 *= shrink
+        shrink = 1.0
+    return shrink
 
 
 def _sorted_rows(arrays, columns):
