@@ -40,11 +40,11 @@ def choose(kind, name, options):
 
 
 def relu(z):
-    return np.maximum(z, 0, out=z)
+    return np.maximum(z, np.zeros_like(z[:1]), out=z)  # NumPy takes twice as long against a scalar
 
 
 def relu_slope(a):
-    return np.sign(a)  # of a >= 0; twice as fast as a > 0, which would have to become float
+    return a > 0
 
 
 def leaky_relu(z):
@@ -207,10 +207,11 @@ def dropout_mask(shape, share, rng, dtype=np.float32):
 def softmax(outputs):
     """Probabilities (n, k), safe for any finite logits."""
     with np.errstate(over="ignore", under="ignore"):  # a gap beyond the largest float is -inf
-        e = outputs - outputs.max(axis=1, keepdims=True)
+        e = outputs.T.copy()  # (k, n): NumPy is faster over a first axis than over short rows
+        e -= e.max(axis=0)
         np.exp(e, out=e)
-        e /= e.sum(axis=1, keepdims=True)
-    return e
+        e /= e.sum(axis=0)
+    return e.T  # (n, k)
 
 
 def _check_labels(outputs, y):
@@ -311,7 +312,7 @@ def backward(
     outputs = cache["layers"][-1]
     y = _check_labels(outputs, y)
     delta = softmax(outputs) if loss == "cross_entropy" else outputs.copy()
-    delta[np.arange(len(y)), y] -= 1 - label_smoothing
+    delta -= (1 - label_smoothing) * (y[:, None] == np.arange(delta.shape[1]))
     if label_smoothing:
         delta -= label_smoothing / delta.shape[1]
     delta *= scale / len(y)  # (n, k)

@@ -217,11 +217,13 @@ def trial_settings(definition):
 
 
 def rungs(strategy, trials, epochs):
-    """How many trials go on to which epoch: ``[(50, 2), (17, 6), (6, 17), (2, 50)]``.
+    """How many trials go on to which epoch: ``[(50, 2), (17, 6), (6, 50)]``.
 
     Successive halving (Jamieson & Talwalkar 2016) with the third instead of the half, as advised
     for Hyperband (Li et al. 2018): a third of the trials, rounded up, get three times the epochs.
-    The other strategies have one rung; its epoch None stands for the last of each trial.
+    The last few are not thinned out again but trained to the end: by then they differ less than
+    the same settings with another seed. The other strategies have one rung; its epoch None stands
+    for the last of each trial.
     """
     if strategy != "halving":
         return [(trials, None)]
@@ -229,7 +231,8 @@ def rungs(strategy, trials, epochs):
     while counts[-1] >= ETA and budgets[-1] > 1:
         counts.append(math.ceil(counts[-1] / ETA))
         budgets.append(math.ceil(budgets[-1] / ETA))
-    return list(zip(counts, reversed(budgets)))
+    plan = list(zip(counts, reversed(budgets)))
+    return plan if len(plan) < 3 else [*plan[:-2], (plan[-2][0], epochs)]
 
 
 # --- one trial, on a worker -------------------------------------------------------------------

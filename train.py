@@ -448,30 +448,30 @@ def train_epoch(state, data, config, progress=lambda images: None):
 def _train_steps(state, data, config, progress):
     """Params and velocity after all steps of the epoch that comes after ``state``.
 
-    The steps are those of the core functions, with three savings that change no more than the last
+    The steps are those of the core functions, with four savings that change no more than the last
     bits: they work in place, the products leave out the columns of a batch that are blank (see
-    ``data.sort_pixels``), and the gradients are scaled by lr where they are made.
+    ``data.sort_pixels``), the gradients are scaled by lr where they are made, and the decay of W1
+    is deferred to the end (see ``_deferred_step``).
     """
     pixels, labels = data["pixels"], data["train"][1]
     rng = np.random.default_rng([config["seed"], state["epoch"] + 1])
-    smoothing = config["label_smoothing"]
-    optimiser = {"momentum": config["momentum"], "nesterov": config["nesterov"]}
     params, velocity = (
         _sorted_rows(arrays, pixels["columns"]) for arrays in (state["params"], state["velocity"])
     )
     grads, cache = {key: np.empty_like(w) for key, w in params.items()}, None
+    optimiser = {"momentum": config["momentum"], "nesterov": config["nesterov"]}
+    fastest = max(config["lr"], learning_rate(config, state["epoch"]))
+    deferred = velocity is None and not config["max_norm"] and fastest * config["weight_decay"] < 0.5
+    shrink = 1.0  # W1 is shrink * params["W1"]
     order, size = rng.permutation(len(labels)), config["batch_size"]
     buffer = np.empty(min(size, len(labels)) * pixels["images"].shape[1], params["W1"].dtype)
     for start in range(0, len(labels), size):
         rows = order[start : start + size]
         inked = max(1, pixels["inked"][rows].max())  # the columns behind are blank in this batch
         x = buffer[: len(rows) * inked].reshape(len(rows), inked)
-        images = pixels["images"][rows][:, :inked]
-        if data["augment"]:
-            images = augment(images, data["augment"], rng, out=x)
-        x = preprocess(images, data["pixel_steps"], out=x)
-        if config["input_dropout"]:
-            x *= nn.dropout_mask(x.shape, config["input_dropout"], rng, x.dtype)
+        x = _training_inputs(pixels["images"].take(rows, axis=0)[:, :inked], data, config, rng, out=x)
+        if shrink != 1:
+            x *= shrink
         narrow_params = {**params, "W1": params["W1"][:inked]}
         narrow_grads = {**grads, "W1": grads["W1"][:inked]}
         if len(rows) != size:
@@ -480,20 +480,51 @@ def _train_steps(state, data, config, progress):
         if not math.isfinite(outputs.sum()):  # as good as a loss that is not finite, and cheaper
             raise _divergence(config, state["epoch"] + 1, f"step {start // size + 1}")
         lr = learning_rate(config, state["epoch"] + start / len(labels))
-        optimiser["weight_decay"] = lr * config["weight_decay"]
-        nn.backward(
-            narrow_params, cache, labels[rows], config["loss"], 0, smoothing, scale=lr, out=narrow_grads
-        )
-        if velocity is None:  # a row of W1 behind the ink does no more than decay
-            nn.sgd_step(narrow_params, narrow_grads, None, 1, **optimiser, out=(narrow_params, None))
-            params["W1"][inked:] *= 1 - optimiser["weight_decay"]
+        weight_decay = lr * config["weight_decay"]
+        change = shrink * shrink * (1 - weight_decay) if deferred else 1.0
+        targets = {"loss": config["loss"], "label_smoothing": config["label_smoothing"]}
+        nn.backward(narrow_params, cache, labels[rows], **targets, scale=lr / change, out=narrow_grads)
+        if deferred:
+            shrink = _deferred_step(params, grads, inked, shrink, change, weight_decay)
         else:
             grads["W1"][inked:] = 0
-            nn.sgd_step(params, grads, velocity, 1, **optimiser, out=(params, velocity))
+            step = {**optimiser, "weight_decay": weight_decay}
+            nn.sgd_step(params, grads, velocity, 1, **step, out=(params, velocity))
         if config["max_norm"]:
             nn.limit_norms(params, config["max_norm"], out=params)
         progress(start + len(rows))
+    if shrink != 1:
+        params["W1"] *= shrink
     return tuple(_natural_rows(arrays, pixels["columns"]) for arrays in (params, velocity))
+
+
+def _training_inputs(images, data, config, rng, out):
+    """A batch of uint8 images as the network gets them in training: distorted, preprocessed, with dropout."""
+    if data["augment"]:
+        images = augment(images, data["augment"], rng, out=out)
+    x = preprocess(images, data["pixel_steps"], out=out)
+    if config["input_dropout"]:
+        x *= nn.dropout_mask(x.shape, config["input_dropout"], rng, x.dtype)
+    return x
+
+
+def _deferred_step(params, grads, inked, shrink, change, weight_decay):
+    """A step of plain SGD, in place, in which W1 decays without a pass over it; returns the new shrink.
+
+    W1 is ``shrink * V``, and params hold V. The decay W1 <- (1 - wd) W1 is a change of that factor
+    alone. The inputs carry the factor, so the products are those of W1. The rest of the step,
+    W1 <- W1 - x.T @ delta, is V <- V - (shrink x).T @ delta / change, where change is the old
+    factor times the new one. The gradients come divided by it, the other layers multiply by it.
+    """
+    W1 = params["W1"]
+    W1[:inked] -= grads["W1"][:inked]
+    others = {key: w for key, w in params.items() if key != "W1"}
+    nn.sgd_step(others, grads, None, change, weight_decay=weight_decay / change, out=(others, None))
+    shrink *= 1 - weight_decay
+    if shrink < 0.5:  # V must not grow without bound
+        W1 *= shrink
+        shrink = 1.0
+    return shrink
 
 
 def _sorted_rows(arrays, columns):
