@@ -430,9 +430,23 @@ def _start_process():
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
-    process.start()
+    with _without_interrupts():
+        process.start()
     theirs.close()  # so that the pipe breaks when the process ends
     return process, ours
+
+
+@contextlib.contextmanager
+def _without_interrupts():
+    """Block SIGINT in this thread: a process inherits that, before it can say that it ignores Ctrl-C."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(connection):
