@@ -87,7 +87,9 @@ def parse_space(text):
             if name in space:
                 raise ValueError(f"{name} stands twice in the space")
             check = train.SETTINGS[name][1]
-            space[name] = _range(values, check) if ":" in values else _choices(values, check)
+            space[name] = (
+                _range(values, check) if ":" in values and "," not in values else _choices(values, check)
+            )
         except ValueError as error:
             raise ValueError(f"--space {part}: {error}") from None
     if not space:

@@ -112,6 +112,11 @@ def test_space_that_cannot_be_is_refused(text, message):
     assert "--space" in str(error.value)
 
 
+def test_choices_may_have_a_number_of_their_own():
+    trials = search.trial_settings(definition("preprocess=scale,scale+pca:50", strategy="grid"))
+    assert [settings["preprocess"] for settings in trials] == [["scale"], ["scale", "pca:50"]]
+
+
 @pytest.mark.parametrize("name", train.SETTINGS)
 def test_every_setting_can_be_searched(name):
     examples = {
@@ -123,7 +128,13 @@ def test_every_setting_can_be_searched(name):
         "activation": "relu,tanh",
         "nesterov": "true,false",
         "preprocess": "scale,center",
+        "augment": "none,elastic+flip",
+        "holdout": "random,last",
         "dropout": "0.1:0.5",
+        "input_dropout": "0.1:0.5",
+        "label_smoothing": "0.1:0.5",
+        "ema": "0.1:0.5",
+        "max_scaling": "0.1:0.5",
         "momentum": "0.1:0.9",
         "min_delta": "0.1:0.2",
     }
