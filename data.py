@@ -663,7 +663,7 @@ def check_split(n, val_size, train_size=None):
 
 
 def _scale(x, step):
-    x /= 255
+    x *= 1 / 255  # in half the time of a division
 
 
 def _center(x, step):

@@ -221,9 +221,10 @@ def _check_labels(outputs, y):
 
 
 def _cross_entropy(outputs, y):
-    z = outputs.astype(np.float64)
-    z -= z.max(axis=1, keepdims=True)
-    return np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(y)), y]  # (n,), log of at least 1
+    z = outputs.T.astype(np.float64, order="C")  # (k, n), as in softmax
+    z -= z.max(axis=0)
+    right = z[y, np.arange(len(y))]
+    return np.log(np.exp(z, out=z).sum(axis=0)) - right  # (n,), log of at least 1
 
 
 def _squared_error(outputs, y):
