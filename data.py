@@ -714,7 +714,7 @@ def _pool(pictures, step):
 
 
 def _scale(x, step):
-    x /= 255
+    x *= 1 / 255  # in half the time of a division
     return x
 
 

@@ -224,26 +224,19 @@ def _check_labels(outputs, y):
     return y
 
 
-def _targets(y, classes, label_smoothing):
-    """What the outputs should be: (n, k) float64, 1 for the label and 0 for the others, or smoothed."""
-    return (1 - label_smoothing) * np.eye(classes)[y] + label_smoothing / classes
-
-
 def _cross_entropy(outputs, y, label_smoothing):
-    z = outputs.astype(np.float64)
-    z -= z.max(axis=1, keepdims=True)
-    log_total = np.log(np.exp(z).sum(axis=1))  # (n,), log of at least 1
-    if not label_smoothing:
-        return log_total - z[np.arange(len(y)), y]
-    return log_total - (_targets(y, z.shape[1], label_smoothing) * z).sum(axis=1)
+    z = outputs.T.astype(np.float64, order="C")  # (k, n), as in softmax
+    z -= z.max(axis=0)
+    right = z[y, np.arange(len(y))]
+    if label_smoothing:
+        right = (1 - label_smoothing) * right + label_smoothing * z.mean(axis=0)
+    return np.log(np.exp(z, out=z).sum(axis=0)) - right  # (n,), log of at least 1
 
 
 def _squared_error(outputs, y, label_smoothing):
     z = outputs.astype(np.float64)
-    if not label_smoothing:
-        z[np.arange(len(y)), y] -= 1
-    else:
-        z -= _targets(y, z.shape[1], label_smoothing)
+    z[np.arange(len(y)), y] -= 1 - label_smoothing
+    z -= label_smoothing / z.shape[1]
     return 0.5 * np.square(z).sum(axis=1)  # (n,)
 
 
