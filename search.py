@@ -378,7 +378,10 @@ def _processes(count):
     processes, idle, closing = [], queue.SimpleQueue(), threading.Event()
 
     def start():
-        process, connection = _start_process()
+        try:
+            process, connection = _start_process()
+        except BrokenPipeError:  # it died while it started
+            raise concurrent.futures.BrokenExecutor("a worker died") from None
         processes.append(process)
         if closing.is_set():
             process.kill()
