@@ -970,6 +970,8 @@ def main(argv=None):
         opened = local_workers(min(count, len(trials)), out / "split", datasets)
     try:
         with train.locked(out), progress_line() as show, opened as workers:
+            for half in out.glob("trials/*/*.part"):  # of a search that was killed
+                half.unlink()
             trials = load_trials(out, trials) if known is not None else trials
             save_definition(out, definition, datasets)
             trials = run_search(trials, definition["strategy"], workers, out, searched, show)

@@ -1,9 +1,15 @@
 """Searching when things go wrong: memory, kills, disks, damaged files, nonsense, long searches."""
 
+import subprocess
+import sys
+import time
+
+import numpy as np
 import pytest
 from conftest import write_dataset
-from faults import call, call_refused
+from faults import call, call_refused, check_whole, start, wait_until_gone
 
+import data
 import search
 import train
 
@@ -42,3 +48,59 @@ def test_trials_that_fit_into_memory_one_by_one_may_not_fit_together(small, tmp_
     call_refused(search.main, *together, words=["2 trials at once", "fewer --workers"])
     one_by_one = flags(small, tmp_path / "out", "--workers", 1, "--trials", 2, "--lr", 0.001, space=space)
     assert call(search.main, *one_by_one)[0] == 0
+
+
+# --- killed -----------------------------------------------------------------------------------
+
+STRATEGIES = {"random": ["--trials", 12], "halving": ["--strategy", "halving", "--trials", 12]}
+
+
+@pytest.fixture(scope="module")
+def unbroken(small, tmp_path_factory):
+    """A finished search of each of STRATEGIES, by name."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    for name, more in STRATEGIES.items():
+        assert call(search.main, *flags(small, folder / name, "--epochs", 9, *more))[0] == 0
+    return folder
+
+
+def files_of(out):
+    """Each file of a search: its bytes, or its rows without the times."""
+    found = {}
+    for path in out.rglob("*"):
+        if path.suffix == ".csv":
+            rows = data.load_rows(path, words=path.name == "trials.csv")
+            found[path.relative_to(out)] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+        elif path.is_file():
+            found[path.relative_to(out)] = path.read_bytes() if path.suffix == ".pkl" else None
+    return found
+
+
+def check_same_search(out, other):
+    found, expected = files_of(out), files_of(other)
+    assert set(found) == set(expected)
+    assert not [path for path in found if found[path] != expected[path]]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups")
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "seed, kills", [(0, 3), *(pytest.param(seed, 10, marks=pytest.mark.extended) for seed in range(1, 6))]
+)
+def test_killed_again_and_again_a_search_ends_with_the_same_bits(
+    small, unbroken, tmp_path, seed, strategy, kills
+):
+    """At random moments, 100 in the extended run: counted from the start, the first line and the next."""
+    out, rng = tmp_path / "out", np.random.default_rng([seed, kills])
+    given = flags(small, out, "--epochs", 9, *STRATEGIES[strategy], "--resume")
+    for kill in range(kills):
+        process = start("search.py", *given, stdout=subprocess.PIPE, start_new_session=True)
+        for _ in range(kill % 3):  # its workers start after the first
+            process.stdout.readline()
+        time.sleep(rng.uniform(0.1, 0.8) if kill % 3 < 2 else rng.uniform(0, 0.1))
+        process.kill()  # the parent alone: its workers must follow
+        process.communicate()
+        wait_until_gone(process.pid)
+        check_whole(out)
+    assert call(search.main, *given)[0] == 0
+    check_same_search(out, unbroken / strategy)
