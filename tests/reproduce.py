@@ -69,7 +69,7 @@ def seconds_to(accuracy):
 # --- the rows ---------------------------------------------------------------------------------
 
 LEAKY = "--activation leaky_relu --loss mse --preprocess scale standardize --batch-size 16 --lr 0.001"
-LEAKY += " --lr-schedule inverse --momentum 0.9 --weight-decay 0.001 --epochs 100 --patience 15"
+LEAKY += " --lr-schedule inverse --momentum 0.9 --weight-decay 0.001 --epochs 30 --patience 10"
 SOFTMAX = "--hidden 0 --preprocess scale center --batch-size 100 --lr 0.1 --momentum 0.9"
 SOFTMAX += " --lr-schedule exponential --lr-decay 0.9 --epochs 30 --patience 2 --min-delta 0.0002"
 FASHION = "--dataset fashion-mnist --hidden 512 256 --preprocess scale standardize --batch-size 32"
