@@ -1457,7 +1457,8 @@ def run_script(main, argv=None):
 
     Bad input (ValueError), missing or unwritable files (OSError), a training that diverges
     (ArithmeticError), a missing package and too little memory give one line on standard error
-    and 2; Ctrl-C gives 130, SIGTERM 143.
+    and 2; Ctrl-C gives 130, SIGTERM 143. Where nobody reads the output any more, as in
+    ``| head``, the script ends without a word and with 141, as Unix tools do.
     """
     name = os.path.basename(sys.argv[0])
     stopped = []
@@ -1469,9 +1470,14 @@ def run_script(main, argv=None):
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, stop)
     try:
-        status = main(argv) or 0
+        status = 0
+        with contextlib.suppress(SystemExit):  # of --help
+            status = main(argv) or 0
         sys.stdout.flush()  # here, where a full disk behind it is an error like any other
         return status
+    except BrokenPipeError:
+        _drop_output()
+        return 128 + 13  # SIGPIPE
     except (ValueError, OSError, ArithmeticError, ImportError, MemoryError) as error:
         print(f"{name}: {_one_line(error)}", file=sys.stderr)
         _drop_output()
@@ -1479,6 +1485,7 @@ def run_script(main, argv=None):
     except KeyboardInterrupt as error:
         start = "\n" if sys.stderr.isatty() else ""  # below the ^C that a terminal shows
         print(f"{start}{name}: stopped{_one_line(error) and ': '}{_one_line(error)}", file=sys.stderr)
+        _drop_output()
         return 128 + (stopped[0] if stopped else signal.SIGINT)
 
 

@@ -378,7 +378,10 @@ def _processes(count):
     processes, idle, closing = [], queue.SimpleQueue(), threading.Event()
 
     def start():
-        process, connection = _start_process()
+        try:
+            process, connection = _start_process()
+        except BrokenPipeError:  # it died while it started
+            raise concurrent.futures.BrokenExecutor("a worker died") from None
         processes.append(process)
         if closing.is_set():
             process.kill()
@@ -842,20 +845,28 @@ def load_trials(out, trials):
 # --- command line -----------------------------------------------------------------------------
 
 
-def make_trials(definition, data_dir, known):
+def make_trials(definition, data_dir, known, workers=1):
     """``(trials, datasets)``: all trials before they have run, and the data sets by name.
+
+    ``workers`` is how many of them this machine will run at once.
 
     Raises
     ------
     ValueError
         Settings that cannot be, or do not fit the data; data that are not the ``known`` ones.
+    MemoryError
+        So many trials at once do not fit into memory.
     """
     settings = trial_settings(definition)
+    runs = min(workers, len(settings))
+    for s in settings:
+        train.check_memory(s, *train.least_size(s["dataset"]), runs)
     loaded = {name: load_dataset(name, data_dir) for name in dict.fromkeys(s["dataset"] for s in settings)}
     configs = [train.run_config(s, loaded[s["dataset"]]) for s in settings]
     datasets = {dataset["name"]: dataset for dataset in loaded.values()}
     for config in configs:
         images = datasets[config["dataset"]]["train_images"]
+        train.check_memory(config, *images.shape, len(config["data"]["class_names"]), runs)
         check_split(len(images), config["val_size"], config["train_size"])
         if known is not None and known.get(config["dataset"]) != config["data"]["sha256"]:
             raise ValueError(f"the data set {config['dataset']} is not the one that the search used")
@@ -939,7 +950,7 @@ def main(argv=None):
     given = {n: v for n, v in vars(flags).items() if n in DEFAULT_SEARCH or n in train.SETTINGS}
     out, count = pathlib.Path(flags.out), count_workers(flags)
     definition, known = open_search(out, given, flags.resume)
-    trials, datasets = make_trials(definition, flags.data_dir, known)
+    trials, datasets = make_trials(definition, flags.data_dir, known, 1 if flags.scheduler else count)
     if flags.resume and known is None:
         print(f"no search to resume in {out}: starting a new one")
     out.mkdir(parents=True, exist_ok=True)

@@ -275,7 +275,7 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
-def memory_needed(config, images, pixels, classes):
+def memory_needed(config, images, pixels, classes, runs=1):
     """Bytes that a run holds at its peak: an estimate, from a seventh too few to half too many.
 
     Parameters
@@ -284,6 +284,8 @@ def memory_needed(config, images, pixels, classes):
         From ``check_settings``.
     images, pixels, classes : int
         Training images, pixels of an image, and classes.
+    runs : int
+        How many there are at once; they share the images.
     """
     sizes = [pixels, *config["hidden"], classes]
     itemsize = np.dtype(DTYPES[config["dtype"]]).itemsize
@@ -294,17 +296,24 @@ def memory_needed(config, images, pixels, classes):
     rows = min(images, max(1000, config["batch_size"]))
     activations = (4 if config["dropout"] else 2) * itemsize * rows * sum(sizes)
     outputs = (itemsize + 16) * images * classes  # of all images, and their loss in float64
-    return copies * params + activations + outputs + 3 * images * pixels  # as read, split and sorted
+    own = copies * params + activations + outputs
+    return runs * own + 3 * images * pixels  # as read, split and sorted
 
 
-def check_memory(config, images, pixels, classes):
-    """Raise a MemoryError when a run needs more memory than there is, before any is taken."""
-    needed, free = memory_needed(config, images, pixels, classes), available_memory()
+def check_memory(config, images, pixels, classes, runs=1):
+    """Raise a MemoryError when so many runs need more memory than there is, before any is taken."""
+    needed, free = memory_needed(config, images, pixels, classes, runs), available_memory()
     if free is not None and needed > free:
+        who, fewer = ("this run", "") if runs == 1 else (f"{runs} trials at once", "fewer --workers, or ")
         raise MemoryError(
-            f"this run would need about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free; "
-            f"try a smaller --hidden, --batch-size or --train-size"
+            f"{who} would need about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free; "
+            f"try {fewer}a smaller --hidden, --batch-size or --train-size"
         )
+
+
+def least_size(name):
+    """Training images, pixels and classes that a data set has at least, before it is loaded."""
+    return (60_000, 784, 10) if name in DATASET_NAMES else (1, 1, 1)
 
 
 def setting_text(value):
@@ -817,8 +826,7 @@ def run_config(settings, dataset):
 
 def start_run(settings, data_dir):
     """State, rows, config and data of a new run."""
-    known = (60_000, 784, 10) if settings["dataset"] in DATASET_NAMES else (1, 1, 1)
-    check_memory(settings, *known)
+    check_memory(settings, *least_size(settings["dataset"]))
     dataset = load_dataset(settings["dataset"], data_dir)
     check_memory(settings, *dataset["train_images"].shape, len(dataset["class_names"]))
     config = run_config(settings, dataset)

@@ -1,16 +1,22 @@
-"""What the tests of faults share: files damaged in every way, and scripts called with a time limit."""
+"""What the tests of faults share: damaged files, scripts called with a time limit, disks that fail."""
 
+import builtins
 import contextlib
 import copy
 import io
+import os
 import pathlib
 import signal
+import subprocess
+import sys
+import time
 import warnings
 
 import numpy as np
-from conftest import is_one_clear_line
+from conftest import ROOT, is_one_clear_line
 
 import data
+import nn
 
 CLEAR = (ValueError, OSError, ArithmeticError, MemoryError)  # what run_script turns into one line
 
@@ -60,6 +66,70 @@ def peak_memory():
     except OSError:
         return 0
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+# --- scripts and disks ------------------------------------------------------------------------
+
+READERS = {
+    ".pkl": nn.load_checkpoint,
+    ".json": data.load_json,
+    ".csv": lambda path: data.load_rows(path, words=path.name == "trials.csv"),
+}
+
+
+def command(script, *arguments):
+    return [sys.executable, str(ROOT / script), *map(str, arguments)]
+
+
+def start(script, *arguments, **more):
+    """Start a script; its process."""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(command(script, *arguments), text=True, env=environment, **more)
+
+
+def check_whole(folder):
+    """Every file that runs and searches wrote can be read."""
+    for path in pathlib.Path(folder).rglob("*"):
+        if path.suffix in READERS:
+            READERS[path.suffix](path)
+
+
+def wait_until_gone(group, seconds=60):
+    """Wait for the end of all processes of a group."""
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(ProcessLookupError):
+        while True:
+            os.killpg(group, 0)
+            assert time.monotonic() < deadline, "a process is left"
+            time.sleep(0.01)
+
+
+class Disk:
+    """Counts what would write to a folder; from one of them on (or at that one only) all fail."""
+
+    def __init__(self, monkeypatch, folder, number, error, once):
+        self.count, self.number, self.folder = 0, number, str(folder)
+        self.error, self.once = error, once
+        for module, name in ((os, "fsync"), (os, "replace"), (os, "rename"), (os, "mkdir")):
+            monkeypatch.setattr(module, name, self.failing(getattr(module, name)))
+        opened = builtins.open
+        failing = self.failing(opened)
+        monkeypatch.setattr(
+            builtins,
+            "open",
+            lambda path, mode="r", *args, **more: (
+                failing if set(mode) & set("wax+") and self.folder in str(path) else opened
+            )(path, mode, *args, **more),
+        )
+
+    def failing(self, function):
+        def call(*args, **more):
+            self.count += 1
+            if self.count == self.number or (self.count > self.number and not self.once):
+                raise OSError(self.error, os.strerror(self.error))
+            return function(*args, **more)
+
+        return call
 
 
 # --- damage -----------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Full and read-only disks, two runs in one folder, runs that are killed, and runs that are long."""
 
-import builtins
 import errno
 import json
 import os
@@ -14,10 +13,9 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT, is_one_clear_line, write_dataset
-from faults import call, call_refused
+from faults import Disk, call, call_refused, check_whole, command, start, wait_until_gone
 
 import data
-import nn
 import test as judging
 import train
 
@@ -34,33 +32,15 @@ SETTINGS = (
     0.2,
     "--quiet",
 )
-READERS = {".pkl": nn.load_checkpoint, ".json": data.load_json, ".csv": data.load_rows}
-
-
-def command(script, *arguments):
-    return [sys.executable, str(ROOT / script), *map(str, arguments)]
-
-
-def start(script, *arguments, **more):
-    """Start a script; its process."""
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(command(script, *arguments), text=True, env=environment, **more)
 
 
 def contents(folder):
     """The content of each file in a folder and those below it, but for times and halves of files."""
     found = {}
     for path in pathlib.Path(folder).rglob("*"):
-        if path.is_file() and path.suffix in READERS and path.name != "predictions.csv":
+        if path.is_file() and path.suffix in (".pkl", ".json", ".csv") and path.name != "predictions.csv":
             found[str(path.relative_to(folder))] = path.read_bytes()
     return found
-
-
-def check_whole(folder):
-    """Every file that a run wrote can be read."""
-    for path in pathlib.Path(folder).rglob("*"):
-        if path.suffix in READERS:
-            READERS[path.suffix](path)
 
 
 def without_times(out):
@@ -87,34 +67,6 @@ def whole(tmp_path_factory):
 
 
 # --- disks ------------------------------------------------------------------------------------
-
-
-class Disk:
-    """Counts what would write to a folder; from one of them on (or at that one only) all fail."""
-
-    def __init__(self, monkeypatch, folder, number, error, once):
-        self.count, self.number, self.folder = 0, number, str(folder)
-        self.error, self.once = error, once
-        for module, name in ((os, "fsync"), (os, "replace"), (os, "rename"), (os, "mkdir")):
-            monkeypatch.setattr(module, name, self.failing(getattr(module, name)))
-        opened = builtins.open
-        failing = self.failing(opened)
-        monkeypatch.setattr(
-            builtins,
-            "open",
-            lambda path, mode="r", *args, **more: (
-                failing if set(mode) & set("wax+") and self.folder in str(path) else opened
-            )(path, mode, *args, **more),
-        )
-
-    def failing(self, function):
-        def call(*args, **more):
-            self.count += 1
-            if self.count == self.number or (self.count > self.number and not self.once):
-                raise OSError(self.error, os.strerror(self.error))
-            return function(*args, **more)
-
-        return call
 
 
 @pytest.mark.parametrize("error, once", [(errno.ENOSPC, False), (errno.EIO, True)])
@@ -197,6 +149,46 @@ def test_output_to_a_full_disk_is_one_clear_line(whole, tmp_path, script):
         process = start(script, *arguments, stdout=full, stderr=subprocess.PIPE)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 2 and is_one_clear_line(err, "No space left"), err
+
+
+@pytest.mark.parametrize(
+    "script, lines",
+    [
+        ("train.py", 0),
+        ("train.py", 2),
+        ("search.py", 0),
+        ("search.py", 1),
+        ("test.py", 0),
+        ("visualize.py", 0),
+    ],
+)
+def test_output_that_nobody_reads_ends_a_script_without_a_word(whole, tmp_path, script, lines):
+    """As in ``| head``: the pipe is closed after some lines."""
+    shutil.copytree(whole / "run", tmp_path / "run")
+    small = ["--dataset", whole / "small", "--val-size", 12]
+    arguments = {
+        "train.py": [*small, "--epochs", 300, "--out", tmp_path / "run"],
+        "search.py": [*small, "--epochs", 9, "--trials", 5, "--workers", 2, "--out", tmp_path / "search"],
+        "test.py": [tmp_path / "run"],
+        "visualize.py": [tmp_path / "run", "--only", "loss"],
+    }[script]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
+    with subprocess.Popen(command(script, *arguments), **pipes) as process:
+        for _ in range(lines):
+            assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait(60) == 141
+        wait_until_gone(process.pid)
+    check_whole(tmp_path)
+    assert not list(tmp_path.rglob(".lock"))
+
+
+def test_help_that_nobody_reads():
+    read, write = os.pipe()
+    os.close(read)
+    with subprocess.Popen(command("train.py", "--help"), stdout=write, stderr=subprocess.PIPE) as process:
+        os.close(write)
+        assert process.stderr.read() == b"" and process.wait(60) in (0, 141)  # argparse may ignore it
 
 
 # --- two runs in one folder -------------------------------------------------------------------
