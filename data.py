@@ -991,7 +991,7 @@ AUGMENT_BLOCK = 64  # images distorted at a time, so that they stay in cache
 
 
 STRENGTHS = {  # of the distortions, at most; lengths are in pixels
-    "max_shift": 2.0,
+    "max_shift": 1.0,
     "max_rotation": 10.0,
     "max_scaling": 0.12,
     "max_shear": 0.1,
@@ -1424,13 +1424,16 @@ def progress_line():
 
 
 def make_parser(description):
-    """An argparse parser whose errors are one line."""
+    """An argparse parser whose errors are one line, with the flag that all scripts share."""
     parser = argparse.ArgumentParser(
         description=description,
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=100),
     )
     parser.error = _raise_usage
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="folder of the data sets (default: DATA_DIR or datasets)"
+    )
     return parser
 
 

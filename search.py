@@ -932,9 +932,6 @@ def add_flags(parser):
     parser.add_argument("--scheduler", metavar="ADDRESS", help="run on this Dask cluster: tcp://host:8786")
     parser.add_argument("--resume", action="store_true", help="run what the search in --out is missing")
     parser.add_argument(
-        "--data-dir", metavar="DIR", help="folder of the data sets (default: DATA_DIR or datasets)"
-    )
-    parser.add_argument(
         "--out",
         metavar="DIR",
         default="results/search",

@@ -253,9 +253,6 @@ def main(argv=None):
         help="a run's folder or a params file (default: results); several are a committee",
     )
     parser.add_argument("--dataset", metavar="X", help="judge on this data set (default: the run's own)")
-    parser.add_argument(
-        "--data-dir", metavar="DIR", help="folder of the data sets (default: DATA_DIR or datasets)"
-    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
         "--images",

@@ -897,9 +897,6 @@ def main(argv=None):
     parser = make_parser("Train a neural network and write it to a folder.")
     add_settings(parser)
     parser.add_argument(
-        "--data-dir", metavar="DIR", help="folder of the data sets (default: DATA_DIR or datasets)"
-    )
-    parser.add_argument(
         "--out",
         metavar="DIR",
         default="results",

@@ -1251,9 +1251,6 @@ def main(argv=None):
         metavar="DIR",
         help="folder for the files (default: FOLDER/figures; for several runs comparison/ beside the first)",
     )
-    parser.add_argument(
-        "--data-dir", metavar="DIR", help="folder of the data sets (default: DATA_DIR or datasets)"
-    )
     parser.add_argument("--show", action="store_true", help="open windows and write no files")
     parser.add_argument(
         "--draw", action="store_true", help="open a window to draw in, and watch the probabilities"

@@ -20,46 +20,132 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-SOFTMAX = "--hidden 0 --preprocess scale center --batch-size 100 --lr 0.1 --lr-schedule exponential"
-LEAKY = "--activation leaky_relu --loss mse --preprocess scale standardize --batch-size 16 --lr 0.001"
-LEAKY += " --lr-schedule inverse --momentum 0.9 --weight-decay 0.001 --epochs 100 --patience 15"
-OF_E = "--hidden 512 256 --batch-size 64 --lr 0.01 --epochs 10 --val-size 0"
+import data  # noqa: E402
+import nn  # noqa: E402
+import test as judging  # noqa: E402
 
-# name -> the network, what was reported of it, flags of train.py, and how many seeds
-ROWS = {
-    "A": ("784-292-10", "98.08 %", "--val-size 0", 3),
-    "B1": ("784-784-100-10, leaky ReLU, MSE", "97.6 %, loss 0.032", f"--hidden 784 100 {LEAKY}", 3),
-    "B2": ("784-784-10, leaky ReLU, MSE", "96.0 %, loss 0.055", f"--hidden 784 {LEAKY}", 3),
-    "C": (
-        "784-10, softmax regression",
-        "92.34 %",
-        f"{SOFTMAX} --momentum 0.9 --epochs 30 --patience 2 --min-delta 0.0002",
-        3,
+# --- what a row shows: from (folder, config.json) of each of its runs that have ended -----------
+
+
+def spread(values, unit):
+    each = ", ".join(f"{value:.2f}" for value in values)
+    if len(values) < 2:
+        return f"**{each}{unit}**"
+    return f"**{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}{unit}** ({each})"
+
+
+def test_accuracy(runs):
+    return spread([100 * record["result"]["kept"]["test_accuracy"] for _, record in runs], " %")
+
+
+def test_accuracy_and_loss(runs):
+    losses = [record["result"]["kept"]["test_loss"] for _, record in runs]
+    return f"{test_accuracy(runs)}, loss {statistics.mean(losses):.4f}"
+
+
+def committee_accuracy(runs):
+    members = judging.load_members([str(folder) for folder, _ in runs])
+    dataset = data.load_dataset_of(members[0][1])
+    report, _ = judging.judge_committee(members, dataset["test_images"], dataset["test_labels"])
+    return f"**{100 * report['accuracy']:.2f} %**; its members {test_accuracy(runs)}"
+
+
+def seconds_to(accuracy):
+    """Steps alone, from the first to the end of the epoch that reaches it."""
+
+    def reached(runs):
+        times = []
+        for folder, _ in runs:
+            rows = data.load_rows(folder / "history.csv")
+            epochs = [row["epoch"] for row in rows if row["test_accuracy"] >= accuracy]
+            times += [sum(row["seconds"] for row in rows[: epochs[0]])] if epochs else []
+        shown = spread(times, " s") if times else "not reached"
+        which = f"to {100 * accuracy:.0f} % in {len(times)} of {len(runs)} runs"
+        return f"{shown} {which}; at the end {test_accuracy(runs)}"
+
+    return reached
+
+
+# --- the rows ---------------------------------------------------------------------------------
+
+LEAKY = "--activation leaky_relu --loss mse --preprocess scale standardize --batch-size 16 --lr 0.001"
+LEAKY += " --lr-schedule inverse --momentum 0.9 --weight-decay 0.001 --epochs 30 --patience 10"
+SOFTMAX = "--hidden 0 --preprocess scale center --batch-size 100 --lr 0.1 --momentum 0.9"
+SOFTMAX += " --lr-schedule exponential --lr-decay 0.9 --epochs 30 --patience 2 --min-delta 0.0002"
+FASHION = "--dataset fashion-mnist --hidden 512 256 --preprocess scale standardize --batch-size 32"
+FASHION += " --lr 0.1 --lr-schedule cosine --epochs 10 --val-size 0"
+THREE = "--hidden 512 256 --batch-size 64 --lr 0.01 --epochs 10 --val-size 0"
+BENT = "--hidden 800 --augment elastic --max-shift 0.5 --max-rotation 7.5 --max-shear 0.05 --lr 1.2"
+BENT += " --lr-schedule cosine --warmup 2 --weight-decay 0 --val-size 0"
+SIMARD = "99.3 % (Simard et al. 2003)"
+MEMBERS = ["scale", "deskew scale", "width:20 scale", "width:16 scale"]
+MEMBERS += [f"deskew width:{columns} scale" for columns in (20, 18, 16, 14)]
+SEEDS = {count: [f"--seed {seed}" for seed in range(count)] for count in (3, 5, 10)}
+
+ROWS = {  # name -> the network, what was reported, flags of train.py, more flags of each run, what is shown
+    "A": ("784-292-10", "98.08 %", "--val-size 0", SEEDS[3], test_accuracy),
+    "B1": (
+        "784-784-100-10, leaky ReLU, MSE",
+        "97.6 %, loss 0.032",
+        f"--hidden 784 100 {LEAKY}",
+        SEEDS[3],
+        test_accuracy_and_loss,
     ),
-    "D": (
-        "784-512-256-10, Fashion-MNIST",
-        "88.46 %",
-        "--dataset fashion-mnist --hidden 512 256 --preprocess scale standardize --lr 0.1 --epochs 10",
-        3,
+    "B2": (
+        "784-784-10, leaky ReLU, MSE",
+        "96.0 %, loss 0.055",
+        f"--hidden 784 {LEAKY}",
+        SEEDS[3],
+        test_accuracy_and_loss,
     ),
-    "E-relu": ("784-512-256-10, ReLU", "95.51 %", OF_E, 3),
-    "E-tanh": ("784-512-256-10, tanh", "less than ReLU", f"{OF_E} --activation tanh", 3),
-    "E-sigmoid": ("784-512-256-10, sigmoid", "less than ReLU", f"{OF_E} --activation sigmoid", 3),
+    "C": ("784-10, softmax regression", "92.34 %", SOFTMAX, SEEDS[3], test_accuracy),
+    "D": ("784-512-256-10, Fashion-MNIST", "88.46 %", FASHION, SEEDS[3], test_accuracy),
+    "E-relu": ("784-512-256-10, ReLU", "95.51 %", THREE, SEEDS[3], test_accuracy),
+    "E-tanh": ("784-512-256-10, tanh", "below ReLU", f"{THREE} --activation tanh", SEEDS[3], test_accuracy),
+    "E-sigmoid": (
+        "784-512-256-10, sigmoid",
+        "below ReLU",
+        f"{THREE} --activation sigmoid",
+        SEEDS[3],
+        test_accuracy,
+    ),
+    "elastic-60": (
+        "784-800-10, elastic distortions",
+        SIMARD,
+        f"{BENT} --preprocess deskew scale --epochs 60",
+        SEEDS[3],
+        test_accuracy,
+    ),
+    "elastic": (
+        "784-800-10, elastic distortions",
+        SIMARD,
+        f"{BENT} --preprocess deskew scale --epochs 200",
+        SEEDS[5],
+        test_accuracy,
+    ),
+    "committee": (
+        "8 networks 784-800-10",
+        "99.61 % with 25 (Meier et al. 2011)",
+        f"{BENT} --epochs 60",
+        [f"--preprocess {steps} --seed {seed}" for seed, steps in enumerate(MEMBERS)],
+        committee_accuracy,
+    ),
 }
+
+
+# --- running them -----------------------------------------------------------------------------
 
 
 def runs_of(name, out):
     """``(flags of train.py, folder)`` of each run of a row."""
-    *_, flags, seeds = ROWS[name]
-    for seed in range(seeds):
-        folder = out / name / str(seed)
-        yield [*shlex.split(flags), "--seed", str(seed), "--out", str(folder)], folder
+    _, _, flags, of_each, _ = ROWS[name]
+    for number, more in enumerate(of_each):
+        folder = out / name / str(number)
+        yield [*shlex.split(f"{flags} {more}"), "--out", str(folder)], folder
 
 
 def record_of(folder):
     """What config.json says of a run that has ended; None of any other."""
-    import data
-
     path = folder / "config.json"
     record = data.load_json(path) if path.exists() else {}
     return record if record.get("status") == "finished" else None
@@ -87,21 +173,15 @@ def finish(process):
 
 def table_line(name, out):
     """A row of the table, or None when none of its runs has ended."""
-    network, reported, flags, _ = ROWS[name]
-    results = [record["result"] for _, folder in runs_of(name, out) if (record := record_of(folder))]
-    if not results:
+    network, reported, flags, of_each, reached = ROWS[name]
+    runs = [(folder, record) for _, folder in runs_of(name, out) if (record := record_of(folder))]
+    if not runs:
         return None
-    accuracy = [100 * result["kept"]["test_accuracy"] for result in results]
-    reached = f"**{statistics.mean(accuracy):.2f} %**"
-    if len(accuracy) > 1:
-        each = ", ".join(f"{value:.2f}" for value in accuracy)
-        reached = f"**{statistics.mean(accuracy):.2f} ± {statistics.stdev(accuracy):.2f} %** ({each})"
-    if "mse" in flags:
-        losses = [result["kept"]["test_loss"] for result in results]
-        reached += f", loss {statistics.mean(losses):.4f} ({', '.join(f'{loss:.4f}' for loss in losses)})"
-    seconds = statistics.mean(result["seconds"] for result in results)
+    seconds = statistics.mean(record["result"]["seconds"] for _, record in runs)
     time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
-    return f"| {name} | {network} | `python train.py {flags}` | {reported} | {reached} | {time} |"
+    missing = f", {len(of_each) - len(runs)} runs missing" if len(runs) < len(of_each) else ""
+    command = f"`python train.py {flags}`"
+    return f"| {name} | {network} | {command} | {reported} | {reached(runs)}{missing} | {time} |"
 
 
 def main():
@@ -113,13 +193,15 @@ def main():
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--show", action="store_true", help="train nothing")
     flags = parser.parse_args()
-    unknown = set(flags.rows) - set(ROWS)
-    if unknown:
-        parser.error(f"unknown row {', '.join(unknown)} (any of: {', '.join(ROWS)})")
+    for name in flags.rows:
+        try:
+            nn.choose("row", name, ROWS)
+        except ValueError as error:
+            parser.error(error)
     names, out = flags.rows or list(ROWS), pathlib.Path(flags.out)
     if not flags.show:
         train_missing(names, out, flags.jobs)
-    print("| | network | command | reported | test accuracy, mean ± std (each seed) | training |")
+    print("| | network | command | reported | test accuracy, mean ± std (each seed) | training, each |")
     print("|---|---|---|---|---|---|")
     for name in names:
         if line := table_line(name, out):

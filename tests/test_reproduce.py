@@ -1,0 +1,51 @@
+"""The table of reproduced systems comes from the runs' files."""
+
+import json
+import re
+
+import pytest
+import reproduce
+
+
+@pytest.fixture
+def rows(small_set, monkeypatch):
+    flags = f"--dataset {small_set} --hidden 4 --val-size 0 --epochs 2"
+    seeds = ["--seed 0", "--seed 1"]
+    made = {
+        "plain": ("4", "90 %", flags, seeds, reproduce.test_accuracy),
+        "both": ("4", "91 %", flags, seeds, reproduce.committee_accuracy),
+        "fast": ("4", "92 %", flags, seeds, reproduce.seconds_to(0.0)),
+        "never": ("4", "93 %", flags, seeds, reproduce.seconds_to(1.1)),
+    }
+    monkeypatch.setattr(reproduce, "ROWS", made)
+    return made
+
+
+def test_rows_are_trained_once_and_shown_from_their_files(rows, tmp_path, monkeypatch, capsys):
+    tmp_path = tmp_path / "out"
+    for name in rows:
+        monkeypatch.setattr("sys.argv", ["reproduce.py", name, "--out", str(tmp_path), "--jobs", "2"])
+        reproduce.main()
+    shown = capsys.readouterr().out
+    accuracy = [
+        100
+        * json.loads((tmp_path / "plain" / seed / "config.json").read_text())["result"]["kept"][
+            "test_accuracy"
+        ]
+        for seed in "01"
+    ]
+    assert f"({accuracy[0]:.2f}, {accuracy[1]:.2f})" in shown
+    assert re.search(r"\| both \| .*\*\*\d+\.\d\d %\*\*; its members", shown)
+    assert "not reached to 110 % in 0 of 2 runs" in shown and "to 0 % in 2 of 2 runs" in shown
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/params.pkl")}
+    monkeypatch.setattr("sys.argv", ["reproduce.py", "--out", str(tmp_path)])
+    reproduce.main()
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/params.pkl")}
+    assert len(before) == 8
+
+
+def test_runs_that_have_not_ended_are_not_shown(rows, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["reproduce.py", "--show", "--out", str(tmp_path)])
+    reproduce.main()
+    assert "| plain |" not in capsys.readouterr().out
+    assert not (tmp_path / "plain").exists()
