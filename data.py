@@ -1477,6 +1477,8 @@ def run_script(main, argv=None):
         _drop_output()
         return 2
     except KeyboardInterrupt as error:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second one would be a traceback
+            signal.signal(number, signal.SIG_IGN)
         start = "\n" if sys.stderr.isatty() else ""  # below the ^C that a terminal shows
         print(f"{start}{name}: stopped{_one_line(error) and ': '}{_one_line(error)}", file=sys.stderr)
         return 128 + (stopped[0] if stopped else signal.SIGINT)
