@@ -1483,6 +1483,8 @@ def run_script(main, argv=None):
         _drop_output()
         return 2
     except KeyboardInterrupt as error:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second one would be a traceback
+            signal.signal(number, signal.SIG_IGN)
         start = "\n" if sys.stderr.isatty() else ""  # below the ^C that a terminal shows
         print(f"{start}{name}: stopped{_one_line(error) and ': '}{_one_line(error)}", file=sys.stderr)
         _drop_output()

@@ -34,6 +34,7 @@ import threading
 import time
 import weakref
 import zipfile
+from multiprocessing import resource_tracker
 
 import numpy as np
 
@@ -409,12 +410,13 @@ def _processes(count):
     try:
         yield functools.partial(threads.submit, call)
     finally:
-        closing.set()
-        for process in list(processes):
-            process.kill()
-        threads.shutdown(cancel_futures=True)
-        for process in processes:
-            process.join()
+        with _unstoppable():  # a second Ctrl-C must not leave a process behind
+            closing.set()
+            for process in list(processes):
+                process.kill()
+            threads.shutdown(cancel_futures=True)
+            for process in processes:
+                process.join()
 
 
 @contextlib.contextmanager
@@ -447,11 +449,26 @@ def _without_interrupts():
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    resource_tracker.ensure_running()  # now: the first process would start it, and that ends the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _unstoppable():
+    """Ignore Ctrl-C and SIGTERM, which only the main thread hears of."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _serve(connection):

@@ -56,7 +56,7 @@ def run(script, *arguments, cwd=ROOT, check=0, **environment):
         capture_output=True,
         text=True,
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1", **environment},
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == check, done.stdout + done.stderr
     return done

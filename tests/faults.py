@@ -40,15 +40,16 @@ def time_limit(seconds):
         signal.signal(signal.SIGALRM, before)
 
 
-def call(main, *arguments, seconds=60):
+def call(main, *arguments, seconds=300):
     """Run a script's main in this process; returns its exit status, output and errors."""
     out, err = io.StringIO(), io.StringIO()
-    terminate = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with time_limit(seconds), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = data.run_script(main, [str(argument) for argument in arguments])
     finally:
-        signal.signal(signal.SIGTERM, terminate)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return status, out.getvalue(), err.getvalue()
 
 
@@ -247,7 +248,7 @@ def outcomes(cases, use):
     before = peak_memory()
     for number, case in enumerate(cases):
         try:
-            with time_limit(10), warnings.catch_warnings(record=True) as warned:
+            with time_limit(60), warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always")
                 use(case)
             fine += 1

@@ -297,12 +297,12 @@ def test_hostile_files_take_no_memory_or_time(tmp_path, name):
     path.write_bytes(HOSTILE[name]())
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", READ, str(path)],
-        capture_output=True, text=True, cwd=tmp_path, timeout=60,
+        capture_output=True, text=True, cwd=tmp_path, timeout=300,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0 and not done.stderr, done.stderr[-2000:]
     grown, seconds, error = done.stdout.split(" ", 2)
     assert str(path) in error and error.count("\n") == 1
     assert float(grown) < 50e6 + 10 * path.stat().st_size, error
-    assert float(seconds) < 10, error
+    assert float(seconds) < 30, error
     assert not (tmp_path / "it-ran").exists()

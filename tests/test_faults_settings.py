@@ -37,7 +37,7 @@ def is_refused(name, value):
 def use(settings, dataset):
     """Two epochs with settings that were accepted: they end well or with one clear error."""
     config = train.check_settings({"hidden": [3], "val_size": 2, "batch_size": 4, **settings})
-    with time_limit(20):
+    with time_limit(120):
         try:
             images = dataset["train_images"]
             train.check_memory(config, *images.shape, len(dataset["class_names"]))

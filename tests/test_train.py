@@ -426,7 +426,7 @@ def test_signals_save_what_was_reached(unbroken, tmp_path, number, status):
         time.sleep(0.01)
         assert process.poll() is None
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == status
     assert "Traceback" not in errors and "--resume goes on" in errors and errors.count("\n") == 1
     config = json.loads((out / "config.json").read_text())
