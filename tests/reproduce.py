@@ -77,6 +77,8 @@ FASHION += " --lr 0.1 --lr-schedule cosine --epochs 10 --val-size 0"
 THREE = "--hidden 512 256 --batch-size 64 --lr 0.01 --epochs 10 --val-size 0"
 BENT = "--hidden 800 --augment elastic --max-shift 0.5 --max-rotation 7.5 --max-shear 0.05 --lr 1.2"
 BENT += " --lr-schedule cosine --warmup 2 --weight-decay 0 --val-size 0"
+MILD = "--preprocess deskew scale --augment elastic --max-shift 0.3 --max-rotation 5 --max-scaling 0.08"
+MILD += " --max-shear 0.05 --bend 0.9 --lr 1.2 --weight-decay 0"
 SIMARD = "99.3 % (Simard et al. 2003)"
 MEMBERS = ["scale", "deskew scale", "width:20 scale", "width:16 scale"]
 MEMBERS += [f"deskew width:{columns} scale" for columns in (20, 18, 16, 14)]
@@ -122,6 +124,21 @@ ROWS = {  # name -> the network, what was reported, flags of train.py, more flag
         f"{BENT} --preprocess deskew scale --epochs 200",
         SEEDS[5],
         test_accuracy,
+    ),
+    "time-98": (
+        "196-512-10",
+        "",
+        "--hidden 512 --preprocess deskew pool scale --batch-size 64 --lr 1 --lr-schedule linear "
+        "--weight-decay 0 --val-size 0 --epochs 5",
+        SEEDS[10],
+        seconds_to(0.98),
+    ),
+    "time-99": (
+        "784-512-10, elastic distortions",
+        "",
+        f"{MILD} --hidden 512 --lr-schedule linear --warmup 1 --val-size 0 --epochs 12",
+        SEEDS[5],
+        seconds_to(0.99),
     ),
     "committee": (
         "8 networks 784-800-10",
