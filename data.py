@@ -998,6 +998,7 @@ STRENGTHS = {  # of the distortions, at most; lengths are in pixels
     "bend": 1.2,
     "smooth": 4.0,
 }
+STRONGEST, LEAST_SMOOTH = 1_000_000, 0.001  # beyond them numbers overflow
 
 
 def make_augment(names, image_shape, **strengths):
@@ -1034,12 +1035,12 @@ def make_augment(names, image_shape, **strengths):
     """
     strengths = {name: strengths.get(name, default) for name, default in STRENGTHS.items()}
     if not isinstance(names, list) or not all(
-        isinstance(name, str) and name in AUGMENT_NAMES for name in names
+        isinstance(name, str) and name in AUGMENT_NAMES[1:] for name in names
     ):
-        raise ValueError(f"the distortions {names!r:.60} are not of {', '.join(AUGMENT_NAMES)}")
-    fit = all(isinstance(value, (int, float)) and 0 <= value < math.inf for value in strengths.values())
-    if not fit or not strengths["smooth"]:
-        raise ValueError("the strengths of the distortions are no numbers of at least 0, or smooth is 0")
+        raise ValueError(f"the distortions {names!r:.60} are not of {', '.join(AUGMENT_NAMES[1:])}")
+    fit = all(isinstance(value, (int, float)) and 0 <= value <= STRONGEST for value in strengths.values())
+    if not fit or strengths["smooth"] < LEAST_SMOOTH:
+        raise ValueError("the strengths of the distortions are no numbers of at least 0, or out of range")
     kind = next((name for name in DISTORTIONS if name in names), None)
     if kind is None and "flip" not in names:
         return None
@@ -1107,7 +1108,7 @@ def _positions(n, how, rng, dtype):
     limits, (along_y, along_x) = how["limits"], how["curves"]
 
     def uniform(limit):
-        return rng.uniform(-limit, limit, n)
+        return rng.uniform(-abs(limit), abs(limit), n)  # which refuses (0, -0.0)
 
     rotation, shear = uniform(limits["rotation"]), uniform(limits["shear"])
     high, wide = 1 / (1 + uniform(limits["scaling"])), 1 / (1 + uniform(limits["scaling"]))

@@ -900,7 +900,8 @@ def retrain(out, trial, data_dir):
     settings |= {"val_size": 0, "train_size": None, "split_seed": None, "epochs": len(trial["rows"])}
     settings |= {name: train.DEFAULTS[name] for name in ("patience", "min_delta")}
     words = train.as_flags(settings) + (["--data-dir", data_dir] if data_dir else [])
-    record = load_json(out / "config.json") if (out / "last.pkl").exists() else {}
+    there = all((out / name).exists() for name in ("last.pkl", "config.json"))  # or it was killed between
+    record = load_json(out / "config.json") if there else {}
     same = isinstance(record, dict) and all(record.get(name) == settings[name] for name in settings)
     train.main([*words, "--out", str(out), "--quiet", *(["--resume"] if same else [])])
     return shlex.join(["python", "train.py", *words])

@@ -268,7 +268,7 @@ def test_runs_with_all_of_it_are_judged_drawn_and_resumed(tmp_path, flags):
         (["--preprocess", "deskw"], ["did you mean deskew"]),
         (["--preprocess", "scale", "pool"], ["--preprocess", "put it before scale"]),
         (["--preprocess", "pca:900"], ["only 20 numbers"]),
-        (["--smooth", "0"], ["--smooth", "above 0"]),
+        (["--smooth", "0"], ["--smooth", "at least 0.001"]),
     ],
 )
 def test_bad_flags_give_one_clear_line(small_set, tmp_path, flags, words):

@@ -1,13 +1,18 @@
-"""Searching when things go wrong: memory, kills, disks, damaged files, nonsense, long searches."""
+"""Searches that are stopped: for want of memory, killed at any moment, or by a disk that fails."""
 
+import concurrent.futures
+import contextlib
+import errno
+import os
+import shutil
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
-from conftest import write_dataset
-from faults import call, call_refused, check_whole, start, wait_until_gone
+from conftest import is_one_clear_line, write_dataset
+from faults import Disk, call, call_refused, check_whole, start, wait_until_gone
 
 import data
 import search
@@ -65,9 +70,11 @@ def unbroken(small, tmp_path_factory):
 
 
 def files_of(out):
-    """Each file of a search: its bytes, or its rows without the times."""
+    """Each file of a search but for those of earlier retrained runs: its bytes, or rows without times."""
     found = {}
     for path in out.rglob("*"):
+        if "previous-" in str(path.relative_to(out)):
+            continue
         if path.suffix == ".csv":
             rows = data.load_rows(path, words=path.name == "trials.csv")
             found[path.relative_to(out)] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
@@ -104,3 +111,56 @@ def test_killed_again_and_again_a_search_ends_with_the_same_bits(
         check_whole(out)
     assert call(search.main, *given)[0] == 0
     check_same_search(out, unbroken / strategy)
+
+
+# --- disks ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Trials run in this process one after the other, and files need not reach the disk: for speed."""
+
+    def submit(function, *args):
+        future = concurrent.futures.Future()
+        result, error = search._outcome(function, args)
+        future.set_exception(error) if error else future.set_result(result)
+        return future
+
+    monkeypatch.setattr(search, "_processes", lambda count: contextlib.nullcontext(submit))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.mark.parametrize(
+    "error, once", [(errno.ENOSPC, False), pytest.param(errno.EIO, True, marks=pytest.mark.extended)]
+)
+def test_a_write_that_fails_loses_no_trial(small, tmp_path, in_this_process, error, once):
+    """Two trials are there; a search for two more meets the error at its first write, its second, ..."""
+    given = flags(small, tmp_path / "two", "--trials", 2, "--epochs", 1)
+    assert call(search.main, *given)[0] == 0
+    more = ["--resume", "--trials", 4, "--out"]
+    shutil.copytree(tmp_path / "two", tmp_path / "four")
+    assert call(search.main, *more, tmp_path / "four")[0] == 0
+    earlier = {
+        path: content for path, content in files_of(tmp_path / "two").items() if "trials" in path.parts
+    }
+    retrained = (tmp_path / "two" / "params.pkl").read_bytes()
+    for number in range(1, 200):
+        out = tmp_path / str(number)
+        shutil.copytree(tmp_path / "two", out)
+        with pytest.MonkeyPatch.context() as patch:
+            disk = Disk(patch, out, number, error, once)
+            status, _, err = call(search.main, *more, out)
+        if disk.count < number:
+            break
+        if not (once and status == 0):  # it is no harm when a folder cannot be made that is there
+            assert status == 2 and is_one_clear_line(err, os.strerror(error)), (number, err)
+        found = files_of(out)
+        assert all(found.get(path) == content for path, content in earlier.items()), number
+        assert retrained in [path.read_bytes() for path in out.rglob("params.pkl")], number
+        assert not list(out.rglob("*.part")) and not (out / "split").exists()
+        check_whole(out)
+        status, _, err = call(search.main, *more, out)
+        assert (status, err) == (0, ""), number
+        check_same_search(out, tmp_path / "four")
+        shutil.rmtree(out)
+    assert number > 50
