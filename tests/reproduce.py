@@ -126,9 +126,9 @@ ROWS = {  # name -> the network, what was reported, flags of train.py, more flag
         test_accuracy,
     ),
     "time-98": (
-        "196-512-10",
+        "196-300-10",
         "",
-        "--hidden 512 --preprocess deskew pool scale --batch-size 64 --lr 1 --lr-schedule linear "
+        "--hidden 300 --preprocess deskew pool scale --batch-size 96 --lr 1.5 --lr-schedule linear "
         "--weight-decay 0 --val-size 0 --epochs 5",
         SEEDS[10],
         seconds_to(0.98),
