@@ -299,11 +299,16 @@ def memory_needed(config, images, pixels, classes):
 
 def check_memory(config, images, pixels, classes):
     """Raise a MemoryError when a run needs more memory than there is, before any is taken."""
-    needed, free = memory_needed(config, images, pixels, classes), available_memory()
+    refuse_memory("this run", memory_needed(config, images, pixels, classes), "")
+
+
+def refuse_memory(what, needed, more):
+    """Raise a MemoryError when so many bytes are not free; ``more`` is what else could be smaller."""
+    free = available_memory()
     if free is not None and needed > free:
         raise MemoryError(
-            f"this run would need about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free; "
-            f"try a smaller --hidden, --batch-size or --train-size"
+            f"{what} would need about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free; "
+            f"try a smaller {more}--hidden, --batch-size or --train-size"
         )
 
 
@@ -815,10 +820,14 @@ def run_config(settings, dataset):
     return {**settings, "dataset": dataset["name"], "data": facts}
 
 
+def least_size(dataset):
+    """``(images, pixels, classes)`` of a data set as far as they are known before it is loaded."""
+    return (60_000, 784, 10) if dataset in DATASET_NAMES else (1, 1, 1)
+
+
 def start_run(settings, data_dir):
     """State, rows, config and data of a new run."""
-    known = (60_000, 784, 10) if settings["dataset"] in DATASET_NAMES else (1, 1, 1)
-    check_memory(settings, *known)
+    check_memory(settings, *least_size(settings["dataset"]))
     dataset = load_dataset(settings["dataset"], data_dir)
     check_memory(settings, *dataset["train_images"].shape, len(dataset["class_names"]))
     config = run_config(settings, dataset)
