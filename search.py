@@ -92,10 +92,14 @@ def parse_space(text):
                 _range(values, check) if ":" in values and "," not in values else _choices(values, check)
             )
         except ValueError as error:
-            raise ValueError(f"--space {part}: {error}") from None
+            raise ValueError(f"--space {_shortened(part)}: {error}") from None
     if not space:
         raise ValueError("--space: there is no setting to search; an example: lr=0.15:0.25")
     return space
+
+
+def _shortened(text):
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _range(text, check):
@@ -123,7 +127,7 @@ def _choices(text, check):
     choices = [check(word) for word in text.split(",")]
     for choice in choices:
         if choices.count(choice) > 1:
-            raise ValueError(f"{train.setting_text(choice)} stands twice in the list")
+            raise ValueError(f"{_shortened(train.setting_text(choice))} stands twice in the list")
     return choices
 
 
@@ -153,6 +157,7 @@ DEFAULT_SEARCH = {
     "seed": 0,
     "settings": {"val_size": 12_000},
 }
+MOST_IN_ALL = 100_000  # trials of a search
 ETA = 3  # of the trials of a rung, one in so many goes on to the next
 
 
@@ -182,7 +187,7 @@ def define(given, base):
         definition["trials"] = _grid_size(space, given)
     elif definition["strategy"] == "halving" and "epochs" in space:
         raise ValueError("--space: halving itself finds the epochs of each trial; see --epochs")
-    definition["trials"] = checked("--trials", train.number(1, whole=True), definition["trials"])
+    definition["trials"] = checked("--trials", train.number(1, MOST_IN_ALL, whole=True), definition["trials"])
     return definition
 
 
@@ -859,16 +864,21 @@ def load_trials(out, trials):
 # --- command line -----------------------------------------------------------------------------
 
 
-def make_trials(definition, data_dir, known):
+def make_trials(definition, data_dir, known, workers=1):
     """``(trials, datasets)``: all trials before they have run, and the data sets by name.
 
     Raises
     ------
     ValueError
         Settings that cannot be, or do not fit the data; data that are not the ``known`` ones.
+    MemoryError
+        The largest trials, run at once by so many workers, need more memory than there is.
     """
     settings = trial_settings(definition)
+    check_memory(settings, [train.least_size(s["dataset"]) for s in settings], workers)
     loaded = {name: load_dataset(name, data_dir) for name in dict.fromkeys(s["dataset"] for s in settings)}
+    sizes = {n: (*d["train_images"].shape, len(d["class_names"])) for n, d in loaded.items()}
+    check_memory(settings, [sizes[s["dataset"]] for s in settings], workers)
     configs = [train.run_config(s, loaded[s["dataset"]]) for s in settings]
     datasets = {dataset["name"]: dataset for dataset in loaded.values()}
     for config in configs:
@@ -880,6 +890,14 @@ def make_trials(definition, data_dir, known):
     return [{"number": n, "config": config, **empty} for n, config in enumerate(configs, 1)], datasets
 
 
+def check_memory(settings, sizes, workers):
+    """As ``train.check_memory``, for the largest trials at once; sizes are (images, pixels, classes)."""
+    needed = sorted((train.memory_needed(s, *size) for s, size in zip(settings, sizes)), reverse=True)
+    several = min(workers, len(needed))
+    what = f"the {several} largest trials, at once," if several > 1 else "the largest trial"
+    train.refuse_memory(what, sum(needed[:several]), "number of --workers, " if several > 1 else "")
+
+
 def retrain(out, trial, data_dir):
     """Train the best trial's network again, on all training images; returns the command that does it.
 
@@ -889,7 +907,8 @@ def retrain(out, trial, data_dir):
     settings |= {"val_size": 0, "train_size": None, "split_seed": None, "epochs": len(trial["rows"])}
     settings |= {name: train.DEFAULTS[name] for name in ("patience", "min_delta")}
     words = train.as_flags(settings) + (["--data-dir", data_dir] if data_dir else [])
-    record = load_json(out / "config.json") if (out / "last.pkl").exists() else {}
+    there = all((out / name).exists() for name in ("last.pkl", "config.json"))  # or it was killed between
+    record = load_json(out / "config.json") if there else {}
     same = isinstance(record, dict) and all(record.get(name) == settings[name] for name in settings)
     train.main([*words, "--out", str(out), "--quiet", *(["--resume"] if same else [])])
     return shlex.join(["python", "train.py", *words])
@@ -956,7 +975,7 @@ def main(argv=None):
     given = {n: v for n, v in vars(flags).items() if n in DEFAULT_SEARCH or n in train.SETTINGS}
     out, count = pathlib.Path(flags.out), count_workers(flags)
     definition, known = open_search(out, given, flags.resume)
-    trials, datasets = make_trials(definition, flags.data_dir, known)
+    trials, datasets = make_trials(definition, flags.data_dir, known, 1 if flags.scheduler else count)
     if flags.resume and known is None:
         print(f"no search to resume in {out}: starting a new one")
     out.mkdir(parents=True, exist_ok=True)
@@ -973,6 +992,10 @@ def main(argv=None):
         opened = local_workers(min(count, len(trials)), out / "split", datasets)
     try:
         with train.locked(out), progress_line() as show, opened as workers:
+            if known is None and (out / "search.json").exists():
+                raise ValueError(f"another search has been written to {out} meanwhile; name another --out")
+            for half in out.glob("trials/*/*.part"):  # of a search that was killed
+                half.unlink()
             trials = load_trials(out, trials) if known is not None else trials
             save_definition(out, definition, datasets)
             trials = run_search(trials, definition["strategy"], workers, out, searched, show)
