@@ -1190,11 +1190,11 @@ def load_picture(path):
         raise ValueError(f"{path} is empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower
+            warnings.simplefilter("ignore")  # of large pictures, though our limit is lower, and of odd ones
             picture = Image.open(io.BytesIO(content))
-        columns, rows = picture.size
-        if min(rows, columns) >= SMALLEST_PICTURE and rows * columns <= MOST_PIXELS:
-            return _as_rgb(ImageOps.exif_transpose(picture))
+            columns, rows = picture.size
+            if min(rows, columns) >= SMALLEST_PICTURE and rows * columns <= MOST_PIXELS:
+                return _as_rgb(ImageOps.exif_transpose(picture))
     except Image.DecompressionBombError:
         raise ValueError(f"{path} has over {MOST_PIXELS:,} pixels") from None
     except Exception as error:  # a damaged picture can fail in any way
@@ -1458,8 +1458,8 @@ def run_script(main, argv=None):
 
     Bad input (ValueError), missing or unwritable files (OSError), a training that diverges
     (ArithmeticError), a missing package and too little memory give one line on standard error
-    and 2; Ctrl-C gives 130, SIGTERM 143. Where nobody reads the output any more, as in
-    ``| head``, the script ends without a word and with 141, as Unix tools do.
+    and 2; Ctrl-C gives 130, SIGTERM 143. Output that nobody reads on, as after ``| head``, ends the
+    script quietly, with the 141 of a Unix tool.
     """
     name = os.path.basename(sys.argv[0])
     stopped = []
@@ -1471,25 +1471,39 @@ def run_script(main, argv=None):
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, stop)
     try:
-        status = 0
-        with contextlib.suppress(SystemExit):  # of --help
-            status = main(argv) or 0
-        sys.stdout.flush()  # here, where a full disk behind it is an error like any other
-        return status
-    except BrokenPipeError:
-        _drop_output()
-        return 128 + 13  # SIGPIPE
+        status = _finish(main, argv)
     except (ValueError, OSError, ArithmeticError, ImportError, MemoryError) as error:
-        print(f"{name}: {_one_line(error)}", file=sys.stderr)
+        broken = isinstance(error, BrokenPipeError)
+        if not broken:
+            _complain(f"{name}: {_one_line(error)}")
         _drop_output()
-        return 2
+        status = BROKEN_PIPE if broken else 2
     except KeyboardInterrupt as error:
-        for number in (signal.SIGINT, signal.SIGTERM):  # a second one would be a traceback
-            signal.signal(number, signal.SIG_IGN)
+        with contextlib.suppress(ValueError):  # in another thread, which no signal reaches
+            for number in (signal.SIGINT, signal.SIGTERM):  # a second one would be a traceback
+                signal.signal(number, signal.SIG_IGN)
         start = "\n" if sys.stderr.isatty() else ""  # below the ^C that a terminal shows
-        print(f"{start}{name}: stopped{_one_line(error) and ': '}{_one_line(error)}", file=sys.stderr)
+        _complain(f"{start}{name}: stopped{_one_line(error) and ': '}{_one_line(error)}")
         _drop_output()
-        return 128 + (stopped[0] if stopped else signal.SIGINT)
+        status = 128 + (stopped[0] if stopped else signal.SIGINT)
+    return status
+
+
+BROKEN_PIPE = 141  # 128 and the number of SIGPIPE
+
+
+def _finish(main, argv):
+    try:
+        status = main(argv) or 0
+    except SystemExit as end:  # of --help
+        status = end.code or 0
+    sys.stdout.flush()  # here, where a full disk behind it is an error like any other
+    return status
+
+
+def _complain(line):
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(line, file=sys.stderr, flush=True)
 
 
 def _drop_output():

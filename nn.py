@@ -555,7 +555,7 @@ def check_config(params, config):
 
 def load_checkpoint(path):
     """Everything in a params file, as a dict with at least ``params`` and ``config``."""
-    read = choose("suffix", os.path.splitext(path)[1], {".pkl": _from_pickle, ".npz": _from_npz})
+    read = choose(f"suffix of {path}:", os.path.splitext(path)[1], {".pkl": _from_pickle, ".npz": _from_npz})
     with open(path, "rb") as file:
         content = file.read()
     try:

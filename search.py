@@ -92,10 +92,14 @@ def parse_space(text):
                 _range(values, check) if ":" in values and "," not in values else _choices(values, check)
             )
         except ValueError as error:
-            raise ValueError(f"--space {part}: {error}") from None
+            raise ValueError(f"--space {_shortened(part)}: {error}") from None
     if not space:
         raise ValueError("--space: there is no setting to search; an example: lr=0.15:0.25")
     return space
+
+
+def _shortened(text):
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _range(text, check):
@@ -123,7 +127,7 @@ def _choices(text, check):
     choices = [check(word) for word in text.split(",")]
     for choice in choices:
         if choices.count(choice) > 1:
-            raise ValueError(f"{train.setting_text(choice)} stands twice in the list")
+            raise ValueError(f"{_shortened(train.setting_text(choice))} stands twice in the list")
     return choices
 
 
@@ -153,6 +157,7 @@ DEFAULT_SEARCH = {
     "seed": 0,
     "settings": {"val_size": 12_000},
 }
+MOST_IN_ALL = 100_000  # trials of a search
 ETA = 3  # of the trials of a rung, one in so many goes on to the next
 
 
@@ -182,7 +187,7 @@ def define(given, base):
         definition["trials"] = _grid_size(space, given)
     elif definition["strategy"] == "halving" and "epochs" in space:
         raise ValueError("--space: halving itself finds the epochs of each trial; see --epochs")
-    definition["trials"] = checked("--trials", train.number(1, whole=True), definition["trials"])
+    definition["trials"] = checked("--trials", train.number(1, MOST_IN_ALL, whole=True), definition["trials"])
     return definition
 
 
@@ -985,6 +990,8 @@ def main(argv=None):
         opened = local_workers(min(count, len(trials)), out / "split", datasets)
     try:
         with train.locked(out), progress_line() as show, opened as workers:
+            if known is None and (out / "search.json").exists():
+                raise ValueError(f"another search has been written to {out} meanwhile; name another --out")
             for half in out.glob("trials/*/*.part"):  # of a search that was killed
                 half.unlink()
             trials = load_trials(out, trials) if known is not None else trials

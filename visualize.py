@@ -125,8 +125,8 @@ def zoomed_range(curves):
     curves : list of float arrays
         One value an epoch each; may hold nan.
     """
-    later = np.concatenate([curve[1:] for curve in curves])
-    if min(map(len, curves)) < 4 or not np.isfinite(later).any():
+    later = np.concatenate([[np.nan], *(curve[1:] for curve in curves)])
+    if min(map(len, curves), default=0) < 4 or not np.isfinite(later).any():
         return None
     low, high = np.nanmin(later), np.nanmax(later)
     first = [curve[0] for curve in curves if np.isfinite(curve[0])]
@@ -151,7 +151,7 @@ def set_quantity_axis(ax, quantity, curves, loss=None):
     ax.set_ylabel(labels[quantity])
     if quantity == "error":
         ax.set_yscale("log")
-        label_log_axis(ax.yaxis, np.concatenate(curves), room=10)
+        label_log_axis(ax.yaxis, np.concatenate([[np.nan], *curves]), room=10)
         if any(np.isnan(curve).any() and not np.isnan(curve).all() for curve in curves):
             ax.set_ylabel("error (%); no point where it is 0")
         return False
@@ -743,7 +743,7 @@ def load_folder(path):
         data.check_steps(config["steps"], config["data"]["image_shape"], nn.layer_sizes(run["params"])[0])
         run["config"] = {**run["config"], **config}
     else:
-        run["lacks"] |= dict.fromkeys(("params", "images", "hidden", "mistakes"), "there is no params.pkl")
+        run["lacks"] |= dict.fromkeys(("params", *TEST_SET), "there is no params.pkl")
     if rows := load_history(path / "history.csv"):
         run["rows"] = rows
     else:
@@ -758,6 +758,17 @@ def load_config(path):
     records = isinstance(config, dict) and [config.get("data", {}), config.get("result") or {}]
     if not records or not all(isinstance(record, dict) for record in records):
         raise ValueError(f"{path} does not hold a run's settings")
+    facts, kept = config.get("data", {}), (config.get("result") or {}).get("kept") or {}
+    lists = {"image_shape": (int, facts), "class_names": (str, facts), "hidden": (int, config)}
+    for name, (kind, record) in lists.items():
+        values = record.get(name, [])
+        if not isinstance(values, (list, tuple)) or not all(type(value) is kind for value in values):
+            raise ValueError(f"{path}: its {name} is no list of the right kind")
+    texts = (config.get("loss", ""), config.get("dataset", ""), facts.get("title", ""))
+    if not isinstance(kept, dict) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{path} holds settings of the wrong kind")
+    if type(chosen_epoch(config)) not in (int, type(None)):
+        raise ValueError(f"{path}: the epoch that it kept is no number")
     return config
 
 
@@ -831,7 +842,7 @@ def title_of(run):
     parts = [facts["title"]] if "title" in facts else []
     if "params" in run:
         parts.append(setting_text(nn.layer_sizes(run["params"])))
-    elif "image_shape" in facts and "hidden" in config:
+    elif {"image_shape", "class_names"} <= set(facts) and "hidden" in config:
         sizes = [math.prod(facts["image_shape"]), *config["hidden"], len(facts["class_names"])]
         parts.append(setting_text(sizes))
     row = next((row for row in run.get("rows", []) if row["epoch"] == run["chosen"]), None)
@@ -869,8 +880,11 @@ def judge_images(params, config, images):
     """Estimates (n, k) of uint8 images (n, d), and the activations (n, width) of each hidden layer."""
     outputs, layers = [], []
     for x, _ in data.batches(images, images, config["steps"], dtype=params["W1"].dtype):
-        outputs.append(nn.forward(params, x, config["activation"])[0])
-        layers.append(nn.hidden_activations(params, x, config["activation"]))
+        with np.errstate(all="ignore"):  # found out by the check that follows
+            outputs.append(nn.forward(params, x, config["activation"])[0])
+            layers.append(nn.hidden_activations(params, x, config["activation"]))
+    if not all(np.isfinite(output).all() for output in outputs):
+        raise ValueError("the network's outputs are not finite: its params or preprocessing are out of range")
     estimates = nn.estimates(np.concatenate(outputs), config["loss"])
     return estimates, [np.concatenate(layer) for layer in zip(*layers)]
 
@@ -1257,7 +1271,7 @@ def main(argv=None):
     )
     flags = data.parse_flags(parser, argv)
     only, first = check_only(flags.only), pathlib.Path(flags.folders[0])
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), np.errstate(over="ignore"):  # of params beyond all reason
         if flags.draw:
             open_drawing(first)
             return
