@@ -873,7 +873,10 @@ def check_steps(steps, image_shape, inputs):
         if name in ("center", "pca") and not _is_floats(mean, (width,)):
             raise ValueError(f"the step {name} does not fit images of {width} pixels")
         if name == "standardize" and not (
-            isinstance(mean, float) and isinstance(step.get("std"), float) and step["std"] > 0
+            isinstance(mean, float)
+            and isinstance(step.get("std"), float)
+            and abs(mean) < BEYOND_REASON
+            and 1 / BEYOND_REASON < step["std"] < BEYOND_REASON
         ):
             raise ValueError("the step standardize lacks its mean or std")
         if name == "pca":
@@ -887,8 +890,12 @@ def check_steps(steps, image_shape, inputs):
         )
 
 
+BEYOND_REASON = 1e30  # of what steps from a file hold; float32 ends at 3e38
+
+
 def _is_floats(array, shape):
-    return isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.shape == shape
+    fits = isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.shape == shape
+    return fits and bool((np.abs(array) < BEYOND_REASON).all())
 
 
 def redraw(images, steps):
