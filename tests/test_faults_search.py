@@ -166,7 +166,7 @@ def use_search(out):
 DAMAGED = ["trials.csv", "search.json", "trials/001/history.csv", "trials/001/last.pkl"]
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(600, marks=pytest.mark.extended)])
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.extended)])
 @pytest.mark.parametrize("file", DAMAGED)
 def test_damaged_searches_are_resumed_or_refused(whole, tmp_path, here, file, count):
     rng, out = np.random.default_rng([6, len(file), count]), shutil.copytree(whole / "run", tmp_path / "out")
@@ -183,7 +183,7 @@ def test_damaged_searches_are_resumed_or_refused(whole, tmp_path, here, file, co
     assert not faults and 0 < fine < count
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(600, marks=pytest.mark.extended)])
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.extended)])
 @pytest.mark.parametrize("file", ["search.json", "trials/001/last.pkl"])
 def test_files_of_a_search_that_are_whole_but_say_something_odd(whole, tmp_path, here, file, count):
     rng, out = np.random.default_rng([7, len(file), count]), shutil.copytree(whole / "run", tmp_path / "out")
