@@ -1478,13 +1478,14 @@ def run_script(main, argv=None):
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, stop)
     try:
-        status = _finish(main, argv)
-    except (ValueError, OSError, ArithmeticError, ImportError, MemoryError) as error:
-        broken = isinstance(error, BrokenPipeError)
-        if not broken:
-            _complain(f"{name}: {_one_line(error)}")
+        return _finish(main, argv)
+    except BrokenPipeError:
         _drop_output()
-        status = BROKEN_PIPE if broken else 2
+        return BROKEN_PIPE
+    except (ValueError, OSError, ArithmeticError, ImportError, MemoryError) as error:
+        _complain(f"{name}: {_one_line(error)}")
+        _drop_output()
+        return 2
     except KeyboardInterrupt as error:
         with contextlib.suppress(ValueError):  # in another thread, which no signal reaches
             for number in (signal.SIGINT, signal.SIGTERM):  # a second one would be a traceback
@@ -1492,8 +1493,7 @@ def run_script(main, argv=None):
         start = "\n" if sys.stderr.isatty() else ""  # below the ^C that a terminal shows
         _complain(f"{start}{name}: stopped{_one_line(error) and ': '}{_one_line(error)}")
         _drop_output()
-        status = 128 + (stopped[0] if stopped else signal.SIGINT)
-    return status
+        return 128 + (stopped[0] if stopped else signal.SIGINT)
 
 
 BROKEN_PIPE = 141  # 128 and the number of SIGPIPE

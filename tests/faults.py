@@ -1,6 +1,7 @@
 """What the tests of faults share: damaged files, scripts called with a time limit, disks that fail."""
 
 import builtins
+import concurrent.futures
 import contextlib
 import copy
 import io
@@ -262,3 +263,18 @@ def outcomes(cases, use):
     if (grown := peak_memory() - before) > 300e6:
         faults[f"{grown / 1e6:.0f} MB more memory"] = None
     return fine, faults
+
+
+@contextlib.contextmanager
+def no_processes(count):
+    """In place of search._processes: the calls are made here, one after the other."""
+
+    def submit(function, *args):
+        future = concurrent.futures.Future()
+        try:
+            future.set_result(function(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    yield submit

@@ -1,7 +1,5 @@
 """Searches on full disks, killed, with damaged files, nonsense for flags, and data sets at the edge."""
 
-import concurrent.futures
-import contextlib
 import errno
 import json
 import os
@@ -15,7 +13,18 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT, is_one_clear_line, write_dataset
-from faults import Disk, altered, call, call_refused, check_whole, damaged, outcomes, start, wait_until_gone
+from faults import (
+    Disk,
+    altered,
+    call,
+    call_refused,
+    check_whole,
+    damaged,
+    no_processes,
+    outcomes,
+    start,
+    wait_until_gone,
+)
 from test_faults_disks import wait_for
 from test_faults_settings import EDGES, WORDS, make_set
 from test_faults_stopped import check_same_search
@@ -36,21 +45,6 @@ SPACE = ["--space", "lr=0.05:0.2", "hidden=3:9"]
 def flags(folder, out, *more):
     words = ["--dataset", folder, "--out", out, "--val-size", 12, "--batch-size", 16, "--momentum", 0.9]
     return [*words, *SPACE, "--trials", 2, "--epochs", 2, "--workers", 1, *more]  # the last of a flag wins
-
-
-@contextlib.contextmanager
-def no_processes(count):
-    """In place of search._processes: the calls are made here, one after the other."""
-
-    def submit(function, *args):
-        future = concurrent.futures.Future()
-        try:
-            future.set_result(function(*args))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-    yield submit
 
 
 @pytest.fixture

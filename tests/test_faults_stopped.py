@@ -1,7 +1,5 @@
 """Searches that are stopped: for want of memory, killed at any moment, or by a disk that fails."""
 
-import concurrent.futures
-import contextlib
 import errno
 import os
 import shutil
@@ -12,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from conftest import is_one_clear_line, write_dataset
-from faults import Disk, call, call_refused, check_whole, start, wait_until_gone
+from faults import Disk, call, call_refused, check_whole, no_processes, start, wait_until_gone
 
 import data
 import search
@@ -119,14 +117,7 @@ def test_killed_again_and_again_a_search_ends_with_the_same_bits(
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Trials run in this process one after the other, and files need not reach the disk: for speed."""
-
-    def submit(function, *args):
-        future = concurrent.futures.Future()
-        result, error = search._outcome(function, args)
-        future.set_exception(error) if error else future.set_result(result)
-        return future
-
-    monkeypatch.setattr(search, "_processes", lambda count: contextlib.nullcontext(submit))
+    monkeypatch.setattr(search, "_processes", no_processes)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
