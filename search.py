@@ -298,9 +298,10 @@ def trial_data(config, source):
         arrays = _map_split(source["folder"])
     else:
         arrays = split_arrays(_own_dataset(config, source["data_dir"]), config)
+    sorted_names, parts = ("images", "columns", "inked"), ("train", "val")
     return {
-        **{part: (arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in ("train", "val")},
-        "pixels": {name: arrays[f"pixels_{name}"] for name in ("images", "columns", "inked")},
+        **{part: (arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in parts},
+        "pixels": {part: {name: arrays[f"{part}_sorted_{name}"] for name in sorted_names} for part in parts},
         **train.prepare_steps(arrays["train_images"], config, config["data"]["image_shape"]),
         "classes": len(config["data"]["class_names"]),
         "evaluate": ("val",),
@@ -314,9 +315,11 @@ def split_arrays(dataset, config):
     """All arrays of a trial's data by name; they depend on SPLIT_SETTINGS alone."""
     arrays, pictures = {}, picture_steps(config["preprocess"], dataset["image_shape"])
     for part, (images, labels) in zip(("train", "val"), train.split_dataset(dataset, config)):
-        arrays |= {f"{part}_images": redraw(images, pictures), f"{part}_labels": labels}
-    pixels = train.training_pixels(arrays["train_images"], config)
-    return arrays | {f"pixels_{name}": array for name, array in pixels.items()}
+        images = redraw(images, pictures)
+        arrays |= {f"{part}_images": images, f"{part}_labels": labels}
+        pixels = train.sorted_pixels(images, config)
+        arrays |= {f"{part}_sorted_{name}": array for name, array in pixels.items()}
+    return arrays
 
 
 def _map_split(folder):

@@ -33,7 +33,6 @@ from data import (
     STRONGEST,
     augment,
     available_memory,
-    batches,
     check_steps,
     fit_pixel_steps,
     load_dataset,
@@ -350,7 +349,8 @@ def prepare(dataset, config):
         ``train``, ``val``, ``test``: (uint8 images (n, d), labels (n,)), redrawn by the steps on
         pictures; ``steps``: all of the fitted preprocessing; ``pixel_steps``: what is left of it;
         ``augment``: from ``make_augment``; ``classes``: how many; ``evaluate``: the parts whose loss
-        and accuracy are worked out after each epoch; ``pixels``: from ``training_pixels``.
+        and accuracy are worked out after each epoch; ``pixels``: the images of each part once
+        more, from ``sorted_pixels``.
     """
     train, val = split_dataset(dataset, config)
     test = (dataset["test_images"], dataset["test_labels"])
@@ -361,7 +361,7 @@ def prepare(dataset, config):
         **prepare_steps(parts["train"][0], config, dataset["image_shape"]),
         "classes": len(dataset["class_names"]),
         "evaluate": PARTS,
-        "pixels": training_pixels(parts["train"][0], config),
+        "pixels": {name: sorted_pixels(images, config) for name, (images, _) in parts.items()},
     }
 
 
@@ -377,13 +377,16 @@ def prepare_steps(images, config, image_shape):
     }
 
 
-def training_pixels(images, config):
+def sorted_pixels(images, config):
     """The images for the steps on pixels: with sorted pixels, where blank ones remain blank."""
-    steps = dict(parse_steps(config["preprocess"]))
-    if set(steps) & set(PIXEL_STEPS) <= {"scale"} and not config["augment"]:
-        return sort_pixels(images)
+    blank_stays_blank = set(dict(parse_steps(config["preprocess"]))) & set(PIXEL_STEPS) <= {"scale"}
+    return sort_pixels(images) if blank_stays_blank else _pixels_in_place(images, config)
+
+
+def _pixels_in_place(images, config):
     n, width = images.shape
-    return {"images": images, "columns": np.arange(steps.get("pca", width)), "inked": np.full(n, width)}
+    inputs = dict(parse_steps(config["preprocess"])).get("pca", width)
+    return {"images": images, "columns": np.arange(inputs), "inked": np.full(n, width)}
 
 
 def split_dataset(dataset, config):
@@ -472,7 +475,8 @@ def _train_steps(state, data, config, progress):
     ``data.sort_pixels``), the gradients are scaled by lr where they are made, and the decay of W1
     is deferred to the end (see ``_deferred_step``).
     """
-    pixels, labels = data["pixels"], data["train"][1]
+    images, labels = data["train"]
+    pixels = _pixels_in_place(images, config) if data["augment"] else data["pixels"]["train"]
     rng = np.random.default_rng([config["seed"], state["epoch"] + 1])
     params, velocity = (
         _sorted_rows(arrays, pixels["columns"]) for arrays in (state["params"], state["velocity"])
@@ -486,13 +490,12 @@ def _train_steps(state, data, config, progress):
     buffer = np.empty(min(size, len(labels)) * pixels["images"].shape[1], params["W1"].dtype)
     for start in range(0, len(labels), size):
         rows = order[start : start + size]
-        inked = max(1, pixels["inked"][rows].max())  # the columns behind are blank in this batch
-        x = buffer[: len(rows) * inked].reshape(len(rows), inked)
-        x = _training_inputs(pixels["images"].take(rows, axis=0)[:, :inked], data, config, rng, out=x)
+        images, inked = _inked_columns(pixels, rows)
+        x = buffer[: images.size].reshape(images.shape)
+        x = _training_inputs(images, data, config, rng, out=x)
         if shrink != 1:
             x *= shrink
-        narrow_params = {**params, "W1": params["W1"][:inked]}
-        narrow_grads = {**grads, "W1": grads["W1"][:inked]}
+        narrow_params, narrow_grads = _first_rows(params, inked), _first_rows(grads, inked)
         if len(rows) != size:
             cache = None  # the last batch is smaller: no arrays of its size to use again
         outputs, cache = nn.forward(narrow_params, x, config["activation"], config["dropout"], rng, out=cache)
@@ -556,21 +559,52 @@ def _natural_rows(arrays, columns):
     return arrays and {**arrays, "W1": arrays["W1"][np.argsort(columns)]}
 
 
+def _inked_columns(pixels, rows):
+    """Some images without the columns behind all of their ink, and the number of columns left."""
+    inked = max(1, pixels["inked"][rows].max())
+    return pixels["images"].take(rows, axis=0)[:, :inked], inked
+
+
+def _first_rows(arrays, count):
+    return {**arrays, "W1": arrays["W1"][:count]}
+
+
 def part_figures(params, data, part, config):
     """``{"val_loss": ..., "val_accuracy": ...}`` of a part of the data, as in a row of the history."""
-    loss, accuracy = evaluate(params, *data[part], data["pixel_steps"], config)
+    loss, accuracy = evaluate(params, data["pixels"][part], data[part][1], data["pixel_steps"], config)
     return {f"{part}_loss": loss, f"{part}_accuracy": accuracy}
 
 
+EVALUATED_AT_ONCE = 500  # images: they fit the cache
 NO_FIGURES = {part: {f"{part}_loss": None, f"{part}_accuracy": None} for part in PARTS}
 
 
-def evaluate(params, images, labels, steps, config):
-    """Loss (without weight decay) and accuracy on uint8 images, or (None, None) without images."""
-    if not len(images):
+def evaluate(params, pixels, labels, steps, config):
+    """Loss (without weight decay) and accuracy on a part of the data, or (None, None) without images.
+
+    Parameters
+    ----------
+    params : dict
+    pixels : dict
+        From ``sorted_pixels``. Images with little ink are taken together, so that the products
+        leave out half of the columns of MNIST.
+    labels : int array (n,)
+    steps : list of dict
+        The fitted steps on pixels.
+    config : dict
+        From ``check_settings``.
+    """
+    if not len(labels):
         return None, None
-    taken = batches(images, labels, steps, dtype=DTYPES[config["dtype"]])
-    outputs = nn.outputs_of(params, taken, config["activation"])
+    params = _sorted_rows(params, pixels["columns"])
+    order = np.argsort(pixels["inked"], kind="stable")
+    outputs = np.empty((len(labels), nn.layer_sizes(params)[-1]), params["W1"].dtype)
+    buffer = np.empty(EVALUATED_AT_ONCE * pixels["images"].shape[1], params["W1"].dtype)
+    for start in range(0, len(order), EVALUATED_AT_ONCE):
+        rows = order[start : start + EVALUATED_AT_ONCE]
+        images, inked = _inked_columns(pixels, rows)
+        x = preprocess(images, steps, out=buffer[: images.size].reshape(images.shape))
+        outputs[rows], _ = nn.forward(_first_rows(params, inked), x, config["activation"])
     return nn.loss(params, outputs, labels, config["loss"]), nn.accuracy(outputs, labels)
 
 

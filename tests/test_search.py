@@ -551,11 +551,12 @@ def test_images_are_mapped_not_copied(small_set, tmp_path):
         assert workers["source"](trial["config"]) == source
         mapped = search.trial_data(trial["config"], source)
         assert isinstance(mapped["train"][0].base, np.memmap) and isinstance(mapped["val"][0].base, np.memmap)
-        assert all(isinstance(array.base, np.memmap) for array in mapped["pixels"].values())
         expected = train.prepare(datasets[str(small_set)], trial["config"])
-        assert all((mapped["pixels"][name] == array).all() for name, array in expected["pixels"].items())
         for part in ("train", "val"):
             assert all((a == b).all() for a, b in zip(mapped[part], expected[part]))
+            assert all(isinstance(array.base, np.memmap) for array in mapped["pixels"][part].values())
+            for name, array in expected["pixels"][part].items():
+                assert (mapped["pixels"][part][name] == array).all()
         del mapped
     assert not (tmp_path / "split").exists()
 

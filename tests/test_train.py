@@ -207,8 +207,8 @@ def test_the_moving_average_is_what_is_judged_and_kept(small_set, tmp_path):
     config, prepared = small_run(small_set, ema=0.9, epochs=3)
     state, rows = train.fit(train.init_state(prepared, config), prepared, config)
     best = state["best"]["params"]
-    again = train.evaluate(state["average"], *prepared["val"], prepared["pixel_steps"], config)
-    assert again == (rows[-1]["val_loss"], rows[-1]["val_accuracy"])
+    again = train.part_figures(state["average"], prepared, "val", config)
+    assert again == {name: rows[-1][name] for name in ("val_loss", "val_accuracy")}
     assert any((best[key] != state["params"][key]).any() for key in best)
 
 
