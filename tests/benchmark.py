@@ -496,7 +496,7 @@ def main():
     if unknown:
         parser.error(f"unknown section {', '.join(unknown)} (any of: {', '.join(SECTIONS)})")
     if options.child:
-        return measure(options)
+        return run_child(options)
     for threads in options.threads:  # the number of BLAS threads is fixed when NumPy is imported
         environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
         arguments = [
@@ -510,13 +510,21 @@ def main():
             "--child",
         ]
         arguments += ["--quick"] if options.quick else []
-        subprocess.run([sys.executable, __file__, *map(str, arguments)], env=environment, check=True)
+        child = subprocess.run([sys.executable, __file__, *map(str, arguments)], env=environment)
+        if child.returncode:  # it has said why
+            sys.exit(child.returncode)
 
 
-def measure(options):
+def run_child(options):
     (options.threads,) = options.threads
     if hasattr(os, "sched_setaffinity"):  # libraries that ignore the variables keep to it as well
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    import data
+
+    sys.exit(data.run_script(lambda argv: measure(options)))
+
+
+def measure(options):
     import data
 
     print(machine(), flush=True)

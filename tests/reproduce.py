@@ -80,6 +80,11 @@ BENT += " --max-shear 0.05 --bend 0.9 --lr 1.2 --weight-decay 0 --val-size 0"
 WIDE = f"{BENT} --hidden 800 --lr-schedule cosine --warmup 2"
 DESKEWED = f"{WIDE} --preprocess deskew scale"
 SIMARD = "99.3 % (Simard et al. 2003)"
+INVARIANT = "--hidden 2048 --lr 0.5 --lr-schedule cosine --warmup 1 --dropout 0.5 --input-dropout 0.2"
+INVARIANT += " --max-norm 2 --weight-decay 0 --epochs 120 --val-size 0"
+BEST_FASHION = "--dataset fashion-mnist --hidden 1024 512 --preprocess scale standardize"
+BEST_FASHION += " --augment shift flip --max-shift 1 --dropout 0.1 --batch-size 64 --lr 0.1"
+BEST_FASHION += " --lr-schedule cosine --warmup 1 --weight-decay 1e-5 --epochs 80 --val-size 0"
 MEMBERS = ["scale", "deskew scale", "width:20 scale", "width:16 scale"]
 MEMBERS += [f"deskew width:{columns} scale" for columns in (20, 18, 16, 14)]
 SEEDS = {count: [f"--seed {seed}" for seed in range(count)] for count in (3, 5, 10)}
@@ -108,6 +113,20 @@ ROWS = {  # name -> the network, what was reported, flags of train.py, more flag
         "784-512-256-10, sigmoid",
         "below ReLU",
         f"{THREE} --activation sigmoid",
+        SEEDS[3],
+        test_accuracy,
+    ),
+    "permutation": (
+        "784-2048-10, no distortions, permutation-invariant",
+        "98.4 % (784-800-10)",
+        INVARIANT,
+        SEEDS[3],
+        test_accuracy,
+    ),
+    "fashion": (
+        "784-1024-512-10, Fashion-MNIST, shifted and mirrored",
+        "88.33 %",
+        BEST_FASHION,
         SEEDS[3],
         test_accuracy,
     ),
