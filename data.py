@@ -864,7 +864,7 @@ def check_steps(steps, image_shape, inputs):
             raise ValueError(f"unknown preprocessing step {step!r:.60}")
         mean, basis, number = step.get("mean"), step.get("basis"), step.get("number")
         if name in PICTURE_STEPS:
-            if step.get("shape") != shape or width != math.prod(shape):
+            if shape is None or step.get("shape") != shape or width != math.prod(shape):
                 raise ValueError(f"the step {name} does not fit images of {shape}")
             if name == "width" and (type(number) is not int or number < 1):
                 raise ValueError("the step width lacks its number")

@@ -419,8 +419,18 @@ def hidden_activations(params, x, activation="relu"):
 
 
 def outputs_of(params, batches, activation="relu"):
-    """Linear outputs (n, k) for all of an iterable of batches ``(x, y)``, a batch at a time."""
-    return np.concatenate([forward(params, x, activation)[0] for x, _ in batches])
+    """Linear outputs (n, k) for all of an iterable of batches ``(x, y)``, a batch at a time.
+
+    Raises
+    ------
+    ValueError
+        One of them is not finite.
+    """
+    with np.errstate(all="ignore"):  # found out by the check that follows
+        outputs = np.concatenate([forward(params, x, activation)[0] for x, _ in batches])
+    if not np.isfinite(outputs).all():
+        raise ValueError("the network's outputs are not finite: its params or preprocessing are out of range")
+    return outputs
 
 
 def accuracy(outputs, y):

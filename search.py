@@ -1,7 +1,7 @@
 """Many training runs: find the best settings by random search, grid or successive halving.
 
     python search.py                                     50 random trials of 50 epochs
-    python search.py --strategy halving                  most trials end early: a tenth of the epochs
+    python search.py --strategy halving                  most trials end early: a sixth of the epochs
     python search.py --strategy grid --space momentum=0,0.9 batch_size=10,100 --lr 0.1
     python search.py --scheduler tcp://host:8786         the same trials on a Dask cluster
 
@@ -282,7 +282,8 @@ def run_trial(config, state, rows, until, source):
         status = "diverged"
     state, rows = reached["state"], reached["rows"]
     if rows and rows[-1]["train_loss"] is None:
-        rows = [*rows[:-1], rows[-1] | train.part_figures(state["params"], data, "train", config)]
+        judged = state["average"] or state["params"]
+        rows = [*rows[:-1], rows[-1] | train.part_figures(judged, data, "train", config)]
     seconds = time.perf_counter() - started
     return {"state": state, "rows": rows, "status": status, "steps": data["steps"], "seconds": seconds}
 
@@ -308,7 +309,7 @@ def trial_data(config, source):
     }
 
 
-SPLIT_SETTINGS = ("dataset", "val_size", "train_size", "holdout", "split_seed", "preprocess", "augment")
+SPLIT_SETTINGS = ("dataset", "val_size", "train_size", "holdout", "split_seed", "preprocess")
 
 
 def split_arrays(dataset, config):
@@ -726,6 +727,7 @@ def duration(seconds):
 
 def ranking_text(trials, searched, top=10):
     """The first rows of the ranking as an aligned table."""
+    searched = [name for name in searched if name != "epochs"]  # shown anyway: those done
     lines = [["rank", "trial", *searched, "epochs", "train loss", "train acc", "val loss", "val acc"]]
     for rank, trial in enumerate(ranking(trials)[:top], start=1):
         last = trial["rows"][-1]
@@ -819,7 +821,7 @@ def save_table(out, trials, searched):
     """Write trials.csv: the ranking, and below it the trials that are not ranked."""
     ranked = ranking(trials)
     others = [trial for trial in trials if trial["status"] and trial not in ranked]
-    columns = ["trial", "status", "seed", *(name for name in searched if name != "seed")]
+    columns = ["trial", "status", "seed", *(name for name in searched if name not in ("seed", "epochs"))]
     columns += ["epochs", *FIGURES, "seconds"]
     save_rows(out / "trials.csv", [table_row(trial) for trial in ranked + others], columns)
 

@@ -300,8 +300,9 @@ def memory_needed(config, images, pixels, classes, runs=1):
     itemsize = np.dtype(DTYPES[config["dtype"]]).itemsize
     params = itemsize * sum((fan_in + 1) * fan_out for fan_in, fan_out in zip(sizes, sizes[1:]))
     # the params of this epoch, the one before and the best, and last.pkl while it is put together;
-    # with momentum two velocities, and one more in last.pkl
-    copies = 11 if config["momentum"] else 7
+    # with momentum two velocities, and one more in last.pkl; with ema as many averages, and the
+    # arrays between them
+    copies = (11 if config["momentum"] else 7) + (5 if config["ema"] else 0)
     rows = min(images, max(1000, config["batch_size"]))
     activations = (4 if config["dropout"] else 2) * itemsize * rows * sum(sizes)
     outputs = (itemsize + 16) * images * classes  # of all images, and their loss in float64
@@ -854,6 +855,14 @@ def as_flags(settings):
     return words
 
 
+def changed(settings, given):
+    """Settings with those that are given anew; another schedule does not inherit a decay."""
+    schedule = settings.get("lr_schedule", given.get("lr_schedule"))
+    if given.get("lr_schedule", schedule) != schedule:
+        settings = {name: value for name, value in settings.items() if name != "lr_decay"}
+    return {**settings, **given}
+
+
 def load_settings(path):
     """Settings from a JSON file, which may be an earlier run's config.json."""
     content = load_json(path)
@@ -881,7 +890,7 @@ def start_run(settings, data_dir):
 def resume_run(out, given, data_dir):
     """State, rows, config and data of the run in ``out``; only --epochs may be given anew."""
     state, rows, config = load_last(out)
-    for name, value in check_settings({**{n: config[n] for n in SETTINGS}, **given}).items():
+    for name, value in check_settings(changed({n: config[n] for n in SETTINGS}, given)).items():
         if name == "epochs" and value >= state["epoch"]:
             config["epochs"] = value
         elif name == "epochs":
@@ -955,7 +964,7 @@ def main(argv=None):
     flags = parse_flags(parser, argv)
     given = {name: value for name, value in vars(flags).items() if name in SETTINGS}
     if flags.config:
-        given = {**load_settings(flags.config), **given}
+        given = changed(load_settings(flags.config), given)
     settings = check_settings(given)
     out = pathlib.Path(flags.out)
     out.mkdir(parents=True, exist_ok=True)

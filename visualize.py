@@ -264,6 +264,7 @@ def compare_figure(runs, quantity, title=""):
     """
     losses = {run["config"].get("loss") for run in runs}
     parts = [part for part in PARTS if any(part in parts_with(run["rows"], quantity) for run in runs)]
+    parts = parts or ["train"]  # no error above 0 to show on a logarithmic axis
     figure = new_figure(f"{quantity.capitalize()} of {len(runs)} runs by epoch", title)
     labels = [textwrap.fill(run["label"], 110) for run in runs]
     lines = 1 + sum(1 + label.count("\n") for label in labels)
@@ -807,6 +808,8 @@ def load_search(path):
     ]
     if not trials:
         return {}
+    if not all(type(trial[name]) is int for trial in trials for name in ("trial", "epochs")):
+        raise ValueError(f"{table} is not the table of a search")
     columns = list(rows[0])
     space = dict.fromkeys(columns[columns.index("status") + 1 : columns.index("epochs")])
     definition = load_config(path / "search.json")
@@ -878,15 +881,13 @@ def add_test_set(run, data_dir):
 
 def judge_images(params, config, images):
     """Estimates (n, k) of uint8 images (n, d), and the activations (n, width) of each hidden layer."""
-    outputs, layers = [], []
-    for x, _ in data.batches(images, images, config["steps"], dtype=params["W1"].dtype):
-        with np.errstate(all="ignore"):  # found out by the check that follows
-            outputs.append(nn.forward(params, x, config["activation"])[0])
-            layers.append(nn.hidden_activations(params, x, config["activation"]))
-    if not all(np.isfinite(output).all() for output in outputs):
-        raise ValueError("the network's outputs are not finite: its params or preprocessing are out of range")
-    estimates = nn.estimates(np.concatenate(outputs), config["loss"])
-    return estimates, [np.concatenate(layer) for layer in zip(*layers)]
+
+    def taken():
+        return data.batches(images, images, config["steps"], dtype=params["W1"].dtype)
+
+    outputs = nn.outputs_of(params, taken(), config["activation"])
+    layers = [nn.hidden_activations(params, x, config["activation"]) for x, _ in taken()]
+    return nn.estimates(outputs, config["loss"]), [np.concatenate(layer) for layer in zip(*layers)]
 
 
 # --- which figures there are ------------------------------------------------------------------
@@ -1142,8 +1143,8 @@ def read_drawing(drawing, params, config):
     if not drawing.any():
         return np.zeros(shape, np.uint8), np.zeros(classes)
     image = data.prepare_ink(drawing, shape)
-    x = data.preprocess(image.reshape(1, -1), config["steps"], params["W1"].dtype)
-    return image, nn.predict(params, x, config["activation"], config["loss"])[0].clip(0, 1)
+    estimates, _ = judge_images(params, config, image.reshape(1, -1))
+    return image, estimates[0]
 
 
 def drawing_axes(figure, class_names, image_shape, title=""):

@@ -497,6 +497,7 @@ def main():
         parser.error(f"unknown section {', '.join(unknown)} (any of: {', '.join(SECTIONS)})")
     if options.child:
         return run_child(options)
+    pathlib.Path(options.csv).unlink(missing_ok=True)
     for threads in options.threads:  # the number of BLAS threads is fixed when NumPy is imported
         environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
         arguments = [
@@ -530,15 +531,11 @@ def measure(options):
     print(machine(), flush=True)
     path = pathlib.Path(options.csv)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows = data.load_rows(path, words=True) if path.exists() else []  # of another number of threads
     for name in options.sections or SECTIONS:
         for part in SECTIONS[name](options):
             rows += show(part)
-    earlier = path.read_text().splitlines()[1:] if path.exists() and options.threads != 1 else []
-    data.save_rows(path, rows, COLUMNS)
-    if earlier:
-        text = path.read_text().splitlines()
-        data.save_bytes(path, "\n".join([text[0], *earlier, *text[1:], ""]).encode())
+            data.save_rows(path, rows, COLUMNS)
     print(f"peak memory of the benchmark: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
 
 

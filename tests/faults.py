@@ -251,6 +251,7 @@ def outcomes(cases, use):
         try:
             with time_limit(60), warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always")
+                warnings.filterwarnings("ignore", category=DeprecationWarning, module="matplotlib")
                 use(case)
             fine += 1
         except CLEAR as error:

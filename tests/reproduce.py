@@ -10,6 +10,7 @@ that the runs leave. Settings were chosen on validation images, never on the tes
 """
 
 import argparse
+import concurrent.futures
 import os
 import pathlib
 import shlex
@@ -23,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 import data  # noqa: E402
 import nn  # noqa: E402
 import test as judging  # noqa: E402
+import train  # noqa: E402
 
 # --- what a row shows: from (folder, config.json) of each of its runs that have ended -----------
 
@@ -180,37 +182,46 @@ def runs_of(name, out):
         yield [*shlex.split(f"{flags} {more}"), "--out", str(folder)], folder
 
 
-def record_of(folder):
-    """What config.json says of a run that has ended; None of any other."""
+def record_of(flags, folder):
+    """What config.json says of the run; None where there is none, or one with other settings."""
     path = folder / "config.json"
     record = data.load_json(path) if path.exists() else {}
-    return record if record.get("status") == "finished" else None
+    parser = argparse.ArgumentParser()
+    train.add_settings(parser)
+    wanted = train.check_settings(vars(parser.parse_known_args(flags)[0]))
+    same = all(record.get(name) == value for name, value in wanted.items() if name != "dataset")
+    return record if same else None
+
+
+def finished(flags, folder):
+    record = record_of(flags, folder)
+    return record if record and record["status"] == "finished" else None
 
 
 def train_missing(names, out, jobs):
     """Run what has not ended of the rows, ``jobs`` runs at a time, and share the cores among them."""
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    runs = [flags for name in names for flags, folder in runs_of(name, out) if not record_of(folder)]
-    running = []
-    for flags in runs:
-        if len(running) == jobs:
-            finish(running.pop(0))
-        command = [sys.executable, str(ROOT / "train.py"), *flags, "--resume", "--quiet"]
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": threads}
-        running.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
-    for process in running:
-        finish(process)
+    runs = [run for name in names for run in runs_of(name, out) if not finished(*run)]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": threads}
 
+    def run(flags, folder):
+        resume = ["--resume"] if record_of(flags, folder) else []
+        command = [sys.executable, str(ROOT / "train.py"), *flags, *resume, "--quiet"]
+        subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
 
-def finish(process):
-    if process.wait():
-        sys.exit(f"failed: {shlex.join(process.args)}")
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        try:
+            for done in [pool.submit(run, *each) for each in runs]:
+                done.result()
+        except subprocess.CalledProcessError as error:
+            pool.shutdown(cancel_futures=True)
+            sys.exit(f"failed: {shlex.join(error.cmd)}")
 
 
 def table_line(name, out):
     """A row of the table, or None when none of its runs has ended."""
     network, reported, flags, of_each, reached = ROWS[name]
-    runs = [(folder, record) for _, folder in runs_of(name, out) if (record := record_of(folder))]
+    runs = [(folder, record) for flags, folder in runs_of(name, out) if (record := finished(flags, folder))]
     if not runs:
         return None
     seconds = statistics.mean(record["result"]["seconds"] for _, record in runs)
@@ -234,6 +245,8 @@ def main():
             nn.choose("row", name, ROWS)
         except ValueError as error:
             parser.error(error)
+    if flags.jobs < 1:
+        parser.error("--jobs must be at least 1")
     names, out = flags.rows or list(ROWS), pathlib.Path(flags.out)
     if not flags.show:
         train_missing(names, out, flags.jobs)

@@ -44,6 +44,29 @@ def test_rows_are_trained_once_and_shown_from_their_files(rows, tmp_path, monkey
     assert len(before) == 8
 
 
+def test_runs_with_other_settings_are_not_shown_but_trained_again(rows, tmp_path, monkeypatch, capsys):
+    arguments = ["reproduce.py", "plain", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", arguments)
+    reproduce.main()
+    network, reported, flags, *rest = rows["plain"]
+    rows["plain"] = (network, reported, f"{flags} --lr 0.125", *rest)
+    capsys.readouterr()
+    monkeypatch.setattr("sys.argv", [*arguments, "--show"])
+    reproduce.main()
+    assert "| plain |" not in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", arguments)
+    reproduce.main()
+    assert "--lr 0.125" in capsys.readouterr().out
+    assert json.loads((tmp_path / "plain" / "0" / "config.json").read_text())["lr"] == 0.125
+
+
+def test_no_jobs_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["reproduce.py", "--jobs", "0"])
+    with pytest.raises(SystemExit):
+        reproduce.main()
+    assert "--jobs must be at least 1" in capsys.readouterr().err
+
+
 def test_runs_that_have_not_ended_are_not_shown(rows, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["reproduce.py", "--show", "--out", str(tmp_path)])
     reproduce.main()

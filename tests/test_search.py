@@ -544,6 +544,26 @@ def test_death_of_one_worker_leaves_the_others_alone(tmp_path):
         assert slow.result() is None
 
 
+def test_the_last_row_of_a_trial_is_that_of_the_same_run(small_set, tmp_path):
+    """Its training figures, too, are those of the moving average."""
+    trials, datasets = search.make_trials(definition(dataset=str(small_set), ema=0.9, epochs=2), None, None)
+    config = trials[0]["config"]
+    source = {"folder": str(search.save_split(tmp_path / "split", datasets[str(small_set)], config))}
+    row = search.run_trial(config, None, [], 2, source)["rows"][-1]
+    prepared = train.prepare(datasets[str(small_set)], config)
+    expected = train.fit(train.init_state(prepared, config), prepared, config)[1][-1]
+    assert {name: row[name] for name in search.FIGURES} == {name: expected[name] for name in search.FIGURES}
+
+
+def test_epochs_that_are_searched_have_one_column(small_set, tmp_path, capsys):
+    words = ["--dataset", small_set, "--out", tmp_path / "out", "--val-size", 12, "--strategy", "grid"]
+    search.main([*map(str, words), "--space", "epochs=1,2"])
+    header, *_ = (tmp_path / "out" / "trials.csv").read_text().splitlines()
+    assert header.split(",").count("epochs") == 1
+    assert sorted(row["epochs"] for row in table(tmp_path / "out")) == [1, 2]
+    assert capsys.readouterr().out.count("epochs   ") == 1
+
+
 def test_images_are_mapped_not_copied(small_set, tmp_path):
     (trial, *_), datasets = search.make_trials(definition(dataset=str(small_set)), None, None)
     with search.local_workers(1, tmp_path / "split", datasets) as workers:

@@ -127,6 +127,10 @@ def test_params_that_no_run_wrote_are_refused(tmp_path, change, words):
         ([{"name": "pool", "shape": [4, 5]}, {"name": "center", "mean": np.zeros(20)}], "6 pixels"),
         ([{"name": "pca", "mean": np.zeros(20), "basis": np.zeros((20, 3))}], "3 numbers"),
         ([{"name": "pca", "mean": np.zeros(20), "basis": np.zeros(20)}], "does not fit"),
+        (
+            [{"name": "pca", "mean": np.zeros(20), "basis": np.zeros((20, 20))}, {"name": "pool"}],
+            "does not fit",
+        ),
     ],
 )
 def test_preprocessing_steps_from_a_file_are_checked(steps, words):
@@ -139,6 +143,22 @@ def test_steps_that_lead_to_the_inputs_are_accepted():
     reduced = {"name": "pca", "mean": np.zeros(6), "basis": np.zeros((6, 2))}
     data.check_steps(pooled, [4, 5], 6)
     data.check_steps([*pooled, reduced, {"name": "center", "mean": np.zeros(2)}], [4, 5], 2)
+
+
+def test_estimates_above_1_are_ranked_before_they_are_cut_off():
+    params = {"W1": np.zeros((4, 3), np.float32), "b1": np.array([1.1, 0, 1.6], np.float32)}
+    config = {
+        "activation": "relu",
+        "loss": "mse",
+        "steps": [{"name": "scale"}],
+        "data": {"class_names": ["a", "b", "c"]},
+    }
+    image = np.zeros((2, 2), np.uint8)
+    found = judging.likeliest([(params, config)], image)
+    assert found == [("c", 1.0), ("a", 1.0), ("b", 0.0)]
+    params["b1"][0] = np.inf
+    with pytest.raises(ValueError, match="not finite"):
+        judging.likeliest([(params, config)], image)
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,14 @@ def test_the_moving_average_is_what_is_judged_and_kept(small_set, tmp_path):
     assert any((best[key] != state["params"][key]).any() for key in best)
 
 
+def test_another_schedule_does_not_inherit_the_decay():
+    saved = train.check_settings({"lr_schedule": "exponential"})
+    assert train.check_settings(train.changed(saved, {"lr_schedule": "cosine"}))["lr_decay"] is None
+    assert train.changed(saved, {"lr_schedule": "exponential", "lr": 2})["lr_decay"] == saved["lr_decay"]
+    assert train.changed(saved, {"lr_schedule": "inverse", "lr_decay": 3})["lr_decay"] == 3
+    assert train.changed({"lr_decay": 0.7}, {"lr_schedule": "step"})["lr_decay"] == 0.7
+
+
 def test_the_last_images_can_be_held_out(small_set):
     _, prepared = small_run(small_set, holdout="last")
     dataset = data.load_dataset(str(small_set))
