@@ -476,8 +476,8 @@ def _train_steps(state, data, config, progress):
     ``data.sort_pixels``), the gradients are scaled by lr where they are made, and the decay of W1
     is deferred to the end (see ``_deferred_step``).
     """
-    images, labels = data["train"]
-    pixels = _pixels_in_place(images, config) if data["augment"] else data["pixels"]["train"]
+    whole, labels = data["train"]
+    pixels = _pixels_in_place(whole, config) if data["augment"] else data["pixels"]["train"]
     rng = np.random.default_rng([config["seed"], state["epoch"] + 1])
     params, velocity = (
         _sorted_rows(arrays, pixels["columns"]) for arrays in (state["params"], state["velocity"])
