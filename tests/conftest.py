@@ -1,8 +1,12 @@
 """What the tests share: small data sets as IDX files, scripts run as a user would, real data."""
 
+import contextlib
 import gzip
+import importlib
+import io
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -48,11 +52,52 @@ def real_data():
     return folder if folder.is_absolute() else ROOT / folder
 
 
-def run(script, *arguments, cwd=ROOT, check=0, **environment):
-    """Run a script in a process of its own, without a network; returns the finished process."""
+@contextlib.contextmanager
+def time_limit(seconds):
+    """A hang becomes a failure, where the system has an alarm clock."""
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def ring(*_):
+        raise AssertionError(f"not done within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def call(main, *arguments, seconds=300):
+    """Run a script's main in this process; returns its exit status, output and errors."""
+    out, err = io.StringIO(), io.StringIO()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with time_limit(seconds), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = data.run_script(main, [str(argument) for argument in arguments])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status, out.getvalue(), err.getvalue()
+
+
+def run(script, *arguments, check=0):
+    """Run a script in this process as if in one of its own; returns what ``run_apart`` does."""
+    main = importlib.import_module(script.removesuffix(".py")).main
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script])  # the name that its errors begin with
+        status, out, err = call(main, *arguments)
+    assert status == check, out + err
+    return subprocess.CompletedProcess([script, *arguments], status, out, err)
+
+
+def run_apart(script, *arguments, check=0, **environment):
+    """Run a script in a process of its own; returns the finished process."""
     done = subprocess.run(
         [sys.executable, str(ROOT / script), *map(str, arguments)],
-        cwd=cwd,
         capture_output=True,
         text=True,
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1", **environment},

@@ -4,54 +4,20 @@ import builtins
 import concurrent.futures
 import contextlib
 import copy
-import io
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
 import warnings
 
 import numpy as np
-from conftest import ROOT, is_one_clear_line
+from conftest import ROOT, call, is_one_clear_line, time_limit
 
 import data
 import nn
 
 CLEAR = (ValueError, OSError, ArithmeticError, MemoryError)  # what run_script turns into one line
-
-
-@contextlib.contextmanager
-def time_limit(seconds):
-    """A hang becomes a failure, where the system has an alarm clock."""
-    if not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def ring(*_):
-        raise AssertionError(f"not done within {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def call(main, *arguments, seconds=300):
-    """Run a script's main in this process; returns its exit status, output and errors."""
-    out, err = io.StringIO(), io.StringIO()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with time_limit(seconds), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = data.run_script(main, [str(argument) for argument in arguments])
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return status, out.getvalue(), err.getvalue()
 
 
 def call_refused(main, *arguments, words=()):

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import is_one_clear_line, run, write_dataset
+from conftest import is_one_clear_line, run, run_apart, write_dataset
 from faults import CLEAR, ODD_VALUES, call, call_refused, time_limit
 
 import data
@@ -246,8 +246,8 @@ def test_a_run_that_diverges_says_so_and_leaves_no_nan(tiny, tmp_path, activatio
 
 def test_a_run_with_warnings_as_errors(tiny, tmp_path):
     flags = ["--dataset", tiny, "--val-size", 2, "--epochs", 2, "--out", tmp_path]
-    assert run("train.py", *flags, PYTHONWARNINGS="error").stderr == ""
-    assert run("test.py", tmp_path, PYTHONWARNINGS="error").stderr == ""
+    assert run_apart("train.py", *flags, PYTHONWARNINGS="error").stderr == ""
+    assert run_apart("test.py", tmp_path, PYTHONWARNINGS="error").stderr == ""
 
 
 def test_params_too_large_to_judge_are_one_clear_error(tiny, tmp_path):

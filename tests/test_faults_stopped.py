@@ -16,6 +16,8 @@ import data
 import search
 import train
 
+EXTENDED = pytest.mark.extended
+
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
@@ -88,12 +90,15 @@ def check_same_search(out, other):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups")
-@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(
-    "seed, kills", [(0, 3), *(pytest.param(seed, 10, marks=pytest.mark.extended) for seed in range(1, 6))]
+    "strategy, seed, kills",
+    [
+        ("halving", 0, 3),
+        *(pytest.param(name, seed, 10, marks=EXTENDED) for name in STRATEGIES for seed in range(1, 6)),
+    ],
 )
 def test_killed_again_and_again_a_search_ends_with_the_same_bits(
-    small, unbroken, tmp_path, seed, strategy, kills
+    small, unbroken, tmp_path, strategy, seed, kills
 ):
     """At random moments, 100 in the extended run: counted from the start, the first line and the next."""
     out, rng = tmp_path / "out", np.random.default_rng([seed, kills])
@@ -122,10 +127,15 @@ def in_this_process(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "error, once", [(errno.ENOSPC, False), pytest.param(errno.EIO, True, marks=pytest.mark.extended)]
+    "error, once, every",
+    [
+        (errno.ENOSPC, False, 4),
+        pytest.param(errno.ENOSPC, False, 1, marks=EXTENDED),
+        pytest.param(errno.EIO, True, 1, marks=EXTENDED),
+    ],
 )
-def test_a_write_that_fails_loses_no_trial(small, tmp_path, in_this_process, error, once):
-    """Two trials are there; a search for two more meets the error at its first write, its second, ..."""
+def test_a_write_that_fails_loses_no_trial(small, tmp_path, in_this_process, error, once, every):
+    """Two trials are there; a search for two more meets the error at its first write, a later one, ..."""
     given = flags(small, tmp_path / "two", "--trials", 2, "--epochs", 1)
     assert call(search.main, *given)[0] == 0
     more = ["--resume", "--trials", 4, "--out"]
@@ -135,7 +145,7 @@ def test_a_write_that_fails_loses_no_trial(small, tmp_path, in_this_process, err
         path: content for path, content in files_of(tmp_path / "two").items() if "trials" in path.parts
     }
     retrained = (tmp_path / "two" / "params.pkl").read_bytes()
-    for number in range(1, 200):
+    for number in range(1, 200, every):
         out = tmp_path / str(number)
         shutil.copytree(tmp_path / "two", out)
         with pytest.MonkeyPatch.context() as patch:

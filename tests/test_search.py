@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, run, write_dataset
+from conftest import ROOT, run, run_apart, write_dataset
 
 import data
 import nn
@@ -767,7 +767,7 @@ needs_dask = pytest.mark.skipif(
 
 def test_without_dask_the_error_says_what_to_install(small_set, tmp_path):
     (tmp_path / "distributed.py").write_text("raise ModuleNotFoundError")
-    done = run(
+    done = run_apart(
         *("search.py", *flags(small_set, tmp_path / "out", "--scheduler", "tcp://127.0.0.1:1")),
         check=2,
         PYTHONPATH=str(tmp_path),
