@@ -561,8 +561,12 @@ def _natural_rows(arrays, columns):
 
 
 def _inked_columns(pixels, rows):
-    """Some images without the columns behind all of their ink, and the number of columns left."""
-    inked = max(1, pixels["inked"][rows].max())
+    """Some images without the columns behind all of their ink, and the number of columns left.
+
+    Whole cache lines are left: 16 columns, or a multiple of that.
+    """
+    lines = max(1, -(-pixels["inked"][rows].max() // 16))
+    inked = min(16 * lines, pixels["images"].shape[1])
     return pixels["images"].take(rows, axis=0)[:, :inked], inked
 
 
