@@ -1,11 +1,13 @@
 """Nonsense settings, too little memory, and data sets at the edges of what there can be."""
 
 import json
+import os
+import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import is_one_clear_line, run, run_apart, write_dataset
+from conftest import ROOT, is_one_clear_line, run, run_apart, write_dataset
 from faults import CLEAR, ODD_VALUES, call, call_refused, time_limit
 
 import data
@@ -177,6 +179,40 @@ def test_memory_that_runs_out_all_the_same_is_one_clear_line(tiny, tmp_path, mon
         call_refused(train.main, *base, "--hidden", 40_000, 40_000, words=["Unable to allocate"])
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+TRAIN_AND_MEASURE = """
+import sys, train
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+before = peak()
+train.main(sys.argv[1:])
+print(peak() - before)
+"""
+
+
+@pytest.mark.extended
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from /proc")
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--momentum", 0.9], ["--ema", 0.9], ["--momentum", 0.9, "--ema", 0.9], ["--dropout", 0.5]],
+    ids=lambda flags: "+".join(map(str, flags)) or "plain",
+)
+def test_a_run_needs_the_memory_that_is_estimated(tmp_path, flags):
+    folder = write_dataset(tmp_path / "set", train=200, test=50, shape=(28, 28))
+    given = ["--dataset", folder, "--out", tmp_path / "run", "--hidden", 4000, "--val-size", 40]
+    given += ["--lr", 0.001, "--epochs", 4, "--quiet", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN_AND_MEASURE, *map(str, given)],
+        env=environment, capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    config = data.load_json(tmp_path / "run" / "config.json")
+    held = int(done.stdout.splitlines()[-1])
+    assert 0.9 < train.memory_needed(config, 250, 784, 3) / held < 1.5
 
 
 def test_the_memory_there_is():
