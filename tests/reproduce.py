@@ -227,8 +227,11 @@ def table_line(name, out):
         return None
     seconds = statistics.mean(record["result"]["seconds"] for _, record in runs)
     time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
-    missing = f", {len(of_each) - len(runs)} runs missing" if len(runs) < len(of_each) else ""
+    lacking = len(of_each) - len(runs)
+    missing = f", {lacking} run{'s' * (lacking > 1)} missing" if lacking else ""
     command = f"`python train.py {flags}`"
+    if of_each not in SEEDS.values():
+        command += " and in turn " + ", ".join(f"`{more}`" for more in of_each)
     return f"| {name} | {network} | {command} | {reported} | {reached(runs)}{missing} | {time} |"
 
 
