@@ -279,7 +279,10 @@ def load_dataset_of(config, data_dir=None, name=None):
     OSError
         As ``load_dataset``.
     """
-    dataset, facts = load_dataset(name or config["dataset"], data_dir), config["data"]
+    own, facts = config["dataset"], config["data"]
+    if name is None and own not in DATASET_NAMES and not os.path.isdir(own):
+        raise FileNotFoundError(f"there is no folder {own}, which the run was trained on, seen from here")
+    dataset = load_dataset(name or own, data_dir)
     width, classes = math.prod(facts["image_shape"]), len(facts["class_names"])
     if dataset["test_images"].shape[1] != width or dataset["test_labels"].max() >= classes:
         raise ValueError(

@@ -904,10 +904,12 @@ def make_trials(definition, data_dir, known, workers=1):
 def retrain(out, trial, data_dir):
     """Train the best trial's network again, on all training images; returns the command that does it.
 
-    It runs for as many epochs as the trial did.
+    It runs for as many epochs as the trial did, or for all where lr falls along them to the last.
     """
     settings = {name: trial["config"][name] for name in train.SETTINGS}
-    settings |= {"val_size": 0, "train_size": None, "split_seed": None, "epochs": len(trial["rows"])}
+    settings |= {"val_size": 0, "train_size": None, "split_seed": None}
+    if settings["lr_schedule"] not in ("linear", "cosine"):
+        settings["epochs"] = len(trial["rows"])
     settings |= {name: train.DEFAULTS[name] for name in ("patience", "min_delta")}
     words = train.as_flags(settings) + (["--data-dir", data_dir] if data_dir else [])
     there = all((out / name).exists() for name in ("last.pkl", "config.json"))  # or it was killed between

@@ -265,6 +265,9 @@ def main(argv=None):
         raise ValueError("--save: needs --images")
     if flags.dataset and flags.images:
         raise ValueError("--dataset: has no meaning with --images")
+    for path in flags.images or []:
+        if pathlib.Path(path).is_dir():
+            raise ValueError(f"--images: {path} is a folder; a run is named before --images")
     members = load_members(flags.runs)
     if flags.images:
         return report_pictures(flags, members)

@@ -438,7 +438,7 @@ def train_epoch(state, data, config, progress=lambda images: None):
     -------
     state : dict
     row : dict
-        ``epoch`` (from 1), ``lr``, loss and accuracy of each part after the epoch (None for a
+        ``epoch`` (from 1), ``lr`` at its start, loss and accuracy of each part after the epoch (None for a
         part without images, or not to be evaluated), ``seconds`` of the steps alone. Losses are
         without weight decay.
 

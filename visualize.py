@@ -181,7 +181,19 @@ def legend_below(figure, place, handles, labels, **options):
     """A legend in a place of its own, a cell of a gridspec."""
     ax = figure.add_subplot(place)
     ax.set_axis_off()
-    ax.legend(handles, labels, loc="upper left", borderaxespad=0, **options)
+    legend = ax.legend(handles, labels, loc="upper left", borderaxespad=0, **options)
+    legend.set_in_layout(False)  # it has its place, and must not take that of the axes
+
+
+def legend_texts(texts):
+    """Texts folded to the width of a page, the number of their lines with a title, and the font's size."""
+
+    def folded(size, width):
+        parts = [textwrap.fill(text, width) for text in texts]
+        return parts, 1 + sum(1 + part.count("\n") for part in parts), size
+
+    large = folded(9, 95)
+    return large if large[1] <= 8 else folded(7, 120)
 
 
 def legend_above(ax, columns=5, **options):
@@ -266,8 +278,7 @@ def compare_figure(runs, quantity, title=""):
     parts = [part for part in PARTS if any(part in parts_with(run["rows"], quantity) for run in runs)]
     parts = parts or ["train"]  # no error above 0 to show on a logarithmic axis
     figure = new_figure(f"{quantity.capitalize()} of {len(runs)} runs by epoch", title)
-    labels = [textwrap.fill(run["label"], 110) for run in runs]
-    lines = 1 + sum(1 + label.count("\n") for label in labels)
+    labels, lines, size = legend_texts([run["label"] for run in runs])
     grid = figure.add_gridspec(2, len(parts), height_ratios=[1, min(1, 0.055 * lines)])
     curves = [values_of(run["rows"], quantity, part) for run in runs for part in parts]
     for column, part in enumerate(parts):
@@ -286,7 +297,6 @@ def compare_figure(runs, quantity, title=""):
             ax.set_ylabel("")
             ax.tick_params(labelleft=False)
     note = "circle: the epoch whose params are kept" + "; epoch 1 lies outside the range" * zoomed
-    size = 9 if lines <= 8 else 7
     handles = figure.axes[0].get_legend_handles_labels()
     legend_below(figure, grid[1, :], *handles, title=note, fontsize=size, alignment="left")
     return figure
@@ -863,7 +873,7 @@ def add_test_set(run, data_dir):
     params, config, lacks = run["params"], run["config"], dict(run["lacks"])
     try:
         dataset = data.load_dataset_of(config, data_dir)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = f"the data set is not at hand: {error}"
         return {**run, "lacks": {**lacks, **dict.fromkeys(TEST_SET, reason)}}
     images, labels = dataset["test_images"], dataset["test_labels"]
@@ -1278,7 +1288,8 @@ def main(argv=None):
             return
         if len(flags.folders) > 1:
             figures, skipped = draw_comparison(flags.folders, only)
-            out = first.parent / "comparison"
+            beside = first if first.name.strip(".") else first.resolve()  # the parent of . is not .
+            out = beside.parent / "comparison"
         else:
             figures, skipped = draw_folder(first, only, flags.data_dir)
             out = first / "figures"

@@ -180,7 +180,7 @@ def runs_of(name, out):
     _, _, flags, of_each, _ = ROWS[name]
     for number, more in enumerate(of_each):
         folder = out / name / str(number)
-        yield [*shlex.split(f"{flags} {more}"), "--out", str(folder)], folder
+        yield ["--dataset", "mnist", *shlex.split(f"{flags} {more}"), "--out", str(folder)], folder
 
 
 def record_of(flags, folder):
@@ -190,7 +190,7 @@ def record_of(flags, folder):
     parser = argparse.ArgumentParser()
     train.add_settings(parser)
     wanted = train.check_settings(vars(parser.parse_known_args(flags)[0]))
-    same = all(record.get(name) == value for name, value in wanted.items() if name != "dataset")
+    same = all(record.get(name) == value for name, value in wanted.items())
     return record if same else None
 
 

@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import is_one_clear_line, run, write_dataset
+from conftest import ROOT, is_one_clear_line, run, write_dataset
 from PIL import Image
 
 import data
@@ -360,6 +360,7 @@ def test_bad_pictures_have_a_line_each_and_the_others_go_on(runs, seven, tmp_pat
     "arguments, words",
     [
         (["--save"], ["--save", "--images"]),
+        (["--images", "a.png", str(ROOT)], ["--images", "is a folder; a run is named before"]),
         (["--images", "a.png", "--dataset", "mnist"], ["--dataset", "--images"]),
     ],
 )

@@ -342,6 +342,14 @@ def test_best_is_trained_again_on_all_images_and_so_is_the_printed_command(done,
     assert "20 test images" in run("test.py", out).stdout
 
 
+@pytest.mark.parametrize("schedule, epochs", [("cosine", 9), ("linear", 9), ("constant", 4)])
+def test_the_best_is_trained_again_along_its_own_schedule(tmp_path, monkeypatch, schedule, epochs):
+    monkeypatch.setattr(search.train, "main", lambda words: None)
+    config = search.train.check_settings({"lr_schedule": schedule, "epochs": 9, "patience": 1})
+    command = search.retrain(tmp_path, {"config": config, "rows": [{}] * 4}, None)  # stopped early
+    assert f"--epochs {epochs} " in f"{command} "
+
+
 def test_finished_search_is_resumed_without_running_anything(done, capsys):
     before = {path: path.stat().st_mtime_ns for path in (done[1] / "trials").rglob("*")}
     search.main(["--resume", "--out", str(done[1])])

@@ -82,6 +82,14 @@ def test_changed_data_is_noted(trained, small_set):
     assert "has changed" in run("test.py", trained).stderr
 
 
+def test_a_run_whose_folder_of_data_is_not_there_says_so(trained, tmp_path, monkeypatch):
+    params, config = nn.load_run(trained)
+    nn.save_params(trained / "params.pkl", params, {**config, "dataset": "small"})
+    monkeypatch.chdir(trained)
+    done = run("test.py", trained, check=2)
+    assert is_one_clear_line(done.stderr, "there is no folder small", "trained on")
+
+
 def write_params(path, config):
     params = nn.init_params(np.random.default_rng(0), [20, 7, 3])
     path.write_bytes(pickle.dumps({"params": params, "config": config}))

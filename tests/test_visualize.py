@@ -420,14 +420,28 @@ def test_missing_pieces_are_skipped_with_a_reason(trained, tmp_path, capsys):
     assert capsys.readouterr().err == "skipped fields: there is no params.pkl\n"
 
 
-def test_without_the_data_set_the_other_figures_are_drawn(trained, monkeypatch):
+@pytest.mark.parametrize("error", [FileNotFoundError, ValueError])
+def test_without_the_data_set_the_other_figures_are_drawn(trained, monkeypatch, error):
     def missing(*_):
-        raise FileNotFoundError("gone")
+        raise error("gone")
 
     monkeypatch.setattr(data, "load_dataset_of", missing)
     figures, skipped = visualize.draw_folder(trained, ["weights", "confusion", "activations"], None)
     assert set(figures) == {"weights_W1", "weights_W2", "weights_W3"}
     assert skipped == {"the data set is not at hand: gone": ["confusion", "activations"]}
+
+
+def test_a_run_is_compared_from_inside_its_folder(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained)
+    assert not visualize.main([".", str(trained), "--only", "loss"])
+    assert (trained.parent / "comparison" / "loss.png").exists() and not (trained / "comparison").exists()
+
+
+def test_many_long_labels_are_folded_to_the_page():
+    few, lines, size = visualize.legend_texts(["word " * 30] * 2)
+    assert (lines, size) == (5, 9) and max(map(len, few[0].splitlines())) <= 95
+    many, lines, size = visualize.legend_texts(["word " * 30] * 6)
+    assert (lines, size) == (13, 7) and max(map(len, many[0].splitlines())) <= 120
 
 
 HEADER = ",".join(["epoch", *(column for column in row(1) if "_" in column)]) + "\n"
