@@ -968,8 +968,9 @@ def main(argv=None):
     given = {name: value for name, value in vars(flags).items() if name in SETTINGS}
     if flags.config:
         given = changed(load_settings(flags.config), given)
-    settings = check_settings(given)
     out = pathlib.Path(flags.out)
+    resumes = flags.resume and (out / "last.pkl").exists()  # then the run's settings are checked with these
+    settings = None if resumes else check_settings(given)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         run_in(out, flags, given, settings)
@@ -1016,7 +1017,7 @@ def run_in(out, flags, given, settings):
 
 def open_run(out, flags, given, settings, say):
     """State, rows, config and data of the run to go on with, or of a new one."""
-    if flags.resume and (out / "last.pkl").exists():
+    if settings is None:
         run = resume_run(out, given, flags.data_dir)
         say(f"resuming the run in {out} after epoch {run[0]['epoch']}")
         return run

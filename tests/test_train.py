@@ -454,6 +454,14 @@ def test_resume_refuses_another_run_and_extends_its_own(small_set, tmp_path):
     assert is_one_clear_line(go("--resume", "--epochs", 5, check=2).stderr, "not the one")
 
 
+def test_flags_of_a_resumed_run_are_checked_beside_its_own_settings(small_set, tmp_path):
+    given = ["--dataset", small_set, "--out", tmp_path, *SMALL[:-1], "--momentum", 0.5, "--nesterov"]
+    run("train.py", *given, "--epochs", 1)
+    assert "resuming" in run("train.py", "--out", tmp_path, "--resume", "--epochs", 2, "--nesterov").stdout
+    refused = run("train.py", "--out", tmp_path, "--resume", "--nesterof", check=2)
+    assert is_one_clear_line(refused.stderr, "did you mean --nesterov")
+
+
 def test_resume_with_nothing_there_starts(small_set, tmp_path):
     done = run("train.py", "--dataset", small_set, "--out", tmp_path, "--resume", "--epochs", 1, *SMALL[:-1])
     assert "no run to resume" in done.stdout and len(history(tmp_path)) == 1
