@@ -400,7 +400,12 @@ def unbroken(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("delay", np.random.default_rng(0).uniform(0.1, 1.2, 3).round(3).tolist())
+MOMENTS = np.random.default_rng(0).uniform(0.1, 1.2, 6).round(3).tolist()
+
+
+@pytest.mark.parametrize(
+    "delay", [*MOMENTS[:3], *(pytest.param(delay, marks=pytest.mark.extended) for delay in MOMENTS[3:])]
+)
 def test_killed_at_any_moment_a_run_resumes_with_the_same_bits(unbroken, tmp_path, delay):
     command = [str(ROOT / "train.py"), "--dataset", str(unbroken / "small"), "--out", str(tmp_path / "run")]
     command = [sys.executable, *command, *LONG, *map(str, SMALL)]
