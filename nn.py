@@ -305,7 +305,7 @@ def backward(
     outputs = cache["layers"][-1]
     y = _check_labels(outputs, y)
     delta = softmax(outputs) if loss == "cross_entropy" else outputs.copy()
-    delta -= (1 - label_smoothing) * (y[:, None] == np.arange(delta.shape[1]))
+    delta[np.arange(len(y)), y] -= 1 - label_smoothing
     if label_smoothing:
         delta -= label_smoothing / delta.shape[1]
     delta *= scale / len(y)  # (n, k)

@@ -538,13 +538,15 @@ def _deferred_step(params, grads, inked, shrink, change, weight_decay):
     W1 <- W1 - x.T @ delta, is V <- V - (shrink x).T @ delta / change, where change is the old
     factor times the new one. The gradients come divided by it, the other layers multiply by it.
     """
-    W1 = params["W1"]
-    W1[:inked] -= grads["W1"][:inked]
-    others = {key: w for key, w in params.items() if key != "W1"}
-    nn.sgd_step(others, grads, None, change, weight_decay=weight_decay / change, out=(others, None))
+    params["W1"][:inked] -= grads["W1"][:inked]
+    for key in params.keys() - {"W1"}:
+        if key[0] == "W":
+            params[key] *= 1 - weight_decay
+        grads[key] *= change
+        params[key] -= grads[key]
     shrink *= 1 - weight_decay
     if shrink < 0.5:  # V must not grow without bound
-        W1 *= shrink
+        params["W1"] *= shrink
         shrink = 1.0
     return shrink
 
