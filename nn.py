@@ -352,20 +352,22 @@ def sgd_step(params, grads, velocity, lr, momentum=0.0, nesterov=False, weight_d
     if momentum and velocity is None:
         velocity = {key: np.zeros_like(w) for key, w in params.items()}
     new_params, new_velocity = out or (_empty_like(params), _empty_like(params))
+    scratch = np.empty(UPDATE_BLOCK, params["W1"].dtype)
     for key in params:
         w, g, new_w = (d[key].reshape(-1) for d in (params, grads, new_params))
         v = velocity[key].reshape(-1) if momentum else None
         new_v = new_velocity[key].reshape(-1) if new_velocity is not None else None
         decay = weight_decay if key[0] == "W" else 0.0
         for start in range(0, w.size, UPDATE_BLOCK):
-            part = slice(start, start + UPDATE_BLOCK)
+            part = slice(start, min(start + UPDATE_BLOCK, w.size))
+            room = scratch[: part.stop - start]
             if momentum:
-                step = _lr_times(g[part] + decay * w[part] if decay else g[part], lr)
+                step = _step(w[part], g[part], lr, decay, room)
                 moved = np.multiply(v[part], momentum, out=new_v[part])
                 moved -= step
                 np.add(w[part], momentum * moved - step if nesterov else moved, out=new_w[part])
             else:
-                step = _lr_times(g[part], lr)
+                step = _step(w[part], g[part], lr, 0.0, room)
                 if new_v is not None:
                     np.subtract(w[part] * (-lr * decay), step, out=new_v[part])
                 kept = np.multiply(w[part], 1 - lr * decay, out=new_w[part]) if decay else w[part]
@@ -373,8 +375,11 @@ def sgd_step(params, grads, velocity, lr, momentum=0.0, nesterov=False, weight_d
     return new_params, new_velocity
 
 
-def _lr_times(g, lr):
-    return g if lr == 1 else lr * g
+def _step(w, g, lr, decay, out):
+    """lr * (g + decay * w) in out, or g itself where that is the same."""
+    if decay:
+        g = np.add(np.multiply(w, decay, out=out), g, out=out)
+    return g if lr == 1 else np.multiply(g, lr, out=out)
 
 
 def _empty_like(params):
