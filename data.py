@@ -18,6 +18,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import signal
 import struct
 import sys
@@ -1422,6 +1423,7 @@ def progress_line():
     def show(text):
         if not text or time.monotonic() - shown[0] > 0.2:
             shown[0] = time.monotonic()
+            text = text[: shutil.get_terminal_size().columns - 1]  # a line that wraps could not be cleared
             sys.stderr.write(f"\r{text}\x1b[K")
             sys.stderr.flush()
 
@@ -1472,6 +1474,9 @@ def run_script(main, argv=None):
     script quietly, with the 141 of a Unix tool.
     """
     name = os.path.basename(sys.argv[0])
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # it was closed when Python started
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
     stopped = []
 
     def stop(signum, frame):

@@ -5,8 +5,9 @@ depth; a network without hidden layers has just ``W1`` and ``b1``. Gradients and
 are dicts with the same keys and shapes. Images are rows ``(n, d)``, labels are class
 numbers ``(n,)``. Everything is computed in the dtype of the parameters.
 
-No function changes what it is given. Where memory is worth reusing there is an ``out=``,
-as in NumPy: the result is the same numbers, in the arrays that were handed over.
+No function changes what it is given, but for the activations, which work in place on an array
+that ``forward`` has just made. Where memory is worth reusing there is an ``out=``, as in NumPy:
+the result is the same numbers, in the arrays that were handed over.
 """
 
 import difflib
@@ -340,8 +341,8 @@ def sgd_step(params, grads, velocity, lr, momentum=0.0, nesterov=False, weight_d
         Adds weight_decay * W to the gradients of the W's, for a caller who left it out of
         ``backward``.
     out : (params, velocity), optional
-        Where the results go; may be the very dicts that are passed in. Without momentum the
-        velocity may be None: nobody needs it.
+        Where the results go, in C-contiguous arrays (or a ValueError); may be the very dicts that
+        are passed in. Without momentum the velocity may be None: nobody needs it.
 
     Returns
     -------
@@ -352,6 +353,8 @@ def sgd_step(params, grads, velocity, lr, momentum=0.0, nesterov=False, weight_d
     if momentum and velocity is None:
         velocity = {key: np.zeros_like(w) for key, w in params.items()}
     new_params, new_velocity = out or (_empty_like(params), _empty_like(params))
+    if not all(w.flags.c_contiguous for arrays in (new_params, new_velocity or {}) for w in arrays.values()):
+        raise ValueError("the arrays in out must be C-contiguous")
     scratch = np.empty(UPDATE_BLOCK, params["W1"].dtype)
     for key in params:
         w, g, new_w = (d[key].reshape(-1) for d in (params, grads, new_params))
@@ -499,6 +502,8 @@ def save_params(path, params, config, **more):
     """
     write = choose("suffix", os.path.splitext(path)[1], {".pkl": _to_pickle, ".npz": _to_npz})
     check_params(params)
+    if not isinstance(config, dict):
+        raise ValueError(f"config must be a dict, not {reprlib.repr(config)}")
     content = write({"params": params, "config": config, **more})
     aside = f"{path}.{os.getpid()}.part"
     try:
@@ -559,8 +564,12 @@ def check_config(params, config):
     if not all(isinstance(config[key], kind) for key, kind in kinds.items()):
         raise ValueError("its config does not name a data set and preprocessing steps")
     names, shape = facts["class_names"], facts["image_shape"]
+    if not all(isinstance(value, (list, tuple)) for value in (names, shape)):
+        raise ValueError("its class names or image shape are no lists")
     if not all(isinstance(name, str) for name in names) or not all(type(n) is int for n in shape):
         raise ValueError("its class names or image shape are no such things")
+    if not isinstance(facts.get("title", ""), str) or not isinstance(config.get("epoch", 0), int):
+        raise ValueError("its title is no text, or its epoch no whole number")
     digests = facts.get("sha256", {})
     if not isinstance(digests, dict) or not all(isinstance(digest, str) for digest in digests.values()):
         raise ValueError("its SHA-256 of the data are no texts")
@@ -596,6 +605,8 @@ def _plain(value, arrays=None):
     With a dict ``arrays``, arrays are moved into it and ``{"$array": name}`` left in their place.
     """
     if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError("a dict with keys that are no texts cannot be stored with params")
         return {sys.intern(key): _plain(item, arrays) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item, arrays) for item in value]

@@ -774,14 +774,14 @@ def open_search(out, given, resume):
         return define(given, DEFAULT_SEARCH), None
     saved, data = load_definition(path)
     definition = define(given, saved if resume else DEFAULT_SEARCH)
-    new, old = ({**d, **d["settings"]} for d in (definition, saved))
+    new, old = ({**train.DEFAULTS, **d, **d["settings"]} for d in (definition, saved))
     if resume and definition["strategy"] == "random" and new["trials"] > old["trials"]:
         old["trials"] = new["trials"]  # the trials so far are the same, whatever comes after them
     for name in [*DEFAULT_SEARCH, *train.SETTINGS]:
         if name != "settings" and new.get(name) != old.get(name):
             raise ValueError(
-                f"{out} holds another search: its {name} is {old.get(name, 'not set')}, not "
-                f"{new.get(name, 'the default')}; name another folder with --out"
+                f"{out} holds another search: its {name} is {old.get(name)}, not {new.get(name)}; "
+                "name another folder with --out"
             )
     if not resume:
         raise ValueError(f"{out} holds this search already: go on with --resume, or name another --out")
@@ -994,7 +994,7 @@ def main(argv=None):
     if flags.scheduler:
         opened = cluster_workers(flags.scheduler, flags.data_dir)
     else:
-        opened = local_workers(min(count, len(trials)), out / "split", datasets)
+        opened = local_workers(min(count, len(trials)), out / ".split", datasets)
     try:
         with train.locked(out), progress_line() as show, opened as workers:
             if known is None and (out / "search.json").exists():

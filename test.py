@@ -4,7 +4,8 @@
     python test.py RUN1 RUN2 RUN3                 a committee: the mean of their probabilities
     python test.py --images digit.png photo.jpg   the likeliest classes of each picture
 
-The predictions of a single run are written to predictions.csv beside its params.
+The predictions of a single run are written to predictions.csv beside its params; those for the
+data set of --dataset to predictions-NAME.csv.
 """
 
 import json
@@ -165,7 +166,9 @@ def report_test_set(flags, members):
     else:
         print(report_text(report, config, f"{dataset['title']}, {layers_text(params)}"))
     run = pathlib.Path(flags.runs[0])  # written last: the report is there even if the folder is read-only
-    target = (run if run.is_dir() else run.parent) / "predictions.csv"
+    own = dataset["name"] == config["dataset"]
+    name = "predictions.csv" if own else f"predictions-{pathlib.Path(dataset['name']).name}.csv"
+    target = (run if run.is_dir() else run.parent) / name
     data.save_rows(
         target, prediction_rows(estimates, labels), ["index", "label", "prediction", "probability"]
     )
@@ -265,6 +268,8 @@ def main(argv=None):
         raise ValueError("--save: needs --images")
     if flags.dataset and flags.images:
         raise ValueError("--dataset: has no meaning with --images")
+    if flags.images:  # *.png also matches what --save has written
+        flags.images = [path for path in flags.images if not path.endswith(".seen.png")] or flags.images
     for path in flags.images or []:
         if pathlib.Path(path).is_dir():
             raise ValueError(f"--images: {path} is a folder; a run is named before --images")

@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import platform
+import re
 import reprlib
 import shutil
 import sys
@@ -206,8 +207,8 @@ SETTINGS = {  # name -> default, check, help; the flags, config files and search
     "patience": (
         0,
         number(0, whole=True),
-        "stop after so many epochs in a row that do not beat the best validation accuracy by more "
-        "than --min-delta; 0: never",
+        "stop after so many epochs in a row without a gain in validation accuracy of more than "
+        "--min-delta over the last epoch that had one; 0: never",
     ),
     "min_delta": (
         0.0,
@@ -747,6 +748,9 @@ def _check_rows(rows, epochs, config):
             raise ValueError("history.csv holds nan or inf")
 
 
+HALF_WRITTEN = re.compile(r"\.(json|csv|pkl)\.[\d-]+\.part$")  # see data.save_bytes, nn.save_params
+
+
 @contextlib.contextmanager
 def locked(out):
     """Hold a folder for one run at a time; what a killed run left half written is removed.
@@ -774,7 +778,8 @@ def locked(out):
                 continue  # its last holder removed it between our opening and locking it
             try:
                 for half in out.glob("*.part"):
-                    half.unlink()
+                    if HALF_WRITTEN.search(half.name):
+                        half.unlink()
                 yield
             finally:
                 with contextlib.suppress(OSError):  # Windows does not remove a file that is open

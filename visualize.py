@@ -1281,6 +1281,10 @@ def main(argv=None):
         "--draw", action="store_true", help="open a window to draw in, and watch the probabilities"
     )
     flags = data.parse_flags(parser, argv)
+    if flags.draw and (flags.only or flags.out or flags.show or len(flags.folders) > 1):
+        raise ValueError("--draw: goes with one FOLDER and nothing else")
+    if flags.show and flags.out:
+        raise ValueError("--out: has no meaning with --show")
     only, first = check_only(flags.only), pathlib.Path(flags.folders[0])
     with matplotlib.rc_context(STYLE), np.errstate(over="ignore"):  # of params beyond all reason
         if flags.draw:

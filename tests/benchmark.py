@@ -426,7 +426,7 @@ def run_trials(trials, datasets, count, out):
     """
     import search
 
-    with search.local_workers(count, out / "split", datasets) as workers:
+    with search.local_workers(count, out / ".split", datasets) as workers:
         workers["source"](trials[0]["config"])
         for ready in [workers["submit"](search.rungs, "random", 1, 1) for _ in range(count)]:
             ready.result()

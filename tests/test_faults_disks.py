@@ -248,7 +248,8 @@ def test_of_many_runs_started_at_once_one_goes_on(whole, tmp_path):
 
 
 def test_halves_of_files_are_cleared_and_locks_are_not_needed(whole, tmp_path, monkeypatch):
-    (tmp_path / "last.pkl.123.part").write_bytes(b"half")
+    for name in ("last.pkl.123.part", "history.csv.123-456.part", "film.mkv.part"):
+        (tmp_path / name).write_bytes(b"half")
     fcntl = pytest.importorskip("fcntl")
 
     def unsupported(*_):
@@ -257,7 +258,29 @@ def test_halves_of_files_are_cleared_and_locks_are_not_needed(whole, tmp_path, m
     monkeypatch.setattr(fcntl, "flock", unsupported)
     flags = ["--dataset", whole / "small", "--epochs", 5, *SETTINGS, "--out", tmp_path]
     assert call(train.main, *flags)[0] == 0
-    assert sorted(os.listdir(tmp_path)) == ["config.json", "history.csv", "last.pkl", "params.pkl"]
+    assert sorted(os.listdir(tmp_path)) == [
+        "config.json",
+        "film.mkv.part",  # of somebody else
+        "history.csv",
+        "last.pkl",
+        "params.pkl",
+    ]
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+@pytest.mark.parametrize("epochs, status", [("1", 0), ("none", 2)])
+def test_a_closed_output_changes_nothing(whole, tmp_path, stream, epochs, status):
+    flags = ["--dataset", whole / "small", "--epochs", epochs, *SETTINGS, "--out", tmp_path]
+    script = ["sh", "-c", f'exec "$@" {stream}>&-', "sh", sys.executable, ROOT / "train.py"]
+    done = subprocess.run(
+        [str(word) for word in (*script, *flags)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == status and "Traceback" not in done.stderr
+    assert (tmp_path / "params.pkl").exists() == (status == 0)
 
 
 def test_the_lock_of_windows(tmp_path, monkeypatch):

@@ -158,7 +158,7 @@ def test_a_write_that_fails_loses_no_trial(small, tmp_path, in_this_process, err
         found = files_of(out)
         assert all(found.get(path) == content for path, content in earlier.items()), number
         assert retrained in [path.read_bytes() for path in out.rglob("params.pkl")], number
-        assert not list(out.rglob("*.part")) and not (out / "split").exists()
+        assert not list(out.rglob("*.part")) and not (out / ".split").exists()
         check_whole(out)
         status, _, err = call(search.main, *more, out)
         assert (status, err) == (0, ""), number

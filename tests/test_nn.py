@@ -364,3 +364,11 @@ def test_activations_are_safe_at_the_ends(activation, dtype):
 def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call(*network())
+
+
+def test_sgd_step_refuses_an_out_that_it_could_not_write_into():
+    params = {"W1": np.asfortranarray(np.ones((3, 2))), "b1": np.zeros(2)}
+    grads = {key: np.ones_like(w) for key, w in params.items()}
+    with pytest.raises(ValueError, match="contiguous"):
+        nn.sgd_step(params, grads, None, 0.1, out=(params, None))
+    assert (nn.sgd_step(params, grads, None, 0.1)[0]["W1"] == 0.9).all()

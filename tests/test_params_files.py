@@ -210,3 +210,11 @@ def test_only_two_suffixes(tmp_path, params):
         nn.save_params(tmp_path / "p.json", params, {})
     with pytest.raises(ValueError, match="cannot be stored"):
         nn.save_params(tmp_path / "p.pkl", params, {"f": print})
+
+
+@pytest.mark.parametrize("config", [None, [], {1: 2}, {"a": {2: 3}}])
+@pytest.mark.parametrize("suffix", [".pkl", ".npz"])
+def test_a_config_that_could_not_be_read_back_is_not_written(tmp_path, params, config, suffix):
+    with pytest.raises(ValueError, match="dict"):
+        nn.save_params(tmp_path / f"params{suffix}", params, config)
+    assert os.listdir(tmp_path) == []

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -338,6 +339,10 @@ def test_save_writes_what_the_network_saw_beside_what_was_given(runs, seven, tmp
     right = sheet[10:290, 300:580, 0].reshape(28, 10, 28, 10)
     np.testing.assert_array_equal(right[:, 5, :, 5], data.prepare_picture(pixels))
     assert (sheet[10:290, 10:290] == (245, 235, 215)).all(axis=2).mean() > 0.5  # the paper
+    again = [str(runs / "plain"), "--images", str(path), str(seen), "--save"]  # as *.png would name them
+    assert judging.main(again) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    assert sorted(os.listdir(tmp_path)) == ["ink.png", "ink.png.seen.png"]
 
 
 def test_bad_pictures_have_a_line_each_and_the_others_go_on(runs, seven, tmp_path):

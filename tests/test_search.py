@@ -357,6 +357,11 @@ def test_finished_search_is_resumed_without_running_anything(done, capsys):
     assert "/5 trial" not in capsys.readouterr().out
 
 
+def test_a_default_that_is_spelled_out_is_the_same_search(done, capsys):
+    folder, out = done
+    search.main(flags(folder, out, "--trials", 5, "--resume", "--batch-size", 128, "--dropout", 0))
+
+
 def test_resume_runs_what_is_missing(done, tmp_path):
     _, out = done
     copy = shutil.copytree(out, tmp_path / "copy")
@@ -387,7 +392,7 @@ def test_random_search_can_be_resumed_with_more_trials(done, tmp_path):
         (["--resume", "--strategy", "halving"], "its strategy is random, not halving"),
         (["--resume", "--space", "lr=0.1:0.2"], "its space is lr=0.05:0.2 .*, not lr=0.1:0.2"),
         (["--resume", "--epochs", "9"], "its epochs is 3, not 9"),
-        (["--resume", "--momentum", "0.9"], "its momentum is not set, not 0.9"),
+        (["--resume", "--momentum", "0.9"], "its momentum is 0.0, not 0.9"),
     ],
 )
 def test_another_search_into_the_same_folder_is_refused(done, more, words):

@@ -185,3 +185,24 @@ def test_bad_input_gives_one_clear_line(trained, tmp_path, arguments, words):
     for name, value in names.items():
         arguments = [argument.replace(name, str(value)) for argument in arguments]
     assert is_one_clear_line(run("test.py", *arguments, check=2).stderr, *words)
+
+
+@pytest.mark.parametrize(
+    "place, key, value",
+    [("data", "title", 5), ("data", "class_names", {"a": 0, "b": 1, "c": 2}), (None, "epoch", [1])],
+)
+def test_an_odd_config_gives_one_clear_line(trained, tmp_path, place, key, value):
+    params, config = nn.load_params(trained / "params.pkl")
+    (config[place] if place else config)[key] = value
+    nn.save_params(tmp_path / "params.pkl", params, config)
+    for script in ("test.py", "visualize.py"):
+        assert is_one_clear_line(run(script, tmp_path, check=2).stderr, "was not written by a run")
+
+
+def test_another_data_set_leaves_the_predictions_of_the_own_one(trained, tmp_path):
+    run("test.py", trained)
+    before = (trained / "predictions.csv").read_bytes()
+    other = write_dataset(tmp_path / "other", seed=5)
+    assert "predictions-other.csv" in run("test.py", trained, "--dataset", other).stdout
+    assert (trained / "predictions.csv").read_bytes() == before
+    assert (trained / "predictions-other.csv").exists()

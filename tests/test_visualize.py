@@ -462,6 +462,8 @@ HEADER = ",".join(["epoch", *(column for column in row(1) if "_" in column)]) + 
         (("config.json", '{"data": null}'), ["{tmp}"], ["config.json", "settings"]),
         (("history.csv", HEADER + ",1,1,1,1,1,1\n"), ["{tmp}"], ["history.csv", "epoch"]),
         (("trials.csv", "trial,status\n1,finished\n"), ["{tmp}"], ["trials.csv", "lacks the columns"]),
+        (None, ["{run}", "--draw", "--only", "loss"], ["--draw: goes with one FOLDER"]),
+        (None, ["{run}", "--show", "--out", "x"], ["--out: has no meaning"]),
         (None, ["{run}", "--draw"], ["no window can be opened", "display"]),
         (None, ["{run}", "--show", "--only", "loss"], ["no window can be opened", "display"]),
     ],
