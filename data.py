@@ -1495,9 +1495,15 @@ def run_script(main, argv=None):
         _drop_output()
         return 2
     except KeyboardInterrupt as error:
-        with contextlib.suppress(ValueError):  # in another thread, which no signal reaches
-            for number in (signal.SIGINT, signal.SIGTERM):  # a second one would be a traceback
-                signal.signal(number, signal.SIG_IGN)
+        heeded = [signal.SIGINT, signal.SIGTERM]  # a second one would be a traceback, even in this loop
+        while heeded:
+            try:
+                signal.signal(heeded[-1], signal.SIG_IGN)
+                heeded.pop()
+            except KeyboardInterrupt:
+                continue
+            except ValueError:  # in another thread, which no signal reaches
+                break
         start = "\n" if sys.stderr.isatty() else ""  # below the ^C that a terminal shows
         _complain(f"{start}{name}: stopped{_one_line(error) and ': '}{_one_line(error)}")
         _drop_output()
