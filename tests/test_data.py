@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import io
 import os
 import struct
 
@@ -283,3 +284,13 @@ def test_damaged_json_is_named(tmp_path):
     (tmp_path / "c.json").write_text("{")
     with pytest.raises(ValueError, match=r"c\.json"):
         data.load_json(tmp_path / "c.json")
+
+
+def test_a_progress_line_does_not_wrap(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "40")
+    with data.progress_line() as show:
+        show("x" * 100)
+    assert terminal.getvalue().count("x") == 39

@@ -298,7 +298,11 @@ def done(tmp_path_factory):
 
 def test_results_do_not_depend_on_the_number_of_workers(done, tmp_path):
     folder, out = done
+    mine = tmp_path / "one" / "split" / "mine.txt"  # a search has its splits in a folder of another name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
     search.main(flags(folder, tmp_path / "one", "--trials", 5, "--workers", 1))
+    assert mine.read_text() == "mine" and not (tmp_path / "one" / ".split").exists()
     assert table(tmp_path / "one") == table(out)
     for number in range(1, 6):
         params = f"trials/00{number}/params.pkl"
@@ -684,7 +688,7 @@ def test_stopped_at_any_moment_a_search_leaves_no_process_and_resumes(unbroken, 
     assert 1 <= len(table(tmp_path)) < 3
     search.main(["--resume", "--out", str(tmp_path)])
     assert table(tmp_path) == table(whole)
-    assert not (tmp_path / "split").exists()
+    assert not (tmp_path / ".split").exists()
 
 
 START_A_WORKER = """
