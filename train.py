@@ -286,7 +286,7 @@ def flag(name):
 
 
 def memory_needed(config, images, pixels, classes, runs=1):
-    """Bytes that a run holds at its peak: an estimate, from a tenth too few to half too many.
+    """Bytes that a run holds at its peak: an estimate, with up to half on top for the allocator's gaps.
 
     Parameters
     ----------
@@ -301,12 +301,12 @@ def memory_needed(config, images, pixels, classes, runs=1):
     itemsize = np.dtype(DTYPES[config["dtype"]]).itemsize
     params = itemsize * sum((fan_in + 1) * fan_out for fan_in, fan_out in zip(sizes, sizes[1:]))
     # the params of this epoch, the one before and the best, and last.pkl while it is put together;
-    # with momentum as many velocities, and gaps; with ema as many averages, and the arrays between them
-    copies = (16 if config["momentum"] else 7) + (5 if config["ema"] else 0)
+    # with momentum as many velocities, with ema as many averages, and gaps between them
+    copies = (16, 18) if config["momentum"] else (7, 12)
     rows = min(images, max(1000, config["batch_size"]))
     activations = (4 if config["dropout"] else 2) * itemsize * rows * sum(sizes)
     outputs = (itemsize + 16) * images * classes  # of all images, and their loss in float64
-    own = copies * params + activations + outputs
+    own = copies[config["ema"] > 0] * params + activations + outputs
     return runs * own + 3 * images * pixels  # as read, split and sorted
 
 

@@ -206,13 +206,15 @@ def test_a_run_needs_the_memory_that_is_estimated(tmp_path, flags):
     given = ["--dataset", folder, "--out", tmp_path / "run", "--hidden", 4000, "--val-size", 40]
     given += ["--lr", 0.001, "--epochs", 4, "--quiet", *flags]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    # every large array by itself: no gaps between them, whose size is another on every machine
+    environment["MALLOC_MMAP_THRESHOLD_"] = "1000000"
     done = subprocess.run(
         [sys.executable, "-c", TRAIN_AND_MEASURE, *map(str, given)],
         env=environment, capture_output=True, text=True, check=True, timeout=300,
     )  # fmt: skip
     config = data.load_json(tmp_path / "run" / "config.json")
     held = int(done.stdout.splitlines()[-1])
-    assert 0.9 < train.memory_needed(config, 250, 784, 3) / held < 1.5
+    assert 1 < train.memory_needed(config, 250, 784, 3) / held < 1.6
 
 
 def test_the_memory_there_is():
