@@ -41,7 +41,7 @@ def choose(kind, name, options):
 
 
 def relu(z):
-    return np.maximum(z, np.zeros_like(z[:1]), out=z)  # NumPy takes twice as long against a scalar
+    return np.maximum(z, np.zeros(z.shape[1:], z.dtype), out=z)  # NumPy takes twice as long against a scalar
 
 
 def relu_slope(a):
@@ -144,7 +144,7 @@ def layer_sizes(params):
 # --- the core ---------------------------------------------------------------------------------
 
 
-def forward(params, x, activation="relu", dropout=0.0, rng=None, out=None):
+def forward(params, x, activation="relu", dropout=0.0, rng=None, out=None, blank=None):
     """Linear outputs of the last layer, and what ``backward`` needs.
 
     Parameters
@@ -161,6 +161,9 @@ def forward(params, x, activation="relu", dropout=0.0, rng=None, out=None):
         Needed with dropout.
     out : cache of an earlier call with the same shapes, optional
         Its arrays are used again; the earlier outputs and cache are gone after that.
+    blank : (rows, columns), optional
+        The first so many rows of x are 0 from that column on: a corner that the products leave out,
+        here and in ``backward``.
 
     Returns
     -------
@@ -185,9 +188,10 @@ def forward(params, x, activation="relu", dropout=0.0, rng=None, out=None):
         raise ValueError("dropout needs a random generator (rng)")
     depth = len(params) // 2
     reused = out["layers"] if out else [None] * depth
-    cache = {"activation": activation, "inputs": [x], "masks": [], "layers": []}
+    cache = {"activation": activation, "inputs": [x], "masks": [], "layers": [], "blank": blank}
     for layer in range(1, depth + 1):
-        z = np.matmul(cache["inputs"][-1], params[f"W{layer}"], out=reused[layer - 1])
+        corner = blank if layer == 1 else None
+        z = _linear(cache["inputs"][-1], params[f"W{layer}"], corner, reused[layer - 1])
         z += params[f"b{layer}"]  # (n, width)
         cache["layers"].append(z)
         if layer < depth:
@@ -197,6 +201,27 @@ def forward(params, x, activation="relu", dropout=0.0, rng=None, out=None):
                 hidden = hidden * cache["masks"][-1]
             cache["inputs"].append(hidden)
     return z, cache
+
+
+def _linear(x, W, blank, out):
+    """x @ W without the corner of x that is blank."""
+    if not blank:
+        return np.matmul(x, W, out=out)
+    rows, columns = blank
+    out = np.matmul(x[:, :columns], W[:columns], out=out)
+    out[rows:] += x[rows:, columns:] @ W[columns:]
+    return out
+
+
+def _linear_gradient(x, delta, blank, out):
+    """x.T @ delta without the corner of x that is blank."""
+    if not blank:
+        return np.matmul(x.T, delta, out=out)
+    rows, columns = blank
+    out = np.empty((x.shape[1], delta.shape[1]), x.dtype) if out is None else out
+    np.matmul(x[:, :columns].T, delta, out=out[:columns])
+    np.matmul(x[rows:, columns:].T, delta[rows:], out=out[columns:])
+    return out
 
 
 def dropout_mask(shape, share, rng, dtype=np.float32):
@@ -216,13 +241,25 @@ def softmax(outputs):
 
 
 def _check_labels(outputs, y):
-    """Labels as an index array, or a ValueError that says what is wrong with them."""
+    """Labels as an index array, or a ValueError; one too large is an IndexError where it is used."""
     y = np.asarray(y)
     if y.shape != outputs.shape[:1] or y.dtype.kind not in "iu" or not len(y):
         raise ValueError(f"labels must be {len(outputs)} whole numbers, at least one")
-    if y.max() >= outputs.shape[1] or y.min() < 0:
-        raise ValueError(f"labels must lie in 0 ... {outputs.shape[1] - 1}")
+    if y.dtype.kind == "i" and y.min() < 0:
+        raise _beyond_labels(outputs)
     return y
+
+
+def _beyond_labels(outputs):
+    return ValueError(f"labels must lie in 0 ... {outputs.shape[1] - 1}")
+
+
+def _minus_targets(outputs, y, label_smoothing):
+    """Outputs (n, k), in place, minus 1 for the label, or with label smoothing as ``loss`` says."""
+    outputs[np.arange(len(y)), y] -= 1 - label_smoothing
+    if label_smoothing:
+        outputs -= label_smoothing / outputs.shape[1]
+    return outputs
 
 
 def _cross_entropy(outputs, y, label_smoothing):
@@ -235,9 +272,7 @@ def _cross_entropy(outputs, y, label_smoothing):
 
 
 def _squared_error(outputs, y, label_smoothing):
-    z = outputs.astype(np.float64)
-    z[np.arange(len(y)), y] -= 1 - label_smoothing
-    z -= label_smoothing / z.shape[1]
+    z = _minus_targets(outputs.astype(np.float64), y, label_smoothing)
     return 0.5 * np.square(z).sum(axis=1)  # (n,)
 
 
@@ -271,7 +306,10 @@ def loss(params, outputs, y, loss="cross_entropy", weight_decay=0.0, label_smoot
     per_image = choose("loss", loss, LOSSES)
     y = _check_labels(outputs, y)
     with np.errstate(over="ignore", under="ignore"):
-        value = float(np.mean(per_image(outputs, y, label_smoothing)))
+        try:
+            value = float(np.mean(per_image(outputs, y, label_smoothing)))
+        except IndexError as error:
+            raise _beyond_labels(outputs) from error
         if weight_decay:
             squares = sum(np.square(w, dtype=np.float64).sum() for k, w in params.items() if k[0] == "W")
             value += 0.5 * weight_decay * float(squares)
@@ -306,15 +344,17 @@ def backward(
     outputs = cache["layers"][-1]
     y = _check_labels(outputs, y)
     delta = softmax(outputs) if loss == "cross_entropy" else outputs.copy()
-    delta[np.arange(len(y)), y] -= 1 - label_smoothing
-    if label_smoothing:
-        delta -= label_smoothing / delta.shape[1]
+    try:
+        delta = _minus_targets(delta, y, label_smoothing)
+    except IndexError as error:
+        raise _beyond_labels(outputs) from error
     delta *= scale / len(y)  # (n, k)
-    grads, ones = dict.fromkeys(params) if out is None else out, np.ones(len(y), delta.dtype)
+    grads = dict.fromkeys(params) if out is None else out
     for layer in range(len(params) // 2, 0, -1):
         W, b = f"W{layer}", f"b{layer}"
-        grads[W] = np.matmul(cache["inputs"][layer - 1].T, delta, out=grads[W])
-        grads[b] = np.matmul(ones, delta, out=grads[b])  # the sum over the batch
+        blank = cache["blank"] if layer == 1 else None
+        grads[W] = _linear_gradient(cache["inputs"][layer - 1], delta, blank, grads[W])
+        grads[b] = delta.sum(axis=0, out=grads[b])
         if weight_decay:
             grads[W] += weight_decay * params[W]
         if layer > 1:

@@ -50,6 +50,7 @@ from data import (
     run_script,
     save_json,
     save_rows,
+    scaled,
     shape_after,
     sort_pixels,
     split,
@@ -472,9 +473,9 @@ def _train_steps(state, data, config, progress):
     """Params and velocity after all steps of the epoch that comes after ``state``.
 
     The steps are those of the core functions, with four savings that change no more than the last
-    bits: they work in place, the products leave out the columns of a batch that are blank (see
-    ``data.sort_pixels``), the gradients are scaled by lr where they are made, and the decay of W1
-    is deferred to the end (see ``_deferred_step``).
+    bits: they work in place, the products leave out what is blank in a batch with its images sorted
+    (see ``data.sort_pixels`` and ``_blank_corner``), the gradients are scaled by lr where they are
+    made, and the decay of W1 is deferred to the end (see ``_deferred_step``).
     """
     whole, labels = data["train"]
     pixels = _pixels_in_place(whole, config) if data["augment"] else data["pixels"]["train"]
@@ -484,29 +485,32 @@ def _train_steps(state, data, config, progress):
     )
     grads, cache = {key: np.empty_like(w) for key, w in params.items()}, None
     optimiser = {"momentum": config["momentum"], "nesterov": config["nesterov"]}
+    targets = {"loss": config["loss"], "label_smoothing": config["label_smoothing"]}
     fastest = max(config["lr"], learning_rate(config, state["epoch"]))
     deferred = velocity is None and not config["max_norm"] and fastest * config["weight_decay"] < 0.5
     shrink = 1.0  # W1 is shrink * params["W1"]
-    order, size = rng.permutation(len(labels)), config["batch_size"]
-    buffer = np.empty(min(size, len(labels)) * pixels["images"].shape[1], params["W1"].dtype)
+    size = min(config["batch_size"], len(labels))
+    order = _sorted_batches(rng.permutation(len(labels)), pixels["inked"], size)
+    labels = labels[order]
+    buffer = np.empty(size * pixels["images"].shape[1], params["W1"].dtype)
     for start in range(0, len(labels), size):
-        rows = order[start : start + size]
-        images, inked = _inked_columns(pixels, rows)
+        batch = slice(start, start + size)
+        rows = order[batch]
+        images = _inked_columns(pixels, rows)
+        inked = images.shape[1]
         x = buffer[: images.size].reshape(images.shape)
-        x = _training_inputs(images, data, config, rng, out=x)
-        if shrink != 1:
-            x *= shrink
+        x = _training_inputs(images, data, config, shrink, rng, out=x)
         narrow_params, narrow_grads = _first_rows(params, inked), _first_rows(grads, inked)
         if len(rows) != size:
             cache = None  # the last batch is smaller: no arrays of its size to use again
-        outputs, cache = nn.forward(narrow_params, x, config["activation"], config["dropout"], rng, out=cache)
+        reused = {"out": cache, "blank": _blank_corner(pixels, rows, inked)}
+        outputs, cache = nn.forward(narrow_params, x, config["activation"], config["dropout"], rng, **reused)
         if not math.isfinite(outputs.sum()):  # as good as a loss that is not finite, and cheaper
             raise _divergence(config, state["epoch"] + 1, f"step {start // size + 1}")
         lr = learning_rate(config, state["epoch"] + start / len(labels))
         weight_decay = lr * config["weight_decay"]
         change = shrink * shrink * (1 - weight_decay) if deferred else 1.0
-        targets = {"loss": config["loss"], "label_smoothing": config["label_smoothing"]}
-        nn.backward(narrow_params, cache, labels[rows], **targets, scale=lr / change, out=narrow_grads)
+        nn.backward(narrow_params, cache, labels[batch], **targets, scale=lr / change, out=narrow_grads)
         if deferred:
             shrink = _deferred_step(params, grads, inked, shrink, change, weight_decay)
         else:
@@ -521,11 +525,12 @@ def _train_steps(state, data, config, progress):
     return tuple(_natural_rows(arrays, pixels["columns"]) for arrays in (params, velocity))
 
 
-def _training_inputs(images, data, config, rng, out):
-    """A batch of uint8 images as the network gets them in training: distorted, preprocessed, with dropout."""
+def _training_inputs(images, data, config, factor, rng, out):
+    """uint8 images as the network gets them in training, but factor times as large."""
     if data["augment"]:
         images = augment(images, data["augment"], rng, out=out)
-    x = preprocess(images, data["pixel_steps"], out=out)
+    steps = data["pixel_steps"] if factor == 1 else scaled(data["pixel_steps"], factor)
+    x = preprocess(images, steps, out=out)
     if config["input_dropout"]:
         x *= nn.dropout_mask(x.shape, config["input_dropout"], rng, x.dtype)
     return x
@@ -562,14 +567,28 @@ def _natural_rows(arrays, columns):
     return arrays and {**arrays, "W1": arrays["W1"][np.argsort(columns)]}
 
 
-def _inked_columns(pixels, rows):
-    """Some images without the columns behind all of their ink, and the number of columns left.
+def _sorted_batches(order, inked, size):
+    """The order of an epoch, with the images of each batch sorted by their number of inked columns."""
+    batch = np.arange(len(order)) // size
+    return order[np.argsort(batch * (inked.max() + 1) + inked[order], kind="stable")]
 
-    Whole cache lines are left: 16 columns, or a multiple of that.
-    """
-    lines = max(1, -(-pixels["inked"][rows].max() // 16))
-    inked = min(16 * lines, pixels["images"].shape[1])
-    return pixels["images"].take(rows, axis=0)[:, :inked], inked
+
+def _inked_columns(pixels, rows):
+    """Images, which are sorted by their inked columns, without the columns behind all of their ink."""
+    return pixels["images"].take(rows, axis=0)[:, : _inked_width(pixels, rows[-1])]
+
+
+def _inked_width(pixels, row):
+    """The inked columns of an image, in whole cache lines: 16 columns, or a multiple of that."""
+    lines = max(1, -(-int(pixels["inked"][row]) // 16))
+    return min(16 * lines, pixels["images"].shape[1])
+
+
+def _blank_corner(pixels, rows, inked):
+    """Three quarters of the images, behind their ink: ``nn.forward`` may leave that out if it is worth it."""
+    most = len(rows) * 3 // 4
+    columns = _inked_width(pixels, rows[most - 1])
+    return (most, columns) if columns < 0.9 * inked else None
 
 
 def _first_rows(arrays, count):
@@ -609,9 +628,9 @@ def evaluate(params, pixels, labels, steps, config):
     buffer = np.empty(EVALUATED_AT_ONCE * pixels["images"].shape[1], params["W1"].dtype)
     for start in range(0, len(order), EVALUATED_AT_ONCE):
         rows = order[start : start + EVALUATED_AT_ONCE]
-        images, inked = _inked_columns(pixels, rows)
+        images = _inked_columns(pixels, rows)
         x = preprocess(images, steps, out=buffer[: images.size].reshape(images.shape))
-        outputs[rows], _ = nn.forward(_first_rows(params, inked), x, config["activation"])
+        outputs[rows], _ = nn.forward(_first_rows(params, images.shape[1]), x, config["activation"])
     return nn.loss(params, outputs, labels, config["loss"]), nn.accuracy(outputs, labels)
 
 

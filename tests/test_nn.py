@@ -281,6 +281,25 @@ def test_reusing_memory_gives_the_same_bits(activation, loss, depth, momentum, n
         assert all_bytes(params) == all_bytes(mine)
 
 
+@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize("blank", [(0, 0), (0, 2), (3, 2), (7, 0), (8, 1), (8, 5), (100, 100)])
+def test_a_blank_corner_of_x_may_be_left_out(depth, blank):
+    params, x, y = network(depth)
+    rows, columns = blank
+    x[:rows, columns:] = 0
+    outputs, cache = nn.forward(params, x)
+    grads = nn.backward(params, cache, y)
+    x[:rows, columns:] = np.nan  # not even looked at
+    mine, my_cache = nn.forward(params, x, blank=blank)
+    my_grads = nn.backward(params, my_cache, y)
+    np.testing.assert_allclose(mine, outputs, rtol=1e-12)
+    for key in params:
+        np.testing.assert_allclose(my_grads[key], grads[key], rtol=1e-12, atol=1e-15)
+    bits = all_bytes((mine, my_grads))
+    again, my_cache = nn.forward(params, x, blank=blank, out=my_cache)
+    assert all_bytes((again, nn.backward(params, my_cache, y, out=my_grads))) == bits
+
+
 def test_blocks_of_the_update_do_not_change_it(monkeypatch):
     params, x, y = network(1, dtype=np.float32)
     grads = nn.backward(params, nn.forward(params, x)[1], y)
