@@ -874,6 +874,8 @@ def check_steps(steps, image_shape, inputs):
                 raise ValueError("the step width lacks its number")
             shape = _shape_after(name, shape)
             width = math.prod(shape)
+        if name == "scale" and len(step) > 1:  # see scaled
+            raise ValueError("the step scale holds more than its name")
         if name in ("center", "pca") and not _is_floats(mean, (width,)):
             raise ValueError(f"the step {name} does not fit images of {width} pixels")
         if name == "standardize" and not (

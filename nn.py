@@ -241,11 +241,14 @@ def softmax(outputs):
 
 
 def _check_labels(outputs, y):
-    """Labels as an index array, or a ValueError; one too large is an IndexError where it is used."""
+    """Labels as an index array, or a ValueError that says what is wrong with them.
+
+    Those of data sets are uint8: one too large is an IndexError where it is used, at no cost.
+    """
     y = np.asarray(y)
     if y.shape != outputs.shape[:1] or y.dtype.kind not in "iu" or not len(y):
         raise ValueError(f"labels must be {len(outputs)} whole numbers, at least one")
-    if y.dtype.kind == "i" and y.min() < 0:
+    if y.dtype != np.uint8 and (y.min() < 0 or y.max() >= outputs.shape[1]):
         raise _beyond_labels(outputs)
     return y
 

@@ -128,6 +128,7 @@ def test_params_that_no_run_wrote_are_refused(tmp_path, change, words):
         ([{"name": "center", "mean": np.zeros(3)}], "does not fit"),
         ([{"name": "standardize", "mean": 0.0, "std": 0.0}], "mean or std"),
         ([{"name": "standardize"}], "mean or std"),
+        ([{"name": "scale", "by": "2"}], "more than its name"),
         ([{"name": "deskew"}], "does not fit"),
         ([{"name": "deskew", "shape": [5, 4]}], "does not fit"),
         ([{"name": "width", "shape": [4, 5]}], "lacks its number"),
