@@ -475,7 +475,7 @@ def _train_steps(state, data, config, progress):
     The steps are those of the core functions, with four savings that change no more than the last
     bits: they work in place, the products leave out what is blank in a batch with its images sorted
     (see ``data.sort_pixels`` and ``_blank_corner``), the gradients are scaled by lr where they are
-    made, and the decay of W1 is deferred to the end (see ``_deferred_step``).
+    made, and W1 decays by a factor that is multiplied in at the end (see ``_deferred_step``).
     """
     whole, labels = data["train"]
     pixels = _pixels_in_place(whole, config) if data["augment"] else data["pixels"]["train"]
@@ -484,11 +484,9 @@ def _train_steps(state, data, config, progress):
         _sorted_rows(arrays, pixels["columns"]) for arrays in (state["params"], state["velocity"])
     )
     grads, cache = {key: np.empty_like(w) for key, w in params.items()}, None
-    optimiser = {"momentum": config["momentum"], "nesterov": config["nesterov"]}
+    momentum = config["momentum"]
     targets = {"loss": config["loss"], "label_smoothing": config["label_smoothing"]}
-    fastest = max(config["lr"], learning_rate(config, state["epoch"]))
-    deferred = velocity is None and not config["max_norm"] and fastest * config["weight_decay"] < 0.5
-    shrink = 1.0  # W1 is shrink * params["W1"]
+    deferred, factors = _may_defer(state, config), SETTLED
     size = min(config["batch_size"], len(labels))
     order = _sorted_batches(rng.permutation(len(labels)), pixels["inked"], size)
     labels = labels[order]
@@ -499,7 +497,7 @@ def _train_steps(state, data, config, progress):
         images = _inked_columns(pixels, rows)
         inked = images.shape[1]
         x = buffer[: images.size].reshape(images.shape)
-        x = _training_inputs(images, data, config, shrink, rng, out=x)
+        x = _training_inputs(images, data, config, factors[0], rng, out=x)
         narrow_params, narrow_grads = _first_rows(params, inked), _first_rows(grads, inked)
         if len(rows) != size:
             cache = None  # the last batch is smaller: no arrays of its size to use again
@@ -509,19 +507,19 @@ def _train_steps(state, data, config, progress):
             raise _divergence(config, state["epoch"] + 1, f"step {start // size + 1}")
         lr = learning_rate(config, state["epoch"] + start / len(labels))
         weight_decay = lr * config["weight_decay"]
-        change = shrink * shrink * (1 - weight_decay) if deferred else 1.0
+        change = _change(factors, momentum, weight_decay) if deferred else 1.0
         nn.backward(narrow_params, cache, labels[batch], **targets, scale=lr / change, out=narrow_grads)
         if deferred:
-            shrink = _deferred_step(params, grads, inked, shrink, change, weight_decay)
+            arrays = (params, grads, velocity)
+            factors = _deferred_step(*arrays, inked, factors, change, momentum, weight_decay)
         else:
             grads["W1"][inked:] = 0
-            step = {**optimiser, "weight_decay": weight_decay}
-            nn.sgd_step(params, grads, velocity, 1, **step, out=(params, velocity))
+            optimiser = (momentum, config["nesterov"], weight_decay)
+            nn.sgd_step(params, grads, velocity, 1, *optimiser, out=(params, velocity))
         if config["max_norm"]:
             nn.limit_norms(params, config["max_norm"], out=params)
         progress(start + len(rows))
-    if shrink != 1:
-        params["W1"] *= shrink
+    _settle(params, velocity, factors)
     return tuple(_natural_rows(arrays, pixels["columns"]) for arrays in (params, velocity))
 
 
@@ -536,25 +534,80 @@ def _training_inputs(images, data, config, factor, rng, out):
     return x
 
 
-def _deferred_step(params, grads, inked, shrink, change, weight_decay):
-    """A step of plain SGD, in place, in which W1 decays without a pass over it; returns the new shrink.
+SETTLED = (1.0, 1.0, 0.0)  # the factors of a W1 and a velocity that are what they seem
 
-    W1 is ``shrink * V``, and params hold V. The decay W1 <- (1 - wd) W1 is a change of that factor
-    alone. The inputs carry the factor, so the products are those of W1. The rest of the step,
-    W1 <- W1 - x.T @ delta, is V <- V - (shrink x).T @ delta / change, where change is the old
-    factor times the new one. The gradients come divided by it, the other layers multiply by it.
+
+def _may_defer(state, config):
+    """Whether the steps of an epoch may be ``_deferred_step``: its factors must not fall too fast."""
+    epoch = state["epoch"]
+    fastest = max(config["lr"], learning_rate(config, epoch), learning_rate(config, epoch + 1))
+    momentum, decay = config["momentum"], fastest * config["weight_decay"]
+    if momentum:
+        slow = momentum >= 0.5 and decay < 0.1 * (1 - momentum)
+        return slow and not config["nesterov"] and not config["max_norm"]
+    return decay < 0.5 and not config["max_norm"]
+
+
+def _change(factors, momentum, weight_decay):
+    """What the gradients for ``_deferred_step`` are divided by."""
+    s, c, _ = factors
+    return s * c * momentum if momentum else s * s * (1 - weight_decay)
+
+
+def _deferred_step(params, grads, velocity, inked, factors, change, momentum, weight_decay):
+    """A step in place with as few passes over W1 as can be; returns the new factors.
+
+    W1 is s V and its velocity c U + e V; params hold V, velocity holds U, and s, c, e are the
+    factors. The inputs carry s, so the products are those of W1. The gradients come divided by
+    change, and all layers but W1 multiply by it.
+
+    Plain SGD, W1 <- (1 - wd) W1 - g, becomes s <- (1 - wd) s and V <- V - g / s with the new s.
+    Momentum, v <- momentum v - g - wd W1 and W1 <- W1 + v, becomes U <- U - g / (momentum c) and
+    V <- V + momentum c / s' U, with s' = s + momentum e - wd s, and then c <- momentum c s / s',
+    e <- s' - s and s <- s'.
     """
-    params["W1"][:inked] -= grads["W1"][:inked]
+    s, c, e = factors
+    if momentum:
+        after = s + momentum * e - weight_decay * s
+        velocity["W1"][:inked] -= grads["W1"][:inked]
+        _add_times(params["W1"], momentum * c / after, velocity["W1"])
+        factors = (after, momentum * c * s / after, after - s)
+    else:
+        params["W1"][:inked] -= grads["W1"][:inked]
+        factors = ((1 - weight_decay) * s, c, e)
     for key in params.keys() - {"W1"}:
-        if key[0] == "W":
-            params[key] *= 1 - weight_decay
+        decay = weight_decay if key[0] == "W" else 0.0
         grads[key] *= change
-        params[key] -= grads[key]
-    shrink *= 1 - weight_decay
-    if shrink < 0.5:  # V must not grow without bound
-        params["W1"] *= shrink
-        shrink = 1.0
-    return shrink
+        if momentum:
+            velocity[key] *= momentum
+            velocity[key] -= grads[key] + decay * params[key]
+            params[key] += velocity[key]
+        else:
+            if decay:
+                params[key] *= 1 - decay
+            params[key] -= grads[key]
+    if factors[0] < 0.5 or factors[1] < 1e-6:  # V and U must not grow without bound
+        _settle(params, velocity, factors)
+        return SETTLED
+    return factors
+
+
+def _add_times(array, factor, other):
+    """array += factor * other, in blocks that stay in cache."""
+    rows = max(1, nn.UPDATE_BLOCK // array.shape[1])
+    for start in range(0, len(array), rows):
+        part = slice(start, start + rows)
+        array[part] += factor * other[part]
+
+
+def _settle(params, velocity, factors):
+    """Multiply the factors of ``_deferred_step`` into W1 and its velocity, in place."""
+    s, c, e = factors
+    if c != 1:
+        velocity["W1"] *= c
+        _add_times(velocity["W1"], e, params["W1"])
+    if s != 1:
+        params["W1"] *= s
 
 
 def _sorted_rows(arrays, columns):

@@ -45,7 +45,9 @@ def epoch_of_core_functions(state, prepared, config):
         grads = nn.backward(params, cache, labels[rows], config["loss"])
         optimiser = (config["lr"], config["momentum"], config["nesterov"], config["weight_decay"])
         params, velocity = nn.sgd_step(params, grads, velocity, *optimiser)
-    return params
+        if config["max_norm"]:
+            params = nn.limit_norms(params, config["max_norm"])
+    return params, velocity
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,11 @@ def epoch_of_core_functions(state, prepared, config):
         {"weight_decay": 0.0},
         {"weight_decay": 1.5, "lr": 0.1, "epochs": 9},  # halves W1 in a few steps
         {"weight_decay": 8.0, "lr": 0.1},  # and within one
+        {"momentum": 0.5, "batch_size": 1, "lr": 0.01},  # 48 steps: the factor of the velocity gets small
+        {"momentum": 0.5, "batch_size": 1, "lr": 0.01, "weight_decay": 4.5},  # that of W1 as well
+        {"momentum": 0.7, "batch_size": 1, "lr": 0.01, "weight_decay": 2.5, "dtype": "float64", "hidden": []},
+        {"momentum": 0.9, "lr": 0.01, "weight_decay": 4.5},  # too fast to be deferred
+        {"momentum": 0.9, "max_norm": 1.0, "weight_decay": 0.0},
         *(
             {"activation": activation, "loss": loss, "hidden": hidden, "lr": 0.02, **optimiser}
             for activation in nn.ACTIVATIONS
@@ -82,15 +89,18 @@ def test_an_epoch_is_the_core_functions_in_a_row(small_set, settings):
     again, same_row = train.train_epoch(state, prepared, config)
 
     dtype = train.DTYPES[config["dtype"]]
-    params = epoch_of_core_functions(state, prepared, config)
-    # the products leave out blank columns, lr is multiplied in earlier, and W1 of plain SGD decays
-    # as a factor that is multiplied in at the end: the last bits may differ
+    params, velocity = epoch_of_core_functions(state, prepared, config)
+    # the products leave out blank columns, lr is multiplied in earlier, and W1 decays as a factor
+    # that is multiplied in at the end: the last bits may differ
     tolerance = 1e-5 if dtype == np.float32 else 1e-13
     for key in params:
         np.testing.assert_allclose(new["params"][key], params[key], rtol=tolerance, atol=tolerance)
         np.testing.assert_array_equal(again["params"][key], new["params"][key])
         np.testing.assert_array_equal(state["params"][key], before[key])
         assert new["params"][key].dtype == dtype
+        if config["momentum"]:
+            np.testing.assert_allclose(new["velocity"][key], velocity[key], rtol=tolerance, atol=tolerance)
+            assert new["velocity"][key].dtype == dtype
     assert {**row, "seconds": 0} == {**same_row, "seconds": 0}
     assert list(row) == train.COLUMNS and row["epoch"] == 1 and row["lr"] == config["lr"]
 
@@ -109,7 +119,7 @@ def test_a_blank_corner_is_left_out_of_the_products(tmp_path, monkeypatch, setti
     monkeypatch.setattr(nn, "forward", lambda *a, **b: corners.append(b.get("blank")) or forward(*a, **b))
     new, _ = train.train_epoch(state, prepared, config)
     assert corners[:2] == [(93, 32), (93, 32)]
-    for key, w in epoch_of_core_functions(state, prepared, config).items():
+    for key, w in epoch_of_core_functions(state, prepared, config)[0].items():
         np.testing.assert_allclose(new["params"][key], w, rtol=1e-5, atol=1e-5)
 
 
