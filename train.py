@@ -304,8 +304,9 @@ def memory_needed(config, images, pixels, classes, runs=1):
     # the params of this epoch, the one before and the best, and last.pkl while it is put together;
     # with momentum as many velocities, with ema as many averages, and gaps between them
     copies = (16, 18) if config["momentum"] else (7, 12)
-    rows = min(images, max(1000, config["batch_size"]))
-    activations = (4 if config["dropout"] else 2) * itemsize * rows * sum(sizes)
+    trained = min(images, config["batch_size"]) * (4 if config["dropout"] else 2)
+    evaluated = min(images, EVALUATED_AT_ONCE) * 2
+    activations = max(trained, evaluated) * itemsize * sum(sizes)
     outputs = (itemsize + 16) * images * classes  # of all images, and their loss in float64
     own = copies[config["ema"] > 0] * params + activations + outputs
     return runs * own + 3 * images * pixels  # as read, split and sorted
@@ -542,10 +543,9 @@ def _may_defer(state, config):
     epoch = state["epoch"]
     fastest = max(config["lr"], learning_rate(config, epoch), learning_rate(config, epoch + 1))
     momentum, decay = config["momentum"], fastest * config["weight_decay"]
-    if momentum:
-        slow = momentum >= 0.5 and decay < 0.1 * (1 - momentum)
-        return slow and not config["nesterov"] and not config["max_norm"]
-    return decay < 0.5 and not config["max_norm"]
+    if config["nesterov"] or config["max_norm"]:
+        return False
+    return momentum >= 0.5 and decay < 0.1 * (1 - momentum) if momentum else decay < 0.5
 
 
 def _change(factors, momentum, weight_decay):
