@@ -23,6 +23,21 @@ def small_run(folder, **settings):
     return config, train.prepare(data.load_dataset(config["dataset"]), config)
 
 
+def pictures(sets, part):
+    """The images (n, d) of a part of the sets, with their columns where they were, and its labels."""
+    images = sets[part]["images"]
+    natural = slice(None) if sets["columns"] is None else np.argsort(sets["columns"])
+    return images[:, natural], sets[part]["labels"]
+
+
+def fit(state, sets, config, rows=()):
+    """The last state of a training, and all rows."""
+    rows = list(rows)
+    for after, row in train.fit(state, sets, config, rows):
+        state, rows = after, [*rows, row]
+    return state, rows
+
+
 def history(out):
     rows = data.load_rows(out / "history.csv")
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
@@ -34,12 +49,12 @@ def history(out):
 def epoch_of_core_functions(state, prepared, config):
     """Params after the first epoch; the images of a batch are sorted by ink, as products like them."""
     rng = np.random.default_rng([config["seed"], 1])
-    images, labels = prepared["train"]
+    images, labels = pictures(prepared, "train")
     order, size = rng.permutation(len(images)), config["batch_size"]
     params, velocity = state["params"], state["velocity"]
     for start in range(0, len(images), size):
         rows = order[start : start + size]
-        rows = rows[np.argsort(prepared["pixels"]["train"]["inked"][rows], kind="stable")]
+        rows = rows[np.argsort(prepared["train"]["inked"][rows], kind="stable")]
         x = data.preprocess(images[rows], prepared["steps"], params["W1"].dtype)
         _, cache = nn.forward(params, x, config["activation"], config["dropout"], rng)
         grads = nn.backward(params, cache, labels[rows], config["loss"])
@@ -111,9 +126,10 @@ def test_an_epoch_is_the_core_functions_in_a_row(small_set, settings):
 def test_a_blank_corner_is_left_out_of_the_products(tmp_path, monkeypatch, settings):
     folder = write_dataset(tmp_path / "set", train=260, shape=(8, 8))
     config, prepared = small_run(folder, batch_size=124, weight_decay=0.01, **settings)
-    images, _ = prepared["train"]
+    images, _ = pictures(prepared, "train")
     images[np.arange(len(images)) % 8 > 0, 32:] = 0
-    prepared["pixels"]["train"] = data.sort_pixels(images)
+    prepared |= data.sort_pixels(images)
+    prepared["train"] |= {"images": prepared["images"], "inked": prepared["inked"]}
     state = train.init_state(prepared, config)
     corners, forward = [], nn.forward
     monkeypatch.setattr(nn, "forward", lambda *a, **b: corners.append(b.get("blank")) or forward(*a, **b))
@@ -127,7 +143,7 @@ def test_rows_hold_the_loss_and_accuracy_of_each_part(small_set):
     config, prepared = small_run(small_set)
     state, row = train.train_epoch(train.init_state(prepared, config), prepared, config)
     for part in ("train", "val", "test"):
-        images, labels = prepared[part]
+        images, labels = pictures(prepared, part)
         outputs, _ = nn.forward(state["params"], images / 255)
         assert row[f"{part}_loss"] == pytest.approx(nn.loss(state["params"], outputs, labels), rel=1e-4)
         assert row[f"{part}_accuracy"] == np.mean(outputs.argmax(axis=1) == labels)
@@ -135,28 +151,28 @@ def test_rows_hold_the_loss_and_accuracy_of_each_part(small_set):
 
 def test_fit_learns_and_keeps_the_best_epoch(small_set):
     config, prepared = small_run(small_set, epochs=30, lr=0.05)
-    state, rows = train.fit(train.init_state(prepared, config), prepared, config)
+    state, rows = fit(train.init_state(prepared, config), prepared, config)
     assert [row["epoch"] for row in rows] == list(range(1, 31))
     accuracies = [row["val_accuracy"] for row in rows]
     assert max(accuracies) > 0.9
     assert state["best"]["epoch"] == 1 + accuracies.index(max(accuracies))
-    images, labels = prepared["val"]
+    images, labels = pictures(prepared, "val")
     outputs, _ = nn.forward(state["best"]["params"], images / 255)
     assert nn.accuracy(outputs, labels) == max(accuracies)
 
 
 def test_without_validation_the_last_epoch_is_kept(small_set):
     config, prepared = small_run(small_set, val_size=0)
-    state, rows = train.fit(train.init_state(prepared, config), prepared, config)
+    state, rows = fit(train.init_state(prepared, config), prepared, config)
     assert state["best"]["epoch"] == 5 and state["best"]["params"] is state["params"]
     assert rows[0]["val_loss"] is None and rows[0]["val_accuracy"] is None
 
 
 def test_folding_on_gives_the_bits_of_an_unbroken_run(small_set):
     config, prepared = small_run(small_set, momentum=0.9, dropout=0.2)
-    whole, rows = train.fit(train.init_state(prepared, config), prepared, config)
-    half = train.fit(train.init_state(prepared, config), prepared, {**config, "epochs": 2})
-    folded, more_rows = train.fit(half[0], prepared, config, half[1])
+    whole, rows = fit(train.init_state(prepared, config), prepared, config)
+    half = fit(train.init_state(prepared, config), prepared, {**config, "epochs": 2})
+    folded, more_rows = fit(half[0], prepared, config, half[1])
     for key in whole["params"]:
         np.testing.assert_array_equal(whole["params"][key], folded["params"][key])
     assert [row["train_loss"] for row in rows] == [row["train_loss"] for row in more_rows]
@@ -175,7 +191,7 @@ def test_early_stopping_counts_epochs_without_a_gain():
 
 def test_fit_stops_early(small_set):
     config, prepared = small_run(small_set, epochs=50, lr=1e-9, patience=3)
-    _, rows = train.fit(train.init_state(prepared, config), prepared, config)
+    _, rows = fit(train.init_state(prepared, config), prepared, config)
     assert len(rows) == 4
 
 
@@ -217,15 +233,16 @@ def test_an_epoch_with_every_regulariser_is_their_functions_in_a_row(small_set):
         momentum=0.5, batch_size=16, dtype="float64",
     )  # fmt: skip
     state = train.init_state(prepared, config)
-    images, labels = prepared["train"]
+    images, labels = pictures(prepared, "train")
     params, velocity, mean = state["params"], state["velocity"], None
+    how = data.make_augment(config["augment"], prepared["image_shape"])
     for epoch in (0, 1):
         state, _ = train.train_epoch(state, prepared, config)
         rng = np.random.default_rng([config["seed"], epoch + 1])
         order = rng.permutation(len(images))
         for start in range(0, len(images), 16):
             rows = order[start : start + 16]
-            x = data.augment(images[rows], prepared["augment"], rng, np.empty((len(rows), images.shape[1])))
+            x = data.augment(images[rows], how, rng, np.empty((len(rows), images.shape[1])))
             x = x / 255 * nn.dropout_mask(x.shape, 0.2, rng, np.float64)
             _, cache = nn.forward(params, x, "relu", 0.3, rng)
             grads = nn.backward(params, cache, labels[rows], label_smoothing=0.1)
@@ -240,7 +257,7 @@ def test_an_epoch_with_every_regulariser_is_their_functions_in_a_row(small_set):
 
 def test_the_moving_average_is_what_is_judged_and_kept(small_set, tmp_path):
     config, prepared = small_run(small_set, ema=0.9, epochs=3)
-    state, rows = train.fit(train.init_state(prepared, config), prepared, config)
+    state, rows = fit(train.init_state(prepared, config), prepared, config)
     best = state["best"]["params"]
     again = train.part_figures(state["average"], prepared, "val", config)
     assert again == {name: rows[-1][name] for name in ("val_loss", "val_accuracy")}
@@ -258,14 +275,14 @@ def test_another_schedule_does_not_inherit_the_decay():
 def test_the_last_images_can_be_held_out(small_set):
     _, prepared = small_run(small_set, holdout="last")
     dataset = data.load_dataset(str(small_set))
-    np.testing.assert_array_equal(prepared["val"][0], dataset["train_images"][-12:])
-    np.testing.assert_array_equal(prepared["train"][1], dataset["train_labels"][:-12])
+    np.testing.assert_array_equal(pictures(prepared, "val")[0], dataset["train_images"][-12:])
+    np.testing.assert_array_equal(prepared["train"]["labels"], dataset["train_labels"][:-12])
 
 
 def test_divergence_names_epoch_and_step(small_set):
     config, prepared = small_run(small_set, lr=1e30)
     with pytest.raises(FloatingPointError, match=r"epoch 1, step \d.*--lr below 1e\+30"):
-        train.fit(train.init_state(prepared, config), prepared, config)
+        fit(train.init_state(prepared, config), prepared, config)
 
 
 # --- settings ---------------------------------------------------------------------------------
