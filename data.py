@@ -751,7 +751,8 @@ def _fit_pca(images, steps, number):
     mean = _mean_over(images, steps, lambda x: x)
     if number > len(mean):
         raise ValueError(f"pca:{number}: an image has only {len(mean)} numbers there")
-    product = sum(x.T @ x for x, _ in batches(images, images[:, 0], steps, dtype=np.float64))
+    taken = batches(images, None, steps, dtype=np.float64)
+    product = sum(batch["x"].T @ batch["x"] for batch in taken)
     _, vectors = np.linalg.eigh(product / len(images) - np.outer(mean, mean))
     basis = vectors[:, ::-1][:, :number]  # (d, number), the largest variance first
     largest = np.take_along_axis(basis, np.abs(basis).argmax(axis=0)[None], axis=0)
@@ -761,7 +762,7 @@ def _fit_pca(images, steps, number):
 def _mean_over(images, steps, function):
     """Mean over all images of a function of their numbers (d,), float64, after the steps so far."""
     taken = batches(images, images[:, 0], steps, dtype=np.float64)
-    return sum(function(x).sum(axis=0) for x, _ in taken) / len(images)
+    return sum(function(batch["x"]).sum(axis=0) for batch in taken) / len(images)
 
 
 FAINT = 32  # grey levels out of 255 that do not count for the width of the ink
@@ -992,7 +993,7 @@ def sort_pixels(images):
 
 
 def batches(images, labels, steps, batch_size=1000, dtype=np.float32):
-    """Yield preprocessed batches ``(x, y)`` as they lie.
+    """Yield preprocessed batches ``{"x": ..., "y": ...}`` as they lie; labels may be None.
 
     All x share one buffer: a batch is gone when the next one is taken.
     """
@@ -1000,7 +1001,7 @@ def batches(images, labels, steps, batch_size=1000, dtype=np.float32):
     for start in range(0, len(images), batch_size):
         taken = images[start : start + batch_size]
         x = preprocess(taken, steps, out=buffer[: len(taken)])
-        yield x, labels[start : start + batch_size]
+        yield {"x": x, "y": None if labels is None else labels[start : start + batch_size]}
 
 
 # --- augment ----------------------------------------------------------------------------------

@@ -211,7 +211,7 @@ def likeliest(members, image, count=3):
     estimates = []
     for params, config in members:
         x = data.preprocess(image.reshape(1, -1), config["steps"], params["W1"].dtype)
-        outputs = nn.outputs_of(params, [(x, None)], config["activation"])
+        outputs = nn.outputs_of(params, [{"x": x}], config["activation"])
         estimates.append(nn.estimates(outputs, config["loss"])[0])
     mean = np.mean(estimates, axis=0, dtype=np.float64)
     names = members[0][1]["data"]["class_names"]

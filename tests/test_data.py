@@ -246,7 +246,7 @@ def test_preprocessing_leaves_the_images_alone(pixels):
 
 def test_batches_cover_everything_once(pixels):
     steps = data.fit_preprocess(["scale"], pixels)
-    taken = [(x.copy(), y) for x, y in data.batches(pixels, np.arange(3000), steps, 128)]
+    taken = [(batch["x"].copy(), batch["y"]) for batch in data.batches(pixels, np.arange(3000), steps, 128)]
     np.testing.assert_array_equal(np.concatenate([x for x, _ in taken]), data.preprocess(pixels, steps))
     np.testing.assert_array_equal(np.concatenate([y for _, y in taken]), np.arange(3000))
 
