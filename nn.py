@@ -37,6 +37,45 @@ def choose(kind, name, options):
     raise ValueError(f"unknown {kind} {reprlib.repr(name)}{hint} (one of: {', '.join(options)})")
 
 
+def check(value, kind, what):
+    """Raise a ValueError that names the place (what) unless a value from a file is of a kind.
+
+    A kind is a type (exactly that one), None, a tuple of kinds (any of them), ``[kind]`` (a list or
+    tuple of it), ``{"name": kind, "name?": kind}`` (a dict with at least these; one with ? may be
+    None or missing) or ``{str: kind}`` (a dict of texts to it).
+    """
+    if isinstance(kind, tuple):
+        if not any(_is(value, one) for one in kind):
+            raise ValueError(f"{what} is {reprlib.repr(value)}, which is of another kind")
+    elif isinstance(kind, list):
+        if type(value) not in (list, tuple):
+            raise ValueError(f"{what} is {reprlib.repr(value)}, not a list")
+        for part in value:
+            check(part, kind[0], f"a part of {what}")
+    elif isinstance(kind, dict):
+        check(value, dict, what)
+        entries = dict.fromkeys(value, kind[str]) if str in kind else kind
+        for name, part in entries.items():
+            check(name, str, f"a name in {what}")
+            key = name if str in kind else name.removesuffix("?")
+            if key not in value and key == name:
+                raise ValueError(f"{what} lacks {key}")
+            if key == name or value.get(key) is not None:
+                check(value[key], part, f"{key} of {what}")
+    elif (value is not None) if kind is None else type(value) is not kind:
+        raise ValueError(
+            f"{what} is {reprlib.repr(value)}, not of the kind {getattr(kind, '__name__', None)}"
+        )
+
+
+def _is(value, kind):
+    try:
+        check(value, kind, "")
+    except ValueError:
+        return False
+    return True
+
+
 # --- activations: each works in place on z, each slope is read off its own output -------------
 
 
@@ -470,7 +509,7 @@ def hidden_activations(params, x, activation="relu"):
 
 
 def outputs_of(params, batches, activation="relu"):
-    """Linear outputs (n, k) for all of an iterable of batches ``(x, y)``, a batch at a time.
+    """Linear outputs (n, k) for all of an iterable of batches ``{"x": ...}``, a batch at a time.
 
     Raises
     ------
@@ -478,7 +517,7 @@ def outputs_of(params, batches, activation="relu"):
         One of them is not finite.
     """
     with np.errstate(all="ignore"):  # found out by the check that follows
-        outputs = np.concatenate([forward(params, x, activation)[0] for x, _ in batches])
+        outputs = np.concatenate([forward(params, batch["x"], activation)[0] for batch in batches])
     if not np.isfinite(outputs).all():
         raise ValueError("the network's outputs are not finite: its params or preprocessing are out of range")
     return outputs
@@ -574,50 +613,6 @@ def load_params(path):
     """
     content = load_checkpoint(path)
     return content["params"], content["config"]
-
-
-def load_run(path):
-    """``(params, config)`` of a run's folder or of a params file, ready for use.
-
-    Raises
-    ------
-    ValueError
-        As ``load_params``; a config that does not say how to use the params.
-    OSError
-        There is no such file.
-    """
-    if os.path.isdir(path):
-        path = os.path.join(path, "params.pkl")
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no {path}; python train.py makes one (see its --out)")
-    params, config = load_params(path)
-    try:
-        check_config(params, config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} was not written by a run: {error}") from error
-    return params, config
-
-
-def check_config(params, config):
-    """Raise a ValueError, KeyError or TypeError unless config says how to use the params."""
-    choose("activation", config["activation"], ACTIVATIONS)
-    choose("loss", config["loss"], LOSSES)
-    facts, sizes = config["data"], layer_sizes(params)
-    kinds = {"dataset": str, "steps": list, "data": dict}
-    if not all(isinstance(config[key], kind) for key, kind in kinds.items()):
-        raise ValueError("its config does not name a data set and preprocessing steps")
-    names, shape = facts["class_names"], facts["image_shape"]
-    if not all(isinstance(value, (list, tuple)) for value in (names, shape)):
-        raise ValueError("its class names or image shape are no lists")
-    if not all(isinstance(name, str) for name in names) or not all(type(n) is int for n in shape):
-        raise ValueError("its class names or image shape are no such things")
-    if not isinstance(facts.get("title", ""), str) or not isinstance(config.get("epoch", 0), int):
-        raise ValueError("its title is no text, or its epoch no whole number")
-    digests = facts.get("sha256", {})
-    if not isinstance(digests, dict) or not all(isinstance(digest, str) for digest in digests.values()):
-        raise ValueError("its SHA-256 of the data are no texts")
-    if len(shape) != 2 or len(names) != sizes[-1]:
-        raise ValueError("its class names or image shape do not fit its params")
 
 
 def load_checkpoint(path):

@@ -47,7 +47,6 @@ from data import (
     load_rows,
     make_parser,
     parse_flags,
-    picture_steps,
     progress_line,
     redraw,
     run_script,
@@ -314,7 +313,7 @@ SPLIT_SETTINGS = ("dataset", "val_size", "train_size", "holdout", "split_seed", 
 
 def split_arrays(dataset, config):
     """All arrays of a trial's data by name; they depend on SPLIT_SETTINGS alone."""
-    arrays, pictures = {}, picture_steps(config["preprocess"], dataset["image_shape"])
+    arrays, pictures = {}, train.picture_steps(config, dataset["image_shape"])
     for part, (images, labels) in zip(("train", "val"), train.split_dataset(dataset, config)):
         images = redraw(images, pictures)
         arrays |= {f"{part}_images": images, f"{part}_labels": labels}

@@ -28,14 +28,13 @@ from data import (
     DATASET_NAMES,
     DISTORTIONS,
     LEAST_SMOOTH,
-    PIXEL_STEPS,
+    PICTURE_STEPS,
     STEP_NAMES,
     STRENGTHS,
     STRONGEST,
     augment,
     available_memory,
-    check_steps,
-    fit_pixel_steps,
+    fit_steps,
     load_dataset,
     load_json,
     load_rows,
@@ -43,17 +42,16 @@ from data import (
     make_parser,
     parse_flags,
     parse_steps,
-    picture_steps,
-    preprocess,
     progress_line,
+    read_config,
     redraw,
     run_script,
     save_json,
     save_rows,
-    scaled,
     shape_after,
     sort_pixels,
     split,
+    to_numbers,
 )
 
 # --- settings ---------------------------------------------------------------------------------
@@ -357,7 +355,7 @@ def prepare(dataset, config):
     """
     train, val = split_dataset(dataset, config)
     test = (dataset["test_images"], dataset["test_labels"])
-    pictures = picture_steps(config["preprocess"], dataset["image_shape"])
+    pictures = picture_steps(config, dataset["image_shape"])
     parts = {name: (redraw(images, pictures), y) for name, (images, y) in zip(PARTS, (train, val, test))}
     return {
         **parts,
@@ -370,8 +368,9 @@ def prepare(dataset, config):
 
 def prepare_steps(images, config, image_shape):
     """What is done to images (n, d) after ``redraw``: see ``prepare``; image_shape is that before it."""
-    pictures = picture_steps(config["preprocess"], image_shape)
-    fitted = fit_pixel_steps(config["preprocess"], images)
+    pictures = picture_steps(config, image_shape)
+    names = [name for name in config["preprocess"] if name.partition(":")[0] not in PICTURE_STEPS]
+    fitted = fit_steps(names, images, shape_after(pictures, image_shape))
     strengths = {name: config[name] for name in STRENGTHS}
     return {
         "steps": pictures + fitted,
@@ -380,9 +379,14 @@ def prepare_steps(images, config, image_shape):
     }
 
 
+def picture_steps(config, image_shape):
+    names = [name for name in config["preprocess"] if name.partition(":")[0] in PICTURE_STEPS]
+    return fit_steps(names, None, image_shape)
+
+
 def sorted_pixels(images, config):
     """The images for the steps on pixels: with sorted pixels, where blank ones remain blank."""
-    blank_stays_blank = set(dict(parse_steps(config["preprocess"]))) & set(PIXEL_STEPS) <= {"scale"}
+    blank_stays_blank = set(dict(parse_steps(config["preprocess"]))) <= {*PICTURE_STEPS, "scale"}
     return sort_pixels(images) if blank_stays_blank else _pixels_in_place(images, config)
 
 
@@ -402,7 +406,7 @@ def split_dataset(dataset, config):
 
 def init_state(data, config):
     """The state before the first epoch."""
-    inputs = preprocess(data["train"][0][:1], data["pixel_steps"]).shape[1]
+    inputs = to_numbers(data["train"][0][:1], data["pixel_steps"]).shape[1]
     sizes = [inputs, *config["hidden"], data["classes"]]
     rng = np.random.default_rng(config["seed"])
     params = nn.init_params(rng, sizes, config["activation"], config["init"], DTYPES[config["dtype"]])
@@ -528,8 +532,7 @@ def _training_inputs(images, data, config, factor, rng, out):
     """uint8 images as the network gets them in training, but factor times as large."""
     if data["augment"]:
         images = augment(images, data["augment"], rng, out=out)
-    steps = data["pixel_steps"] if factor == 1 else scaled(data["pixel_steps"], factor)
-    x = preprocess(images, steps, out=out)
+    x = to_numbers(images, data["pixel_steps"], out=out, times=factor)
     if config["input_dropout"]:
         x *= nn.dropout_mask(x.shape, config["input_dropout"], rng, x.dtype)
     return x
@@ -682,7 +685,7 @@ def evaluate(params, pixels, labels, steps, config):
     for start in range(0, len(order), EVALUATED_AT_ONCE):
         rows = order[start : start + EVALUATED_AT_ONCE]
         images = _inked_columns(pixels, rows)
-        x = preprocess(images, steps, out=buffer[: images.size].reshape(images.shape))
+        x = to_numbers(images, steps, out=buffer[: images.size].reshape(images.shape))
         outputs[rows], _ = nn.forward(_first_rows(params, images.shape[1]), x, config["activation"])
     return nn.loss(params, outputs, labels, config["loss"]), nn.accuracy(outputs, labels)
 
@@ -760,9 +763,7 @@ def load_last(out):
     """``(state, rows, config)`` from a folder that a run has left."""
     last = nn.load_checkpoint(out / "last.pkl")
     try:
-        nn.check_config(last["params"], last["config"])
-        facts, inputs = last["config"]["data"], nn.layer_sizes(last["params"])[0]
-        check_steps(last["config"]["steps"], facts["image_shape"], inputs)
+        last["config"] = read_config(last["params"], last["config"])
         settings = check_settings({name: last["config"][name] for name in SETTINGS})
         config = {**settings, "data": last["config"]["data"]}
         state = {key: last[key] for key in ("params", "velocity", "average", "best")}
