@@ -95,21 +95,8 @@ SLOWEST = 100_000  # a mirror that brings fewer bytes of uncompressed content a 
 # --- files ------------------------------------------------------------------------------------
 
 
-def save_bytes(path, content):
-    """Write bytes beside ``path`` and move them into place; a reader never sees half a file."""
-    aside = f"{path}.{os.getpid()}-{threading.get_ident()}.part"
-    try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(aside)
-
-
 def save_json(path, value):
-    save_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    nn.save_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def load_json(path):
@@ -122,13 +109,11 @@ def load_json(path):
 
 def save_rows(path, rows, columns):
     """Write a list of dicts as CSV; None becomes an empty field."""
-    lines = [columns] + [["" if row[c] is None else row[c] for c in columns] for row in rows]
-    save_bytes(path, "".join(",".join(map(_csv_field, line)) + "\n" for line in lines).encode())
-
-
-def _csv_field(value):
-    text = str(value)
-    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\n\r') else text
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    nn.save_bytes(path, text.getvalue().encode())
 
 
 def load_rows(path, words=False):
@@ -163,6 +148,13 @@ def _number_or_word(text):
         return _number(text)
     except ValueError:
         return text
+
+
+def setting_text(value):
+    """A setting as one word, which its check turns into the same setting: ``512x256``."""
+    if isinstance(value, list):
+        return ("+" if value and isinstance(value[0], str) else "x").join(map(str, value or [0]))
+    return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
 
 
 def load_idx(path):
@@ -457,7 +449,7 @@ def download_file(urls, path, sha256, size, answer_seconds=ANSWER_SECONDS):
             content = _fetch(url, size, answer_seconds)
             _check_download(content, sha256, size)
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_bytes(path, content)
+            nn.save_bytes(path, content)
             return
         except Exception as error:  # whatever goes wrong with one mirror, the next one is tried
             failures.append(f"{url}: {str(error) or type(error).__name__}")
@@ -556,7 +548,7 @@ def _load_glyphs(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for part, array in arrays.items():
-                save_bytes(folder / FILES[part], idx_bytes(array))
+                nn.save_bytes(folder / FILES[part], idx_bytes(array))
         except OSError as error:
             print(f"glyphs could not be kept in {folder} ({error}); going on", file=sys.stderr)
             digests = {k: hashlib.sha256(idx_bytes(array)).hexdigest() for k, array in arrays.items()}
@@ -1006,7 +998,7 @@ def weights_in_pixels(weights, steps):
     return weights
 
 
-def sort_pixels(images):
+def sort_pixels(images, columns=None):
     """Put the pixels that are blank in the most images last, so that few columns hold all the ink.
 
     In a batch of 128 MNIST digits about a fifth of the columns are blank behind the last ink, and
@@ -1015,6 +1007,8 @@ def sort_pixels(images):
     Parameters
     ----------
     images : uint8 array (n, d)
+    columns : int array (d,), optional
+        The order of the pixels, where it is known from other images.
 
     Returns
     -------
@@ -1022,17 +1016,15 @@ def sort_pixels(images):
         ``images``, a copy (n, d) with its columns sorted; ``columns`` (d,), where each of them
         was; ``inked`` (n,), the number of columns of each image up to its last that is not 0.
     """
-    used = np.zeros(images.shape[1], np.int64)
-    for start in range(0, len(images), 1000):
-        used += np.count_nonzero(images[start : start + 1000], axis=0)
-    columns = np.argsort(-used, kind="stable")
-    ordered = np.empty_like(images)
-    inked = np.empty(len(images), np.int64)
-    for start in range(0, len(images), 1000):
-        rows = slice(start, start + 1000)
+    blocks = [slice(start, start + 1000) for start in range(0, len(images), 1000)]
+    if columns is None:
+        used = sum(np.count_nonzero(images[rows], axis=0) for rows in blocks)  # (d,); 0 without images
+        columns = np.argsort(-np.broadcast_to(used, images.shape[1:]), kind="stable")
+    ordered, inked = np.empty_like(images), np.empty(len(images), np.int64)
+    for rows in blocks:
         ordered[rows] = images[rows][:, columns]
-        blank = ordered[rows, ::-1] == 0
-        inked[rows] = images.shape[1] - np.where(blank.all(axis=1), blank.shape[1], blank.argmin(axis=1))
+        ink = ordered[rows, ::-1] != 0  # behind the last of it there are as many as before the first of these
+        inked[rows] = np.where(ink.any(axis=1), images.shape[1] - ink.argmax(axis=1), 0)
     return {"images": ordered, "columns": columns, "inked": inked}
 
 
@@ -1461,7 +1453,7 @@ def save_seen(path, picture, image):
         sheet.paste(part, (left + (side - part.width) // 2, 10 + (side - part.height) // 2))
     buffer, target = io.BytesIO(), f"{path}.seen.png"
     sheet.save(buffer, "PNG")
-    save_bytes(target, buffer.getvalue())
+    nn.save_bytes(target, buffer.getvalue())
     return target
 
 

@@ -10,6 +10,7 @@ that ``forward`` has just made. Where memory is worth reusing there is an ``out=
 the result is the same numbers, in the arrays that were handed over.
 """
 
+import contextlib
 import difflib
 import io
 import json
@@ -20,6 +21,7 @@ import pickletools
 import re
 import reprlib
 import sys
+import threading
 import warnings
 
 import numpy as np
@@ -586,15 +588,19 @@ def save_params(path, params, config, **more):
     check_params(params)
     if not isinstance(config, dict):
         raise ValueError(f"config must be a dict, not {reprlib.repr(config)}")
-    content = write({"params": params, "config": config, **more})
-    aside = f"{path}.{os.getpid()}.part"
+    save_bytes(path, write({"params": params, "config": config, **more}))
+
+
+def save_bytes(path, content):
+    """Write bytes beside ``path`` and move them into place; a reader never sees half a file."""
+    aside = f"{path}.{os.getpid()}-{threading.get_ident()}.part"
     try:
         with open(aside, "wb") as file:
             file.write(content)
             os.fsync(file.fileno())
         os.replace(aside, path)
     finally:
-        if os.path.exists(aside):
+        with contextlib.suppress(FileNotFoundError):
             os.remove(aside)
 
 

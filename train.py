@@ -326,13 +326,6 @@ def least_size(name):
     return (60_000, 784, 10) if name in DATASET_NAMES else (1, 1, 1)
 
 
-def setting_text(value):
-    """A setting as one word, which its check turns into the same setting: ``512x256``."""
-    if isinstance(value, list):
-        return ("+" if value and isinstance(value[0], str) else "x").join(map(str, value or [0]))
-    return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
-
-
 # --- training ---------------------------------------------------------------------------------
 
 PARTS = ("train", "val", "test")
@@ -821,7 +814,7 @@ def _check_rows(rows, epochs, config):
             raise ValueError("history.csv holds nan or inf")
 
 
-HALF_WRITTEN = re.compile(r"\.(json|csv|pkl)\.[\d-]+\.part$")  # see data.save_bytes, nn.save_params
+HALF_WRITTEN = re.compile(r"\.(json|csv|pkl)\.[\d-]+\.part$")  # see nn.save_bytes
 
 
 @contextlib.contextmanager

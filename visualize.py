@@ -1099,7 +1099,7 @@ def save_figures(figures, folder):
 
 
 def save_file(path, content):
-    data.save_bytes(path, content)
+    nn.save_bytes(path, content)
     print(path, flush=True)
 
 
