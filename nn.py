@@ -34,6 +34,7 @@ batches : iterable of dict
     ``x``, ``y`` (None where labels are not known), and perhaps ``blank``, see ``forward``.
 """
 
+import contextlib
 import difflib
 import io
 import json
@@ -44,6 +45,7 @@ import pickletools
 import re
 import reprlib
 import sys
+import threading
 import warnings
 
 import numpy as np
@@ -886,3 +888,55 @@ def _check_admitted(value):
                 raise ValueError("it holds an array that is not numeric")
         elif item is not None and not isinstance(item, (str, int, float)):
             raise ValueError(f"it holds a {type(item).__name__}")
+
+
+def check(value, kind, what):
+    """Raise a ValueError that names the place (what) unless a value from a file is of a kind.
+
+    A kind is a type (exactly that one), None, a tuple of kinds (any of them), ``[kind]`` (a list or
+    tuple of it), ``{"name": kind, "name?": kind}`` (a dict with at least these; one with ? may be
+    None or missing) or ``{str: kind}`` (a dict of texts to it).
+    """
+    if isinstance(kind, tuple):
+        if not any(_is(value, one) for one in kind):
+            raise ValueError(f"{what} is {reprlib.repr(value)}, which is of another kind")
+    elif isinstance(kind, list):
+        if type(value) not in (list, tuple):
+            raise ValueError(f"{what} is {reprlib.repr(value)}, not a list")
+        for part in value:
+            check(part, kind[0], f"a part of {what}")
+    elif isinstance(kind, dict):
+        check(value, dict, what)
+        entries = dict.fromkeys(value, kind[str]) if str in kind else kind
+        for name, part in entries.items():
+            check(name, str, f"a name in {what}")
+            key = name if str in kind else name.removesuffix("?")
+            if key not in value and key == name:
+                raise ValueError(f"{what} lacks {key}")
+            if key == name or value.get(key) is not None:
+                check(value[key], part, f"{key} of {what}")
+    elif (value is not None) if kind is None else type(value) is not kind:
+        raise ValueError(
+            f"{what} is {reprlib.repr(value)}, not of the kind {getattr(kind, '__name__', None)}"
+        )
+
+
+def _is(value, kind):
+    try:
+        check(value, kind, "")
+    except ValueError:
+        return False
+    return True
+
+
+def save_bytes(path, content):
+    """Write bytes beside ``path`` and move them into place; a reader never sees half a file."""
+    aside = f"{path}.{os.getpid()}-{threading.get_ident()}.part"
+    try:
+        with open(aside, "wb") as file:
+            file.write(content)
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(aside)
