@@ -106,7 +106,7 @@ def forward(params, x, activation="relu", dropout=0.0, rng=None, out=None, blank
         (inverted dropout, Srivastava et al. 2014).
     rng : numpy.random.Generator
         Needed with dropout.
-    out : cache of an earlier call with as many images, optional
+    out : cache of an earlier call with at least as many images, optional
         The earlier outputs and cache are gone after that.
     blank : (rows, columns), optional
         What the products leave out, here and in ``backward``: x may be cut off on the right, where all
@@ -134,7 +134,7 @@ def forward(params, x, activation="relu", dropout=0.0, rng=None, out=None, blank
     if dropout and rng is None:
         raise ValueError("dropout needs a random generator (rng)")
     depth = len(params) // 2
-    reused = out["layers"] if out else [None] * depth
+    reused = [z[: len(x)] for z in out["layers"]] if out else [None] * depth
     cache = {"activation": activation, "inputs": [x], "masks": [], "layers": [], "blank": blank}
     for layer in range(1, depth + 1):
         corner = blank if layer == 1 else None
@@ -281,7 +281,7 @@ def predict(params, x, activation="relu", loss="cross_entropy"):
 
     Raises
     ------
-    ValueError
+    FloatingPointError
         An output is not finite.
     """
     return estimates(outputs_of(params, [{"x": x}], activation), loss)
@@ -453,7 +453,7 @@ def outputs_of(params, batches, activation="relu"):
 
     Raises
     ------
-    ValueError
+    FloatingPointError
         One of them is not finite.
     """
     with np.errstate(all="ignore"):  # found out by the check
@@ -478,7 +478,9 @@ def _passes(params, batches, activation):
 def _finite(parts):
     outputs = np.concatenate(parts)
     if not np.isfinite(outputs).all():
-        raise ValueError("the network's outputs are not finite: its params or preprocessing are out of range")
+        raise FloatingPointError(
+            "the network's outputs are not finite: its params or inputs are out of range"
+        )
     return outputs
 
 
