@@ -146,6 +146,8 @@ def init_state(sets, config):
     rng = np.random.default_rng(config["seed"])
     params = nn.init_params(rng, sizes, config["activation"], config["init"], dtype)
     velocity = {key: np.zeros_like(w) for key, w in params.items()} if config["momentum"] else None
+    if "state" in OPTIMIZERS[config["optimizer"]]:
+        velocity = nn.first_moments(params, OPTIMIZERS[config["optimizer"]]["state"])
     return {"params": params, "velocity": velocity, "average": None, "epoch": 0, "best": None}
 
 
@@ -193,16 +195,24 @@ def augmentation(sets, config):
 
 
 def take_step(params, grads, velocity, batch, config):
-    """One step of SGD, in place; the gradients come multiplied by lr, where they are made."""
+    """One step of the optimiser, in place."""
+    if config["clip_norm"]:
+        grads = nn.clip_norm(grads, config["clip_norm"], out=grads)
     if batch["lazy"]:
         return lazy_step(params, grads, velocity, batch, config)
-    optimiser = (1, config["momentum"], config["nesterov"], batch["lr"] * config["weight_decay"])
-    params, velocity = nn.sgd_step(params, grads, velocity, *optimiser, out=(params, velocity))
+    step, options = nn.OPTIMIZERS[config["optimizer"]], OPTIMIZERS[config["optimizer"]]["options"]
+    options = {name: config[name] for name in options}
+    params, velocity = step(params, grads, velocity, batch["lr"], **options, out=(params, velocity))
     if config["max_norm"]:
         params = nn.limit_norms(params, config["max_norm"], out=params)
     return params, velocity
 
 
+OPTIMIZERS = {  # name -> the settings that its step takes, those of its state, and defaults of its own
+    "sgd": {"options": ("momentum", "nesterov", "weight_decay"), "lr": 0.2475},
+    "adam": {"options": ("beta1", "beta2", "eps", "weight_decay"), "state": ("m", "v"), "lr": 0.001},
+    "rmsprop": {"options": ("beta2", "eps", "weight_decay"), "state": ("v",), "lr": 0.001},
+}
 LR_SCHEDULES = {  # lr after t epochs, whole and part, from lr0, decay d, config c
     "constant": lambda lr, d, t, c: lr,
     "inverse": lambda lr, d, t, c: lr / (1 + d * int(t)),
@@ -393,6 +403,7 @@ def augment_names(value):
 WIDEST = 1_000_000_000  # a hidden layer; what memory allows is far less
 DTYPES = {"float32": np.float32, "float64": np.float64}
 HOLDOUTS = ("random", "last")
+LRS = {name: optimizer["lr"] for name, optimizer in OPTIMIZERS.items()}
 SHARE = number(0, 1, below=True)
 FAR = number(0, data.STRONGEST)
 SEED = number(0, 2**63, whole=True)
@@ -424,7 +435,9 @@ GROUPS = {  # group -> name -> default, check, what a value looks like, help
     "training": {
         "epochs": (50, number(1, whole=True), "N", "passes over the training images"),
         "batch_size": (128, number(1, whole=True), "N", "images in a step"),
-        "lr": (0.2475, number(0, above=True), "X", "learning rate of the first epoch"),
+        "optimizer": ("sgd", one_of("optimizer", OPTIMIZERS), "NAME", f"{', '.join(OPTIMIZERS)}"),
+        "lr": (None, optional(number(0, above=True)), "X",
+            f"learning rate; without it {', '.join(f'{lr} for {name}' for name, lr in LRS.items())}"),
         "lr_schedule": ("constant", one_of("lr schedule", LR_SCHEDULES), "NAME",
             "constant; inverse: lr / (1 + d t); exponential: lr d^t; step: times d every --lr-step epochs; "
             "cosine, linear: to 0 over all epochs, step by step (d is --lr-decay, t the epochs done)"),
@@ -434,6 +447,10 @@ GROUPS = {  # group -> name -> default, check, what a value looks like, help
         "warmup": (0.0, number(0), "X", "epochs in which lr grows from 0 to that of the schedule"),
         "momentum": (0.0, SHARE, "X", "share of the last step that goes into the next"),
         "nesterov": (False, switch, None, "Nesterov's form of momentum"),
+        "beta1": (0.9, SHARE, "X", "adam: share of the mean gradient that is kept in a step"),
+        "beta2": (0.999, SHARE, "X", "adam, rmsprop: share of the mean squared gradient that is kept"),
+        "eps": (1e-8, number(0, above=True), "X", "adam, rmsprop: added to the root of the mean square"),
+        "clip_norm": (0.0, number(0), "X", "largest norm of all gradients together; 0: no limit"),
     },
     "against overfitting": {
         "weight_decay": (2.5e-7, number(0), "X", "L2 penalty: 0.5 * weight decay * sum of squared weights"),
@@ -479,6 +496,10 @@ def check_settings(settings):
         config["lr_decay"] = LR_DECAYS.get(config["lr_schedule"])
     elif config["lr_schedule"] not in LR_DECAYS:
         raise ValueError(f"--lr-decay: the {config['lr_schedule']} schedule has none")
+    if config["lr"] is None:
+        config["lr"] = LRS[config["optimizer"]]
+    if config["momentum"] and config["optimizer"] != "sgd":
+        raise ValueError(f"--momentum: {config['optimizer']} has none")
     if config["nesterov"] and not config["momentum"]:
         raise ValueError("--nesterov: needs a --momentum above 0")
     if config["patience"] and not config["val_size"]:
@@ -500,10 +521,11 @@ def flag(name):
 
 
 def changed(settings, given):
-    """Settings with those that are given anew; another schedule does not inherit a decay."""
-    schedule = settings.get("lr_schedule", given.get("lr_schedule"))
-    if given.get("lr_schedule", schedule) != schedule:
-        settings = {name: value for name, value in settings.items() if name != "lr_decay"}
+    """Settings with those that are given anew; another schedule inherits no decay, another optimiser no lr."""
+    for chosen, follows in (("lr_schedule", "lr_decay"), ("optimizer", "lr")):
+        before = settings.get(chosen, given.get(chosen))
+        if given.get(chosen, before) != before:
+            settings = {name: value for name, value in settings.items() if name != follows}
     return {**settings, **given}
 
 
@@ -609,14 +631,20 @@ def load_last(out):
 
 def check_state(state, config):
     """Raise a ValueError unless a run with that config can be in that state."""
-    params, epoch, best = state["params"], state["epoch"], state["best"]
-    expected = {"velocity": config["momentum"] > 0, "average": config["ema"] and epoch, "best": epoch}
+    params, epoch, best, carried = state["params"], state["epoch"], state["best"], state["velocity"]
+    moments = OPTIMIZERS[config["optimizer"]].get("state", ())
+    expected = {"velocity": config["momentum"] or moments, "average": config["ema"] and epoch, "best": epoch}
     for name, there in expected.items():
         if (state[name] is not None) != bool(there):
             raise ValueError(f"its {name} is missing, or there is one too many")
     if nn.layer_sizes(params)[1:-1] != config["hidden"]:
         raise ValueError("its params do not have the hidden layers of its config")
-    for arrays in (params, state["velocity"], state["average"], best and best["params"]):
+    if moments:
+        nn.check(carried, {"steps": int, **dict.fromkeys(moments, dict)}, "its state of the optimiser")
+        carried = [carried[name] for name in moments]
+    else:
+        carried = [carried]
+    for arrays in (params, *carried, state["average"], best and best["params"]):
         if arrays is not None:
             nn.check_params(arrays)
             if arrays["W1"].dtype != DTYPES[config["dtype"]]:
@@ -855,7 +883,8 @@ def summary(rows, best, config, sets):
 # --- command line -----------------------------------------------------------------------------
 
 SHOWN_DEFAULTS = {"hidden": 292, "preprocess": "scale", "augment": "none", "nesterov": "off"}
-SHOWN_DEFAULTS |= {"train_size": "all", "lr_decay": "by schedule", "split_seed": "as --seed"}
+SHOWN_DEFAULTS |= {"train_size": "all", "split_seed": "as --seed"}
+SHOWN_DEFAULTS |= {"lr": "by optimizer", "lr_decay": "by schedule"}
 EXAMPLES = """examples:
   python train.py --lr 0.25 --hidden 292
   python train.py --dataset fashion-mnist --hidden 512 256 --momentum 0.9 --lr 0.05
@@ -938,11 +967,12 @@ def check_resumable(out):
 
 
 def in_order(arrays, columns):
-    """A copy of params or a velocity with W1's rows in the order of sorted columns (None: as they are)."""
-    if arrays is None:
-        return None
-    order = slice(None) if columns is None else columns
-    return {key: w[order].copy() if key == "W1" else w.copy() for key, w in arrays.items()}
+    """A copy of params, or of an optimiser's state, with W1's rows in the order of sorted columns, if any."""
+    if isinstance(arrays, dict):
+        return {key: in_order(w, columns if key in ("W1", "m", "v") else None) for key, w in arrays.items()}
+    if isinstance(arrays, np.ndarray):
+        return arrays.copy() if columns is None else arrays[columns]
+    return arrays  # None, or a number of steps
 
 
 def in_natural_order(arrays, columns):
@@ -981,8 +1011,9 @@ def step_factors(lrs, config):
     """
     decays, momentum = [lr * config["weight_decay"] for lr in lrs], config["momentum"]
     slow = max(decays) < (0.1 * (1 - momentum) if momentum else 0.5)  # or the factors fall too fast
-    if config["nesterov"] or config["max_norm"] or not slow or 0 < momentum < 0.5:
-        yield from ({"times": 1.0, "scale": lr, "lazy": None} for lr in lrs)
+    plain = config["optimizer"] == "sgd" and not any(config[n] for n in ("nesterov", "max_norm", "clip_norm"))
+    if not plain or not slow or 0 < momentum < 0.5:
+        yield from ({"times": 1.0, "scale": 1.0, "lazy": None} for _ in lrs)
         return
     s, c, e = 1.0, 1.0, 0.0
     for step, (lr, decay) in enumerate(zip(lrs, decays), start=1):

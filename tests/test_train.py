@@ -305,7 +305,6 @@ def test_settings_are_completed_and_typed():
         ("lr", "nan", "above 0"),
         ("lr", "inf", "above 0"),
         ("lr", True, "above 0"),
-        ("lr", None, "above 0"),
         ("momentum", 1, "below 1"),
         ("dropout", -0.1, "at least 0"),
         ("batch_size", 0, "at least 1"),
