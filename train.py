@@ -521,7 +521,7 @@ def flag(name):
 
 
 def changed(settings, given):
-    """Settings with those that are given anew; another schedule inherits no decay, another optimiser no lr."""
+    """Settings with those that are given anew; another schedule or optimiser takes its own decay or lr."""
     for chosen, follows in (("lr_schedule", "lr_decay"), ("optimizer", "lr")):
         before = settings.get(chosen, given.get(chosen))
         if given.get(chosen, before) != before:

@@ -139,6 +139,44 @@ def test_a_blank_corner_is_left_out_of_the_products(tmp_path, monkeypatch, setti
         np.testing.assert_allclose(new["params"][key], w, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("clip_norm", [0.0, 0.1])
+def test_an_epoch_with_another_optimiser_is_the_core_functions_in_a_row(small_set, optimizer, clip_norm):
+    config, prepared = small_run(small_set, optimizer=optimizer, clip_norm=clip_norm, weight_decay=0.1)
+    state = train.init_state(prepared, config)
+    new, _ = train.train_epoch(state, prepared, config)
+    params, moments, options = state["params"], None, train.OPTIMIZERS[optimizer]["options"]
+    images, labels = pictures(prepared, "train")
+    order = np.random.default_rng([config["seed"], 1]).permutation(len(images))
+    for rows in np.split(order, range(16, len(images), 16)):
+        _, cache = nn.forward(params, images[rows] / 255)
+        grads = nn.backward(params, cache, labels[rows])
+        grads = nn.clip_norm(grads, clip_norm) if clip_norm else grads
+        settings = {name: config[name] for name in options}
+        params, moments = nn.OPTIMIZERS[optimizer](params, grads, moments, 0.001, **settings)
+    for key in params:
+        np.testing.assert_allclose(new["params"][key], params[key], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(new["velocity"]["v"][key], moments["v"][key], rtol=1e-4, atol=1e-7)
+
+
+def test_lr_without_a_flag_is_the_optimisers_own():
+    for optimizer, lr in train.LRS.items():
+        assert train.check_settings({"optimizer": optimizer})["lr"] == lr
+    saved = train.check_settings({"optimizer": "adam"})
+    assert train.check_settings(train.changed(saved, {"optimizer": "sgd"}))["lr"] == 0.2475
+    with pytest.raises(ValueError, match="--momentum"):
+        train.check_settings({"optimizer": "adam", "momentum": 0.9})
+
+
+def test_a_run_with_adam_is_resumed_with_the_same_bits(small_set, tmp_path):
+    given = ("--dataset", small_set, "--optimizer", "adam", *SMALL)
+    run("train.py", *given, "--epochs", 4, "--out", tmp_path / "whole")
+    run("train.py", *given, "--epochs", 2, "--out", tmp_path / "halves")
+    run("train.py", "--out", tmp_path / "halves", "--resume", "--epochs", 4)
+    for file in ("params.pkl", "last.pkl"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "halves" / file).read_bytes()
+
+
 def test_rows_hold_the_loss_and_accuracy_of_each_part(small_set):
     config, prepared = small_run(small_set)
     state, row = train.train_epoch(train.init_state(prepared, config), prepared, config)
@@ -168,8 +206,9 @@ def test_without_validation_the_last_epoch_is_kept(small_set):
     assert rows[0]["val_loss"] is None and rows[0]["val_accuracy"] is None
 
 
-def test_folding_on_gives_the_bits_of_an_unbroken_run(small_set):
-    config, prepared = small_run(small_set, momentum=0.9, dropout=0.2)
+@pytest.mark.parametrize("optimizer", [{"momentum": 0.9}, {"optimizer": "adam"}, {"optimizer": "rmsprop"}])
+def test_folding_on_gives_the_bits_of_an_unbroken_run(small_set, optimizer):
+    config, prepared = small_run(small_set, dropout=0.2, **optimizer)
     whole, rows = fit(train.init_state(prepared, config), prepared, config)
     half = fit(train.init_state(prepared, config), prepared, {**config, "epochs": 2})
     folded, more_rows = fit(half[0], prepared, config, half[1])
