@@ -27,13 +27,12 @@ from data import (
     AUGMENT_NAMES,
     DATASET_NAMES,
     DISTORTIONS,
+    LARGEST_STRENGTH,
     LEAST_SMOOTH,
     PICTURE_STEPS,
     STEP_NAMES,
     STRENGTHS,
-    STRONGEST,
     augment,
-    available_memory,
     fit_steps,
     load_dataset,
     load_json,
@@ -218,7 +217,7 @@ SETTINGS = {  # name -> default, check, help; the flags, config files and search
     "augment": ([], augment_names, f"distort the images anew for each epoch; of {', '.join(AUGMENT_NAMES)}"),
     "max_shift": (
         STRENGTHS["max_shift"],
-        number(0, STRONGEST),
+        number(0, LARGEST_STRENGTH),
         "largest shift of a distorted image, in pixels",
     ),
     "max_rotation": (STRENGTHS["max_rotation"], number(0, 180), "largest rotation, in degrees"),
@@ -230,12 +229,12 @@ SETTINGS = {  # name -> default, check, help; the flags, config files and search
     "max_shear": (STRENGTHS["max_shear"], number(0, 10), "largest slant, in columns a row"),
     "bend": (
         STRENGTHS["bend"],
-        number(0, STRONGEST),
+        number(0, LARGEST_STRENGTH),
         "size of the elastic displacement: root mean square, in pixels",
     ),
     "smooth": (
         STRENGTHS["smooth"],
-        number(LEAST_SMOOTH, STRONGEST),
+        number(LEAST_SMOOTH, LARGEST_STRENGTH),
         "radius of the Gaussian that smooths it",
     ),
     "seed": (0, number(0, 2**63, whole=True), "seed of the split, the first weights and all epochs"),
@@ -319,6 +318,19 @@ def check_memory(config, images, pixels, classes, runs=1):
             f"{who} would need about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free; "
             f"try {fewer}a smaller --hidden, --batch-size or --train-size"
         )
+
+
+def available_memory():
+    """Bytes of memory that are free to use, or None where the system does not tell."""
+    known = []
+    with contextlib.suppress(OSError, StopIteration):  # Linux
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        known.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
+    with contextlib.suppress(OSError, ValueError):  # a container's limit, which may be "max"
+        known.append(int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text()))
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # elsewhere: all that is built in
+        known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(known, default=None)
 
 
 def least_size(name):
