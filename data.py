@@ -160,8 +160,12 @@ def _as_dataset(folder, name, title, arrays, digests, class_names=None):
         for part, array in arrays.items()
     }
     return {
-        **{"name": name, "title": title, "image_shape": image_shape, "class_names": class_names},
-        **{"sha256": digests, **flat},
+        "name": name,
+        "title": title,
+        **flat,
+        "image_shape": image_shape,
+        "class_names": class_names,
+        "sha256": digests,
     }
 
 
@@ -276,11 +280,11 @@ def fit_steps(names, images, image_shape):
     ValueError
         Unknown name, wrong order or number.
     """
-    parsed, pictures, numbers, shape = parse_steps(names), [], [], list(image_shape)
+    parsed, pictures, numbers = parse_steps(names), [], []
     for name, number in parsed:
         if name in PICTURE_STEPS:
+            shape = list(shape_after(pictures, image_shape))
             pictures.append({"name": name, "shape": shape} | ({"number": number} if number else {}))
-            shape = _shape_after(name, shape)
     if {name for name, _ in parsed} - {*PICTURE_STEPS, "scale"}:
         images = redraw(images, pictures)
     for name, number in parsed:
@@ -407,12 +411,9 @@ def batches(images, labels, steps, batch_size=1000, dtype=np.float32):
 def shape_after(steps, image_shape):
     """(rows, columns) of the images after ``redraw``."""
     for step in steps:
-        image_shape = _shape_after(step["name"], image_shape)
+        if step["name"] == "pool":
+            image_shape = [-(-n // 2) for n in image_shape]
     return tuple(image_shape)
-
-
-def _shape_after(name, shape):
-    return [-(-n // 2) for n in shape] if name == "pool" else list(shape)
 
 
 def keeps_blank(steps):
@@ -430,7 +431,7 @@ def weights_in_pixels(weights, steps):
             weights = step["basis"].astype(weights.dtype) @ weights
         if step["name"] == "pool":
             rows, columns = step["shape"]
-            pooled = weights.reshape(*_shape_after("pool", step["shape"]), -1) / 4
+            pooled = weights.reshape(*shape_after([step], step["shape"]), -1) / 4
             spread = pooled.repeat(2, axis=0).repeat(2, axis=1)[:rows, :columns]
             weights = spread.reshape(rows * columns, -1)
     return weights
@@ -746,46 +747,39 @@ def read_steps(steps, image_shape, inputs):
     Raises
     ------
     ValueError
-        A step that is none, or does not fit what comes before it.
+        A step that is none, or does not fit what comes before or after it.
     """
-    pictures, numbers, shape, width = [], [], list(image_shape), math.prod(image_shape)
-    for step in steps:
-        nn.check(step, {"name": str}, "a preprocessing step")
-        name = step["name"]
-        nn.check(step, nn.choose("preprocessing step", name, STEP_KINDS), f"the preprocessing step {name}")
-        if name in PICTURE_STEPS:
-            if numbers or list(step["shape"]) != shape or step.get("number", 1) < 1:
-                raise ValueError(f"the preprocessing step {name} does not fit images of {shape}")
-            pictures.append(step)
-            shape = _shape_after(name, shape)
-            width = math.prod(shape)
-        else:
-            mean, factor, basis = _affine_of(step, width)
-            numbers = _followed_by(numbers, mean, factor, basis)
-            _affine_of(numbers[0], math.prod(shape))  # together they may be out of range
-            width = width if basis is None else basis.shape[1]
-    if width != inputs:
-        raise ValueError(
-            f"its images of {' x '.join(map(str, image_shape))} pixels are {width} numbers after "
-            f"preprocessing, but W1 takes {inputs}"
-        )
+    pictures, numbers, shape = [], [], tuple(image_shape)
+    with np.errstate(all="ignore"):  # numbers that are out of range are found in the end
+        for step in steps:
+            nn.check(step, {"name": str}, "a preprocessing step")
+            what = f"the preprocessing step {step['name']}"
+            nn.check(step, nn.choose("preprocessing step", step["name"], STEP_KINDS), what)
+            if step["name"] not in PICTURE_STEPS:
+                numbers = _followed_by(numbers, **_as_affine(step))
+            elif numbers or tuple(step["shape"]) != shape or step.get("number", 1) < 1:
+                raise ValueError(f"{what} does not fit images of {shape}")
+            else:
+                pictures.append(step)
+                shape = shape_after([step], shape)
+    (affine,) = numbers or [UNCHANGED]
+    pixels, mean, basis = math.prod(shape), affine["mean"], affine["basis"]
+    leads = (pixels, pixels) if basis is None else basis.shape
+    if leads != (pixels, inputs) or np.shape(mean) not in ((), (pixels,)):
+        raise ValueError(f"its preprocessing does not lead from {image_shape} pixels to {inputs} inputs")
+    parts = [np.abs(np.float64(part)) for part in (mean, basis, affine["factor"]) if part is not None]
+    if affine["factor"] < 1 / LARGEST_NUMBER or not all((part < LARGEST_NUMBER).all() for part in parts):
+        raise ValueError("the numbers of its preprocessing are out of range")
     return pictures + numbers
 
 
-def _affine_of(step, width):
-    """Mean, factor and basis of a step from a file on so many numbers; ValueError if they do not fit."""
-    name, mean, basis = step["name"], step.get("mean"), step.get("basis")
-    factor = 1 / 255 if name == "scale" else step.get("factor", 1.0)
-    if name == "standardize":
-        factor = 1 / step["std"] if step["std"] else 0.0
-    shapes = {"mean": (width,), "basis": (width, *np.shape(basis)[-1:])}
-    for what, array in (("mean", mean), ("basis", basis)):
-        if isinstance(array, np.ndarray) and (array.dtype.kind != "f" or array.shape != shapes[what]):
-            raise ValueError(f"the {what} of the preprocessing step {name} does not fit {width} numbers")
-    found = [np.asarray(part, np.float64) for part in (mean, basis, factor) if part is not None]
-    if not all((np.abs(part) < LARGEST_NUMBER).all() for part in found) or factor < 1 / LARGEST_NUMBER:
-        raise ValueError(f"the numbers of the preprocessing step {name} are out of range")
-    return mean, factor, basis
+def _as_affine(step):
+    """Mean, factor and basis of a step from a file that is not one on pictures."""
+    if step["name"] == "scale":
+        return {"factor": 1 / 255}
+    if step["name"] == "standardize":
+        return {"mean": step["mean"], "factor": float(np.divide(1, step["std"]))}
+    return {key: step[key] for key in ("mean", "factor", "basis") if key in step}
 
 
 # --- files: IDX, JSON and CSV -----------------------------------------------------------------
@@ -1386,9 +1380,6 @@ def progress_line():
         show("")
 
 
-BROKEN_PIPE = 141  # the status of a Unix tool whose output nobody reads on: 128 and the number of SIGPIPE
-
-
 def run_script(main, argv=None):
     """Run a script's ``main(argv)``; returns its exit status.
 
@@ -1400,7 +1391,14 @@ def run_script(main, argv=None):
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # it was closed when Python started
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
-    name, complaint, signals = os.path.basename(sys.argv[0]), "", _heed_signals()
+    name, complaint, signals = os.path.basename(sys.argv[0]), "", []
+
+    def stop(signum, frame):
+        signals.append(signum)
+        if not isinstance(sys.exc_info()[1], KeyboardInterrupt):  # while one is handled, no other counts
+            raise KeyboardInterrupt
+
+    _heed_signals(stop)
     try:
         try:
             status = main(argv) or 0
@@ -1408,11 +1406,11 @@ def run_script(main, argv=None):
             status = end.code or 0
         sys.stdout.flush()  # here, where a full disk behind it is an error like any other
     except BrokenPipeError:
-        status = BROKEN_PIPE
+        status = 141  # as of a Unix tool: 128 and the number of SIGPIPE
     except (ValueError, OSError, ArithmeticError, ImportError, MemoryError) as error:
         status, complaint = 2, f"{name}: {_one_line(error)}"
     except KeyboardInterrupt as error:
-        _ignore_signals()
+        _heed_signals(signal.SIG_IGN)
         status = 128 + (signals[0] if signals else signal.SIGINT)
         start = "\n" if sys.stderr.isatty() else ""  # below the ^C that a terminal shows
         complaint = f"{start}{name}: stopped{_one_line(error) and ': '}{_one_line(error)}"
@@ -1424,26 +1422,14 @@ def run_script(main, argv=None):
     return status
 
 
-def _heed_signals():
-    """Let Ctrl-C and SIGTERM raise KeyboardInterrupt; the list in which their numbers will be."""
-    signals = []
-
-    def stop(signum, frame):
-        signals.append(signum)
-        if not isinstance(sys.exc_info()[1], KeyboardInterrupt):  # while one is heeded, no other counts
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is threading.main_thread():  # others get no signals
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(signum) != signal.SIG_IGN:
-                signal.signal(signum, stop)
-    return signals
-
-
-def _ignore_signals():
-    if threading.current_thread() is threading.main_thread():
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, signal.SIG_IGN)
+def _heed_signals(handler):
+    """Let a handler have Ctrl-C and SIGTERM, unless they are ignored, as in a worker."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(signum) != signal.SIG_IGN:
+            with contextlib.suppress(
+                ValueError
+            ):  # in another thread than the main one, which gets no signals
+                signal.signal(signum, handler)
 
 
 def _drop_output():
