@@ -1320,12 +1320,13 @@ def save_seen(path, picture, image):
 # --- what every script does at its edges ------------------------------------------------------
 
 
-def make_parser(description):
+def make_parser(description, examples=""):
     """An argparse parser whose errors are one line, with the flag that all scripts share."""
     parser = argparse.ArgumentParser(
         description=description,
+        epilog=examples,
         allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=100),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28),
     )
     parser.error = _raise_usage
     parser.add_argument(
