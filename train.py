@@ -405,7 +405,7 @@ DTYPES = {"float32": np.float32, "float64": np.float64}
 HOLDOUTS = ("random", "last")
 LRS = {name: optimizer["lr"] for name, optimizer in OPTIMIZERS.items()}
 SHARE = number(0, 1, below=True)
-FAR = number(0, data.STRONGEST)
+FAR = number(0, data.LARGEST_STRENGTH)
 SEED = number(0, 2**63, whole=True)
 STRENGTHS = data.STRENGTHS
 
@@ -473,7 +473,7 @@ GROUPS = {  # group -> name -> default, check, what a value looks like, help
             "largest share by which width and height grow or shrink"),
         "max_shear": (STRENGTHS["max_shear"], number(0, 10), "X", "largest slant, in columns a row"),
         "bend": (STRENGTHS["bend"], FAR, "PIXELS", "root mean square of the elastic displacement"),
-        "smooth": (STRENGTHS["smooth"], number(data.LEAST_SMOOTH, data.STRONGEST), "PIXELS",
+        "smooth": (STRENGTHS["smooth"], number(data.LEAST_SMOOTH, data.LARGEST_STRENGTH), "PIXELS",
             "radius of the Gaussian that smooths it"),
     },
 }
@@ -615,9 +615,9 @@ def save_epoch(out, state, rows, config, steps, epochs=1):
 def load_last(out):
     """``(state, rows, config)`` from a folder that a run has left."""
     path = out / "last.pkl"
-    params, stored = data.load_run(path)
     last = nn.load_checkpoint(path)
     try:
+        params, stored = last["params"], data.read_config(last["params"], last["config"])
         nn.check(last, STATE, "it")
         settings = check_settings({name: stored[name] for name in SETTINGS if name in stored})
         state = {"params": params, "epoch": stored["epoch"]}
