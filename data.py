@@ -29,6 +29,8 @@ import zlib
 
 import numpy as np
 
+import nn
+
 DIGITS = [str(digit) for digit in range(10)]
 FILES = {  # part -> name of its IDX file, which may also end in .gz
     "train_labels": "train-labels-idx1-ubyte",
@@ -93,21 +95,8 @@ SLOWEST = 100_000  # a mirror that brings fewer bytes of uncompressed content a 
 # --- files ------------------------------------------------------------------------------------
 
 
-def save_bytes(path, content):
-    """Write bytes beside ``path`` and move them into place; a reader never sees half a file."""
-    aside = f"{path}.{os.getpid()}-{threading.get_ident()}.part"
-    try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(aside)
-
-
 def save_json(path, value):
-    save_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    nn.save_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def load_json(path):
@@ -118,10 +107,54 @@ def load_json(path):
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
+def load_run(path):
+    """``(params, config)`` of a run's folder or of a params file, ready for use.
+
+    Raises
+    ------
+    ValueError
+        As ``load_params``; a config that does not say how to use the params.
+    OSError
+        There is no such file.
+    """
+    if os.path.isdir(path):
+        path = os.path.join(path, "params.pkl")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no {path}; python train.py makes one (see its --out)")
+    params, config = nn.load_params(path)
+    try:
+        check_config(params, config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} was not written by a run: {error}") from error
+    return params, config
+
+
+def check_config(params, config):
+    """Raise a ValueError, KeyError or TypeError unless config says how to use the params."""
+    nn.choose("activation", config["activation"], nn.ACTIVATIONS)
+    nn.choose("loss", config["loss"], nn.LOSSES)
+    facts, sizes = config["data"], nn.layer_sizes(params)
+    kinds = {"dataset": str, "steps": list, "data": dict}
+    if not all(isinstance(config[key], kind) for key, kind in kinds.items()):
+        raise ValueError("its config does not name a data set and preprocessing steps")
+    names, shape = facts["class_names"], facts["image_shape"]
+    if not all(isinstance(value, (list, tuple)) for value in (names, shape)):
+        raise ValueError("its class names or image shape are no lists")
+    if not all(isinstance(name, str) for name in names) or not all(type(n) is int for n in shape):
+        raise ValueError("its class names or image shape are no such things")
+    if not isinstance(facts.get("title", ""), str) or not isinstance(config.get("epoch", 0), int):
+        raise ValueError("its title is no text, or its epoch no whole number")
+    digests = facts.get("sha256", {})
+    if not isinstance(digests, dict) or not all(isinstance(digest, str) for digest in digests.values()):
+        raise ValueError("its SHA-256 of the data are no texts")
+    if len(shape) != 2 or len(names) != sizes[-1]:
+        raise ValueError("its class names or image shape do not fit its params")
+
+
 def save_rows(path, rows, columns):
     """Write a list of dicts as CSV; None becomes an empty field."""
     lines = [columns] + [["" if row[c] is None else row[c] for c in columns] for row in rows]
-    save_bytes(path, "".join(",".join(map(_csv_field, line)) + "\n" for line in lines).encode())
+    nn.save_bytes(path, "".join(",".join(map(_csv_field, line)) + "\n" for line in lines).encode())
 
 
 def _csv_field(value):
@@ -413,7 +446,7 @@ def download_file(urls, path, sha256, size, answer_seconds=ANSWER_SECONDS):
             content = _fetch(url, size, answer_seconds)
             _check_download(content, sha256, size)
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_bytes(path, content)
+            nn.save_bytes(path, content)
             return
         except Exception as error:  # whatever goes wrong with one mirror, the next one is tried
             failures.append(f"{url}: {str(error) or type(error).__name__}")
@@ -512,7 +545,7 @@ def _load_glyphs(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for part, array in arrays.items():
-                save_bytes(folder / FILES[part], idx_bytes(array))
+                nn.save_bytes(folder / FILES[part], idx_bytes(array))
         except OSError as error:
             print(f"glyphs could not be kept in {folder} ({error}); going on", file=sys.stderr)
             digests = {k: hashlib.sha256(idx_bytes(array)).hexdigest() for k, array in arrays.items()}
@@ -1415,7 +1448,7 @@ def save_seen(path, picture, image):
         sheet.paste(part, (left + (side - part.width) // 2, 10 + (side - part.height) // 2))
     buffer, target = io.BytesIO(), f"{path}.seen.png"
     sheet.save(buffer, "PNG")
-    save_bytes(target, buffer.getvalue())
+    nn.save_bytes(target, buffer.getvalue())
     return target
 
 

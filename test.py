@@ -24,7 +24,7 @@ def judge(params, config, images, labels):
     Parameters
     ----------
     params, config
-        From ``nn.load_run``.
+        From ``data.load_run``.
     images : uint8 array (n, d)
     labels : int array (n,)
 
@@ -139,7 +139,7 @@ def layers_text(params):
 
 def load_members(runs):
     """``(params, config)`` of each run; ValueError unless they can judge the same images."""
-    members = [nn.load_run(run) for run in runs]
+    members = [data.load_run(run) for run in runs]
     first = members[0][1]["data"]
     for run, (params, config) in zip(runs, members):
         facts = config["data"]

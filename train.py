@@ -34,6 +34,7 @@ from data import (
     STRONGEST,
     augment,
     available_memory,
+    check_config,
     check_steps,
     fit_pixel_steps,
     load_dataset,
@@ -760,7 +761,7 @@ def load_last(out):
     """``(state, rows, config)`` from a folder that a run has left."""
     last = nn.load_checkpoint(out / "last.pkl")
     try:
-        nn.check_config(last["params"], last["config"])
+        check_config(last["params"], last["config"])
         facts, inputs = last["config"]["data"], nn.layer_sizes(last["params"])[0]
         check_steps(last["config"]["steps"], facts["image_shape"], inputs)
         settings = check_settings({name: last["config"][name] for name in SETTINGS})
@@ -820,7 +821,7 @@ def _check_rows(rows, epochs, config):
             raise ValueError("history.csv holds nan or inf")
 
 
-HALF_WRITTEN = re.compile(r"\.(json|csv|pkl)\.[\d-]+\.part$")  # see data.save_bytes, nn.save_params
+HALF_WRITTEN = re.compile(r"\.(json|csv|pkl)\.[\d-]+\.part$")  # see nn.save_bytes
 
 
 @contextlib.contextmanager

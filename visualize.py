@@ -750,7 +750,7 @@ def load_folder(path):
         raise FileNotFoundError(f"there is no folder {path}; python train.py makes one (see its --out)")
     run = {"path": path, "lacks": {}, "config": load_config(path / "config.json")}
     if (path / "params.pkl").exists():
-        run["params"], config = nn.load_run(path)
+        run["params"], config = data.load_run(path)
         data.check_steps(config["steps"], config["data"]["image_shape"], nn.layer_sizes(run["params"])[0])
         run["config"] = {**run["config"], **config}
     else:
@@ -1096,7 +1096,7 @@ def save_figures(figures, folder):
 
 
 def save_file(path, content):
-    data.save_bytes(path, content)
+    nn.save_bytes(path, content)
     print(path, flush=True)
 
 
@@ -1187,7 +1187,7 @@ def drawing_window(figure, params, config, title=""):
     figure : matplotlib.figure.Figure
         Empty; on the canvas of any interactive backend.
     params, config
-        From ``nn.load_run``.
+        From ``data.load_run``.
 
     Returns
     -------
@@ -1235,7 +1235,7 @@ def drawing_window(figure, params, config, title=""):
 
 def open_drawing(path):
     """A window to draw digits in, for the network of a run."""
-    params, config = nn.load_run(path)
+    params, config = data.load_run(path)
     data.check_steps(config["steps"], config["data"]["image_shape"], nn.layer_sizes(params)[0])
     pyplot = import_pyplot()
     with matplotlib.rc_context({"toolbar": "None", "keymap.back": []}):  # c is ours

@@ -35,7 +35,7 @@ def test_confusion_matrix_counts_labels_by_row():
 
 def test_the_report_agrees_with_the_network(trained, small_set):
     report = json.loads(run("test.py", trained, "--json").stdout)
-    params, config = nn.load_run(trained)
+    params, config = data.load_run(trained)
     dataset = data.load_dataset(str(small_set))
     x = data.preprocess(dataset["test_images"], config["steps"])
     probs = nn.predict(params, x, "tanh")
@@ -83,7 +83,7 @@ def test_changed_data_is_noted(trained, small_set):
 
 
 def test_a_run_whose_folder_of_data_is_not_there_says_so(trained, tmp_path, monkeypatch):
-    params, config = nn.load_run(trained)
+    params, config = data.load_run(trained)
     nn.save_params(trained / "params.pkl", params, {**config, "dataset": "small"})
     monkeypatch.chdir(trained)
     done = run("test.py", trained, check=2)
@@ -117,7 +117,7 @@ GOOD = {
 def test_params_that_no_run_wrote_are_refused(tmp_path, change, words):
     write_params(tmp_path / "params.pkl", {**GOOD, **change})
     with pytest.raises(ValueError, match=words):
-        nn.load_run(tmp_path)
+        data.load_run(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -345,7 +345,7 @@ def test_a_run_leaves_its_files(small_set, tmp_path):
     assert set(config["data"]["sha256"]) == set(data.FILES)
     assert config["versions"]["numpy"] == np.__version__
     assert config["result"]["last"] == data.load_rows(out / "history.csv")[-1]
-    params, stored = nn.load_run(out)
+    params, stored = data.load_run(out)
     assert nn.layer_sizes(params) == [20, 7, 3]
     assert stored["epoch"] == config["result"]["kept"]["epoch"] and stored["steps"] == [{"name": "scale"}]
 
@@ -364,7 +364,7 @@ def test_a_second_run_keeps_the_first(small_set, tmp_path):
         done = run("train.py", "--dataset", small_set, "--epochs", epochs, "--out", out, *SMALL[:-1])
     assert f"the run that was in {out} is kept in {out / 'previous-1'}" in done.stdout
     assert len(history(out)) == 2 and len(history(out / "previous-1")) == 3
-    assert nn.load_run(out / "previous-1")
+    assert data.load_run(out / "previous-1")
 
 
 def test_config_file_and_flags(small_set, tmp_path):
@@ -419,7 +419,7 @@ def test_a_run_that_diverges_keeps_what_was_best(small_set, tmp_path):
     assert is_one_clear_line(done.stderr, "the loss is no longer finite")
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["status"] == "diverged" and len(history(tmp_path)) == config["result"]["last"]["epoch"] > 0
-    nn.load_run(tmp_path)
+    data.load_run(tmp_path)
 
 
 # --- stopped and resumed ----------------------------------------------------------------------
