@@ -154,6 +154,8 @@ def forward(params, x, activation="relu", dropout=0.0, rng=None, out=None, blank
 def loss(params, outputs, y, loss="cross_entropy", weight_decay=0.0, label_smoothing=0.0):
     """Mean loss of a batch, as a Python float, summed in float64.
 
+    Like the other functions it takes the name of the loss as ``loss``.
+
     Parameters
     ----------
     outputs : array (n, k)
@@ -717,9 +719,10 @@ def _to_npz(checkpoint):
 
 def _from_npz(content):
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if sum(info.file_size for info in archive.infolist()) > 4 * len(content):
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > 4 * len(content):
             raise ValueError("it claims to unpack to far more than its own size")
-        arrays = {name.removesuffix(".npy"): _from_npy(archive.read(name)) for name in archive.namelist()}
+        arrays = {e.filename.removesuffix(".npy"): _from_npy(archive.read(e)) for e in entries}
 
     def array_of(item):
         return arrays[item["$array"]] if item.keys() == {"$array"} else item
@@ -778,67 +781,67 @@ CONSTRUCTORS = {  # as NumPy 1.x calls them; numpy.core is numpy._core in 2.x
 }
 
 
+def _find(module, name):
+    path = f"{module} {name}".replace("numpy._core.", "numpy.core.")
+    if path not in CONSTRUCTORS:
+        raise ValueError(f"it names {path!r:.100}, which is never run")
+    return CONSTRUCTORS[path]
+
+
+def _reduce(reader):
+    arguments, function = reader.stack.pop(), reader.stack.pop()
+    if type(arguments) is not tuple:  # an array would be unpacked into millions of objects
+        raise ValueError("it calls a function without arguments")
+    reader.append(_taken(reader, function(*arguments)))
+
+
+def _build(reader):
+    state, target = reader.stack.pop(), reader.stack[-1]
+    if type(target) is np.ndarray:
+        _, shape, spec, fortran, content = state
+        target.__setstate__(_taken(reader, _view(content, spec, shape, fortran)).__reduce__()[2])
+    elif type(target) is types.SimpleNamespace and type(state[1]) is str and state[1] in ("<", ">", "|", "="):
+        target.dtype = target.dtype.newbyteorder(state[1])
+    else:
+        raise ValueError("it sets the state of something that is no array")
+
+
+def _taken(reader, made):
+    """What a file has made, from the room that it has: it can name the same bytes many times."""
+    reader.room -= len(made) if type(made) is bytes else getattr(made, "nbytes", 0)
+    if reader.room < 0:
+        raise ValueError("it unpacks to far more than its own size")
+    return made
+
+
+def _set_items(reader, items):
+    target, keys = reader.stack[-1], items[::2]
+    if type(target) is not dict or not all(type(key) is str for key in keys):
+        raise ValueError("it holds a dict with a key that is not a text")
+    target.update(zip(keys, items[1::2]))
+
+
+def _make_dict(reader):
+    items = reader.pop_mark()
+    reader.append({})
+    _set_items(reader, items)
+
+
 def _from_pickle(content):
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         collides = "PUT" in opcode.name and argument > count  # numbers can be chosen so that a dict is slow
         if opcode.name not in PLAIN_OPCODES or count > MOST_OPCODES or collides:
             raise ValueError(f"its pickle does more than hold params and a config ({opcode.name})")
-    room = 2 * len(content)  # for what is made: a file can name the same bytes many times
-
-    def find(module, name):
-        path = f"{module} {name}".replace("numpy._core.", "numpy.core.")
-        if path not in CONSTRUCTORS:
-            raise ValueError(f"it names {path!r:.100}, which is never run")
-        return CONSTRUCTORS[path]
-
-    def take(made):
-        nonlocal room
-        room -= len(made) if type(made) is bytes else getattr(made, "nbytes", 0)
-        if room < 0:
-            raise ValueError("it unpacks to far more than its own size")
-        return made
-
-    def reduce(reader):
-        arguments, function = reader.stack.pop(), reader.stack.pop()
-        if type(arguments) is not tuple:  # an array would be unpacked into millions of objects
-            raise ValueError("it calls a function without arguments")
-        reader.append(take(function(*arguments)))
-
-    def build(reader):
-        state, target = reader.stack.pop(), reader.stack[-1]
-        if type(target) is np.ndarray:
-            _, shape, spec, fortran, buffer = state
-            target.__setstate__(take(_view(buffer, spec, shape, fortran)).__reduce__()[2])
-        elif type(target) is types.SimpleNamespace and type(state[1]) is str:
-            target.dtype = target.dtype.newbyteorder({"<": "<", ">": ">", "|": "|", "=": "="}[state[1]])
-        else:
-            raise ValueError("it sets the state of something that is no array")
-
-    def set_items(reader, items):
-        target, keys = reader.stack[-1], items[::2]
-        if type(target) is not dict or not all(type(key) is str for key in keys):
-            raise ValueError("it holds a dict with a key that is not a text")
-        target.update(zip(keys, items[1::2]))
-
-    def set_item(reader):
-        items = reader.stack[-2:]
-        del reader.stack[-2:]
-        set_items(reader, items)
-
-    def make_dict(reader):
-        items = reader.pop_mark()
-        reader.append({})
-        set_items(reader, items)
-
-    reader = pickle._Unpickler(io.BytesIO(content))  # the one in Python, whose parts can be replaced
-    reader.find_class = find
+    reader = pickle._Unpickler(io.BytesIO(content))  # the one in Python: its parts can be replaced
+    reader.room = 2 * len(content)
+    reader.find_class = _find
     reader.dispatch = {
         **reader.dispatch,
-        pickle.REDUCE[0]: reduce,
-        pickle.BUILD[0]: build,
-        pickle.DICT[0]: make_dict,
-        pickle.SETITEM[0]: set_item,
-        pickle.SETITEMS[0]: lambda reader: set_items(reader, reader.pop_mark()),
+        pickle.REDUCE[0]: _reduce,
+        pickle.BUILD[0]: _build,
+        pickle.DICT[0]: _make_dict,
+        pickle.SETITEM[0]: lambda reader: _set_items(reader, [reader.stack.pop(-2), reader.stack.pop()]),
+        pickle.SETITEMS[0]: lambda reader: _set_items(reader, reader.pop_mark()),
     }
     return reader.load()
 
