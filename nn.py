@@ -48,7 +48,9 @@ import re
 import reprlib
 import sys
 import threading
+import types
 import warnings
+import zipfile
 
 import numpy as np
 
@@ -159,6 +161,8 @@ def forward(params, x, activation="relu", dropout=0.0, rng=None, out=None, blank
 
 def loss(params, outputs, y, loss="cross_entropy", weight_decay=0.0, label_smoothing=0.0, class_weight=None):
     """Mean loss of a batch, as a Python float, summed in float64.
+
+    Like the other functions it takes the name of the loss as ``loss``.
 
     Parameters
     ----------
@@ -727,419 +731,72 @@ def choose(kind, name, options):
     raise ValueError(f"unknown {kind} {reprlib.repr(name)}{hint} (one of: {', '.join(options)})")
 
 
-# --- params files -----------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------
 
-
-def check_params(params):
-    """Raise a ValueError unless params are a network: ``W1, b1 ... WL, bL``, finite and chained.
-
-    All arrays must share one floating dtype.
-    """
-    if not isinstance(params, dict) or not params:
-        raise ValueError("params must be a dict of arrays W1, b1, W2, b2, ...")
-    depth = (len(params) + 1) // 2
-    names = {f"{kind}{i}" for i in range(1, depth + 1) for kind in "Wb"}
-    if set(params) != names:
-        odd = ", ".join(sorted(names ^ set(map(str, params)))[:4])
-        raise ValueError(f"params must be W1, b1, W2, b2, ... in pairs (look at: {odd})")
-    width = None
-    for layer in range(1, depth + 1):
-        W, b = params[f"W{layer}"], params[f"b{layer}"]
-        for key, array, ndim in ((f"W{layer}", W, 2), (f"b{layer}", b, 1)):
-            if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-                raise ValueError(f"{key} is not an array of floating-point numbers")
-            if array.ndim != ndim or not array.size:
-                raise ValueError(f"{key} has shape {array.shape}, it must have {ndim} dimensions")
-            if array.dtype != params["W1"].dtype:
-                raise ValueError(f"{key} is {array.dtype}, but W1 is {params['W1'].dtype}")
-            if not np.isfinite(array).all():
-                raise ValueError(f"{key} holds nan or inf")
-        if width is not None and W.shape[0] != width:
-            raise ValueError(f"W{layer} takes {W.shape[0]} inputs, but the layer below gives {width}")
-        width = W.shape[1]
-        if b.shape != (width,):
-            raise ValueError(f"b{layer} has shape {b.shape}, but W{layer} gives {width} outputs")
+MOST_BYTES = 1 << 32  # of a params file: 4 GB
 
 
 def save_params(path, params, config, **more):
-    """Write params and config to ``.pkl`` or ``.npz``, beside the target and moved into place.
+    """Write params and config to ``.pkl`` or ``.npz``.
 
     A ``.pkl`` is a pickled ``{"params": {...}, "config": {...}, **more}`` of plain dicts, lists,
     strings, numbers and arrays. A ``.npz`` holds the params by name, and under ``config`` a JSON
     text in which ``{"$array": name}`` stands for an array kept under that name; no pickle inside.
+    The same content is the same bytes.
 
     Raises
     ------
     ValueError
-        Another suffix, params that are no network, a value of another kind in config.
+        Another suffix, params that are no network, something that ``load_params`` would not read.
     OSError
         The file cannot be written. Whatever was there before is still there.
     """
-    write = choose("suffix", os.path.splitext(path)[1], {".pkl": _to_pickle, ".npz": _to_npz})
+    write, _ = choose("suffix", os.path.splitext(path)[1], FORMS)
     check_params(params)
-    if not isinstance(config, dict):
-        raise ValueError(f"config must be a dict, not {reprlib.repr(config)}")
-    content = write({"params": params, "config": config, **more})
-    aside = f"{path}.{os.getpid()}.part"
-    try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        if os.path.exists(aside):
-            os.remove(aside)
+    check(config, dict, "config")
+    checkpoint = _plain({"params": params, "config": config, **more})
+    _check_admitted(checkpoint)
+    content = write(checkpoint)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"{path} would have more than {MOST_BYTES:,} bytes, the most that is read again")
+    save_bytes(path, content)
 
 
 def load_params(path):
-    """Read ``(params, config)`` from a ``.pkl`` or ``.npz`` file.
+    """Read ``(params, config)`` from a ``.pkl`` or ``.npz`` file; as ``load_checkpoint``."""
+    content = load_checkpoint(path)
+    return content["params"], content["config"]
+
+
+def load_checkpoint(path):
+    """Everything in a params file, as a dict with at least ``params`` and ``config``.
 
     Nothing in the file is ever run: only dicts, lists, strings, numbers, None, bools and numeric
-    NumPy arrays are admitted.
+    NumPy arrays are admitted. It takes no more memory than a few times the size of the file.
 
     Raises
     ------
     ValueError
         Anything else, a damaged file, or params that are no network (see ``check_params``).
-    OSError
+    OSError, MemoryError
         The file cannot be read.
     """
-    content = load_checkpoint(path)
-    return content["params"], content["config"]
-
-
-def load_run(path):
-    """``(params, config)`` of a run's folder or of a params file, ready for use.
-
-    Raises
-    ------
-    ValueError
-        As ``load_params``; a config that does not say how to use the params.
-    OSError
-        There is no such file.
-    """
-    if os.path.isdir(path):
-        path = os.path.join(path, "params.pkl")
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no {path}; python train.py makes one (see its --out)")
-    params, config = load_params(path)
-    try:
-        check_config(params, config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} was not written by a run: {error}") from error
-    return params, config
-
-
-def check_config(params, config):
-    """Raise a ValueError, KeyError or TypeError unless config says how to use the params."""
-    choose("activation", config["activation"], ACTIVATIONS)
-    choose("loss", config["loss"], LOSSES)
-    facts, sizes = config["data"], layer_sizes(params)
-    kinds = {"dataset": str, "steps": list, "data": dict}
-    if not all(isinstance(config[key], kind) for key, kind in kinds.items()):
-        raise ValueError("its config does not name a data set and preprocessing steps")
-    names, shape = facts["class_names"], facts["image_shape"]
-    if not all(isinstance(value, (list, tuple)) for value in (names, shape)):
-        raise ValueError("its class names or image shape are no lists")
-    if not all(isinstance(name, str) for name in names) or not all(type(n) is int for n in shape):
-        raise ValueError("its class names or image shape are no such things")
-    if not isinstance(facts.get("title", ""), str) or not isinstance(config.get("epoch", 0), int):
-        raise ValueError("its title is no text, or its epoch no whole number")
-    digests = facts.get("sha256", {})
-    if not isinstance(digests, dict) or not all(isinstance(digest, str) for digest in digests.values()):
-        raise ValueError("its SHA-256 of the data are no texts")
-    if len(shape) != 2 or len(names) != sizes[-1]:
-        raise ValueError("its class names or image shape do not fit its params")
-
-
-def load_checkpoint(path):
-    """Everything in a params file, as a dict with at least ``params`` and ``config``."""
-    read = choose(f"suffix of {path}:", os.path.splitext(path)[1], {".pkl": _from_pickle, ".npz": _from_npz})
-    with open(path, "rb") as file:
-        content = file.read()
+    _, read = choose(f"suffix of {path}:", os.path.splitext(path)[1], FORMS)
+    content = load_bytes(path, MOST_BYTES)
     try:
         with warnings.catch_warnings():  # of damaged text, or of a file that NumPy made under Python 2
             warnings.simplefilter("ignore")
             checkpoint = read(content)
-        if not isinstance(checkpoint, dict) or not {"params", "config"} <= set(checkpoint):
-            raise ValueError("it holds no params and config")
-        if not isinstance(checkpoint["config"], dict):
-            raise ValueError("its config is not a dict")
+        check(checkpoint, {"params": dict, "config": dict}, "its content")
         _check_admitted(checkpoint)
         check_params(checkpoint["params"])
+    except MemoryError as error:
+        raise MemoryError(f"there is not enough memory to read {path}") from error
     except Exception as error:  # a damaged file can fail in any way, and is always the same error
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path} is not a usable params file: {reason:.300}") from error
     native = {k: w.astype(w.dtype.newbyteorder("="), copy=False) for k, w in checkpoint["params"].items()}
     return {**checkpoint, "params": native}
-
-
-def _plain(value, arrays=None):
-    """A copy made of dicts, lists, strings, numbers, None, bools and arrays, or a ValueError.
-
-    With a dict ``arrays``, arrays are moved into it and ``{"$array": name}`` left in their place.
-    """
-    if isinstance(value, dict):
-        if not all(isinstance(key, str) for key in value):
-            raise ValueError("a dict with keys that are no texts cannot be stored with params")
-        return {sys.intern(key): _plain(item, arrays) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, arrays) for item in value]
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        if arrays is None:
-            return value
-        name = f"array{len(arrays)}"
-        arrays[name] = value
-        return {"$array": name}
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, str):
-        return sys.intern(value)  # equal strings become one, so that equal content is equal bytes
-    if value is None or isinstance(value, (int, float)):
-        return value
-    raise ValueError(f"a {type(value).__name__} cannot be stored with params")
-
-
-def _to_pickle(checkpoint):
-    return pickle.dumps(_plain(checkpoint), protocol=4)
-
-
-def _to_npz(checkpoint):
-    arrays = {}
-    rest = _plain({key: part for key, part in checkpoint.items() if key != "params"}, arrays)
-    buffer = io.BytesIO()
-    np.savez(buffer, **checkpoint["params"], **arrays, **{k: json.dumps(v) for k, v in rest.items()})
-    return buffer.getvalue()
-
-
-def _from_npz(content):
-    if content[:2] != b"PK":
-        raise ValueError("it is no .npz archive")
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        sizes = {info.filename: info.file_size for info in file.zip.infolist()}
-        if sum(sizes.values()) > 4 * len(content):
-            raise ValueError("it claims to unpack to far more than its own size")
-        entries = {key: file[key] for key in file.files}
-
-    def restored(value):
-        if isinstance(value, dict) and set(value) == {"$array"}:
-            return entries[value["$array"]]
-        if isinstance(value, dict):
-            return {key: restored(item) for key, item in value.items()}
-        return [restored(item) for item in value] if isinstance(value, list) else value
-
-    texts = {key: str(value) for key, value in entries.items() if value.dtype.kind == "U"}
-    params = {key: value for key, value in entries.items() if re.fullmatch(r"[Wb]\d+", key)}
-    return {"params": params, **{key: restored(json.loads(text)) for key, text in texts.items()}}
-
-
-# --- reading a pickle without running it ------------------------------------------------------
-#
-# pickle.loads calls whatever the file names. This reads the few opcodes that plain data and
-# NumPy arrays are made of, and knows only the functions below by name. Its limits, far above
-# what a run writes, keep a small file from taking much time or memory.
-
-MOST_OPCODES = 200_000
-MOST_DIMENSIONS = 32
-MOST_DEPTH = 50  # of dicts and lists in each other, in a .npz as well
-
-
-def _numeric_dtype(spec):
-    """dtype from ``{"type": "f4", "order": "<"}``; ValueError unless numeric."""
-    if not isinstance(spec, dict) or not re.fullmatch(r"[biuf]\d{1,2}", str(spec.get("type"))):
-        raise ValueError("it holds an array that is not numeric")
-    return np.dtype((spec.get("order") or "=") + spec["type"])
-
-
-def _array_state(shape, spec, fortran, content):
-    """State for ndarray.__setstate__, after checking that the sizes agree."""
-    dtype = _numeric_dtype(spec)
-    fits = isinstance(shape, tuple) and len(shape) <= MOST_DIMENSIONS
-    if not fits or not all(type(n) is int and 0 <= n <= sys.maxsize for n in shape):
-        raise ValueError("it holds an array with an impossible shape")
-    if math.prod(shape) * dtype.itemsize != len(content):
-        raise ValueError(f"an array of shape {shape} does not fit its {len(content)} bytes")
-    return (1, shape, dtype, bool(fortran), bytes(content))
-
-
-def _set_array(array, state):
-    array.__setstate__(state)
-    return array
-
-
-def _new_array(*_):
-    return np.empty(0, np.uint8)
-
-
-def _from_buffer(content, spec, shape, order):
-    return _set_array(_new_array(), _array_state(shape, spec, order == "F", content))
-
-
-def _scalar(spec, content):
-    return _from_buffer(content, spec, (), "C").item()
-
-
-_CALLS = {
-    "numpy ndarray": None,  # only ever an argument of _reconstruct
-    "numpy dtype": lambda name, *_: {"type": name, "order": None},
-    "_codecs encode": lambda text, encoding: text.encode("latin1"),
-}
-for _core in ("numpy.core", "numpy._core"):  # NumPy 1.x and 2.x
-    _CALLS[f"{_core}.multiarray _reconstruct"] = _new_array
-    _CALLS[f"{_core}.multiarray scalar"] = _scalar
-    _CALLS[f"{_core}.numeric _frombuffer"] = _from_buffer
-
-_CONSTANTS = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-}
-_LITERALS = {"INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT"}
-_LITERALS |= {"UNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE"}
-_LITERALS |= {"BINBYTES", "BINBYTES8", "SHORT_BINBYTES", "BYTEARRAY8"}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-
-
-def _build(target, state):
-    """What BUILD does, for the two kinds of thing that need it: arrays and their dtypes."""
-    if isinstance(target, np.ndarray):
-        _, *rest = state
-        _set_array(target, _array_state(*rest))
-    elif isinstance(target, dict) and set(target) == {"type", "order"}:
-        target["order"] = {"<": "<", ">": ">", "|": "|"}[state[1]]
-    else:
-        raise ValueError("it sets the state of something that is no array")
-
-
-def _from_pickle(content):
-    stack, marks, memo = [], [], {}
-    room = 2 * len(content)  # for arrays, and for bytes made from text
-
-    def pop(count):
-        items = stack[len(stack) - count :]
-        del stack[len(stack) - count :]
-        return items
-
-    def pop_to_mark():
-        return pop(len(stack) - marks.pop())
-
-    def pairs(items):
-        if not all(isinstance(key, str) for key in items[::2]):  # numbers can be made to collide
-            raise ValueError("it holds a dict with a key that is not a string")
-        return zip(items[::2], items[1::2])
-
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        name, made = opcode.name, None
-        if count > MOST_OPCODES:
-            raise ValueError("it holds far more than params and a config")
-        if name in _LITERALS:
-            stack.append(argument)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name]())
-        elif name == "MARK":
-            marks.append(len(stack))
-        elif name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
-            memo[len(memo) if argument is None else argument] = stack[-1]
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name in _TUPLES:
-            stack.append(tuple(pop(_TUPLES[name])))
-        elif name == "TUPLE":
-            stack.append(tuple(pop_to_mark()))
-        elif name == "LIST":
-            stack.append(pop_to_mark())
-        elif name == "DICT":
-            stack.append(dict(pairs(pop_to_mark())))
-        elif name == "APPEND":
-            item = stack.pop()
-            stack[-1].append(item)
-        elif name == "APPENDS":
-            items = pop_to_mark()
-            stack[-1].extend(items)
-        elif name in ("SETITEM", "SETITEMS"):
-            items = pop(2) if name == "SETITEM" else pop_to_mark()
-            stack[-1].update(pairs(items))
-        elif name in ("GLOBAL", "STACK_GLOBAL"):
-            path = argument if name == "GLOBAL" else " ".join(pop(2))
-            if path not in _CALLS:
-                raise ValueError(f"it names {path!r}, which is never run")
-            stack.append(path)
-        elif name == "REDUCE":
-            function, arguments = pop(2)
-            made = _CALLS[function](*arguments)
-            stack.append(made)
-        elif name == "BUILD":
-            state = stack.pop()
-            made = stack[-1]
-            _build(made, state)
-        elif name not in ("PROTO", "FRAME", "STOP"):
-            raise ValueError(f"its pickle does more than hold data ({name})")
-        room -= len(made) if isinstance(made, bytes) else getattr(made, "nbytes", 0)
-        if room < 0:  # the same bytes made into many arrays
-            raise ValueError("it unpacks to far more than its own size")
-    (value,) = stack
-    return value
-
-
-def _check_admitted(value):
-    """Raise a ValueError unless value is made of plain data; a container may appear only once."""
-    pending, seen = [(value, 0)], set()
-    while pending:
-        item, depth = pending.pop()
-        if isinstance(item, (dict, list)):
-            if id(item) in seen:
-                raise ValueError("it holds the same list or dict twice")
-            if depth > MOST_DEPTH:
-                raise ValueError("its lists and dicts are nested too deep")
-            seen.add(id(item))
-            pending.extend((part, depth + 1) for part in (item.values() if isinstance(item, dict) else item))
-        elif isinstance(item, np.ndarray):
-            if item.dtype.kind not in "biuf":
-                raise ValueError("it holds an array that is not numeric")
-        elif item is not None and not isinstance(item, (str, int, float)):
-            raise ValueError(f"it holds a {type(item).__name__}")
-
-
-def check(value, kind, what):
-    """Raise a ValueError that names the place (what) unless a value from a file is of a kind.
-
-    A kind is a type (exactly that one), None, a tuple of kinds (any of them), ``[kind]`` (a list or
-    tuple of it), ``{"name": kind, "name?": kind}`` (a dict with at least these; one with ? may be
-    None or missing) or ``{str: kind}`` (a dict of texts to it).
-    """
-    if isinstance(kind, tuple):
-        if not any(_is(value, one) for one in kind):
-            raise ValueError(f"{what} is {reprlib.repr(value)}, which is of another kind")
-    elif isinstance(kind, list):
-        if type(value) not in (list, tuple):
-            raise ValueError(f"{what} is {reprlib.repr(value)}, not a list")
-        for part in value:
-            check(part, kind[0], f"a part of {what}")
-    elif isinstance(kind, dict):
-        check(value, dict, what)
-        entries = dict.fromkeys(value, kind[str]) if str in kind else kind
-        for name, part in entries.items():
-            check(name, str, f"a name in {what}")
-            key = name if str in kind else name.removesuffix("?")
-            if key not in value and key == name:
-                raise ValueError(f"{what} lacks {key}")
-            if key == name or value.get(key) is not None:
-                check(value[key], part, f"{key} of {what}")
-    elif (value is not None) if kind is None else type(value) is not kind:
-        raise ValueError(
-            f"{what} is {reprlib.repr(value)}, not of the kind {getattr(kind, '__name__', None)}"
-        )
-
-
-def _is(value, kind):
-    try:
-        check(value, kind, "")
-    except ValueError:
-        return False
-    return True
 
 
 def save_bytes(path, content):
@@ -1153,3 +810,257 @@ def save_bytes(path, content):
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(aside)
+
+
+def load_bytes(path, most):
+    """The bytes of a file; a ValueError, before any is read, where there are more than ``most``."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"{path} has {size:,} bytes, more than the {most:,} that such a file may have")
+        return file.read(size)
+
+
+def check(value, kind, what):
+    """Raise a ValueError that names the place, unless a value out of a file is of a kind.
+
+    Parameters
+    ----------
+    kind
+        A type: exactly that one. None: nothing else. A tuple of kinds: any of them. ``[kind]``: a list or
+        tuple of it. ``{"name": kind, "name?": kind}``: a dict with at least these; what ends in ? may
+        be missing or None. ``{str: kind}``: a dict from texts to it.
+    what : str
+        The place: ``params.pkl: config``.
+    """
+    parts = []
+    if isinstance(kind, tuple):
+        for one in kind:
+            if type(one) is type(value):  # a dict or list has to be the one that is described
+                return check(value, one, what)
+            with contextlib.suppress(ValueError):
+                return check(value, one, what)
+    if isinstance(kind, list) and type(value) in (list, tuple):
+        parts = [(item, kind[0], f"{what}[{i}]") for i, item in enumerate(value)]
+    elif isinstance(kind, dict) and str in kind and type(value) is dict:
+        parts = [(key, str, f"a key of {what}") for key in value]
+        parts += [(item, kind[str], f"{what}: {reprlib.repr(key)}") for key, item in value.items()]
+    elif isinstance(kind, dict) and type(value) is dict:
+        for name, part in kind.items():
+            key = name.removesuffix("?")
+            if key not in value and key == name:
+                raise ValueError(f"{what}: there is no {key}")
+            if key == name or value.get(key) is not None:
+                parts.append((value[key], part, f"{what}: {key}"))
+    elif not (value is None if kind is None else type(value) is kind):
+        shown = reprlib.repr(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+        raise ValueError(f"{what} is {shown}, not {_words(kind)}")
+    for part in parts:
+        check(*part)
+
+
+def _words(kind):
+    if isinstance(kind, tuple):
+        return " or ".join(map(_words, kind))
+    return "None" if kind is None else getattr(kind, "__name__", type(kind).__name__)  # [...] is a list
+
+
+def check_params(params):
+    """Raise a ValueError unless params are a network: ``W1, b1 ... WL, bL``, finite and chained.
+
+    All arrays must share one floating dtype.
+    """
+    check(params, {str: np.ndarray}, "params")
+    names = [f"{kind}{layer}" for layer in range(1, (len(params) + 1) // 2 + 1) for kind in "Wb"]
+    if not params or set(params) != set(names):
+        odd = ", ".join(map(reprlib.repr, sorted(set(names) ^ set(params))[:4]))
+        raise ValueError(f"params must be W1, b1, W2, b2, ... in pairs (look at: {odd})")
+    width = len(params["W1"]) if params["W1"].ndim else 0
+    for key in names:
+        array, ndim = params[key], 2 if key[0] == "W" else 1
+        if array.dtype.kind != "f" or array.dtype != params["W1"].dtype:
+            raise ValueError(f"{key} is {array.dtype}: all params must be of one floating-point type")
+        if array.ndim != ndim or not array.size:
+            raise ValueError(f"{key} has shape {array.shape}, but must have {ndim} dimensions")
+        if array.shape[0] != width:
+            raise ValueError(f"{key} is for {array.shape[0]} values, but it gets {width}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{key} holds nan or inf")
+        width = array.shape[-1]
+
+
+def _plain(value):
+    """A copy in which tuples are lists, NumPy's numbers are Python's, and equal texts are one object."""
+    if isinstance(value, dict):
+        check(list(value), [str], "a key of a dict")
+        return {sys.intern(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return sys.intern(value) if type(value) is str else value  # or pickles of equal content would differ
+
+
+def _check_admitted(value):
+    """Raise a ValueError unless value is made of plain data; a container may appear only once."""
+    pending, seen = [(value, 0)], set()
+    while pending:
+        item, depth = pending.pop()
+        if type(item) in (dict, list):
+            if id(item) in seen or depth > MOST_DEPTH:
+                raise ValueError("a list or dict appears twice, or they are nested too deep")
+            seen.add(id(item))
+            pending.extend((part, depth + 1) for part in (item.values() if type(item) is dict else item))
+        elif type(item) not in (str, int, float, bool, type(None), np.ndarray):
+            raise ValueError(f"a {type(item).__name__} cannot be stored with params")
+        elif type(item) is np.ndarray and item.dtype.kind not in "biuf":
+            raise ValueError("an array that is not numeric cannot be stored with params")
+
+
+def _to_npz(checkpoint):
+    arrays = dict(checkpoint["params"])
+
+    def name_of(array):
+        name = f"array{len(arrays) - len(checkpoint['params'])}"
+        arrays[name] = array
+        return {"$array": name}
+
+    texts = {k: json.dumps(part, default=name_of) for k, part in checkpoint.items() if k != "params"}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays, **texts)
+    return buffer.getvalue()
+
+
+def _from_npz(content):
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > 4 * len(content):
+            raise ValueError("it claims to unpack to far more than its own size")
+        arrays = {e.filename.removesuffix(".npy"): _from_npy(archive.read(e)) for e in entries}
+
+    def array_of(item):
+        return arrays[item["$array"]] if item.keys() == {"$array"} else item
+
+    texts = {key: str(array) for key, array in arrays.items() if array.dtype.kind == "U"}
+    params = {key: array for key, array in arrays.items() if re.fullmatch(r"[Wb]\d+", key)}
+    return {"params": params, **{k: json.loads(text, object_hook=array_of) for k, text in texts.items()}}
+
+
+def _from_npy(content):
+    """What np.load makes of the bytes of an .npy file, but without memory for a shape that lies."""
+    file = io.BytesIO(content)
+    np.lib.format.read_magic(file)
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if fortran else "C").copy("K")
+
+
+# --- reading a pickle without running it ------------------------------------------------------
+#
+# pickle.load calls whatever a file names. Here a file may use the opcodes of plain data and no others,
+# may name the functions of CONSTRUCTORS and no others, and may make no more bytes than twice its own
+# size. Nothing out of it is hashed or printed before it is known to be a text.
+
+MOST_OPCODES = 200_000  # far above what a run writes
+MOST_DEPTH = 50  # of dicts and lists in each other, in a .npz as well
+PLAIN_OPCODES = frozenset(
+    """
+    PROTO FRAME STOP MARK PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
+    NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
+    UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8
+    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS
+    GLOBAL STACK_GLOBAL REDUCE BUILD
+    """.split()  # noqa: SIM905
+)
+
+
+def _dtype(name, *_):
+    """Something that holds a dtype, for BUILD to set its byte order."""
+    if type(name) is not str or not re.fullmatch(r"[biuf]\d{1,2}", name):
+        raise ValueError("it holds an array that is not numeric")
+    return types.SimpleNamespace(dtype=np.dtype(name))
+
+
+def _view(content, spec, shape, order):
+    """The bytes of a file as an array; NumPy refuses a shape that does not fit them."""
+    return np.frombuffer(content, spec.dtype).reshape(shape, order="F" if order in ("F", True) else "C")
+
+
+CONSTRUCTORS = {  # as NumPy 1.x calls them; numpy.core is numpy._core in 2.x
+    "numpy ndarray": None,  # only ever an argument of _reconstruct
+    "numpy dtype": _dtype,
+    "numpy.core.multiarray _reconstruct": lambda *_: np.empty(0, np.uint8),  # for BUILD to fill
+    "numpy.core.multiarray scalar": lambda spec, content: _view(content, spec, (), "C").item(),
+    "numpy.core.numeric _frombuffer": lambda *arguments: _view(*arguments).copy("K"),
+    "_codecs encode": lambda text, _: text.encode("latin1"),
+}
+
+
+def _find(module, name):
+    path = f"{module} {name}".replace("numpy._core.", "numpy.core.")
+    if path not in CONSTRUCTORS:
+        raise ValueError(f"it names {path!r:.100}, which is never run")
+    return CONSTRUCTORS[path]
+
+
+def _reduce(reader):
+    arguments, function = reader.stack.pop(), reader.stack.pop()
+    if type(arguments) is not tuple:  # an array would be unpacked into millions of objects
+        raise ValueError("it calls a function without arguments")
+    reader.append(_taken(reader, function(*arguments)))
+
+
+def _build(reader):
+    state, target = reader.stack.pop(), reader.stack[-1]
+    if type(target) is np.ndarray:
+        _, shape, spec, fortran, content = state
+        target.__setstate__(_taken(reader, _view(content, spec, shape, fortran)).__reduce__()[2])
+    elif type(target) is types.SimpleNamespace and type(state[1]) is str and state[1] in ("<", ">", "|", "="):
+        target.dtype = target.dtype.newbyteorder(state[1])
+    else:
+        raise ValueError("it sets the state of something that is no array")
+
+
+def _taken(reader, made):
+    """What a file has made, from the room that it has: it can name the same bytes many times."""
+    reader.room -= len(made) if type(made) is bytes else getattr(made, "nbytes", 0)
+    if reader.room < 0:
+        raise ValueError("it unpacks to far more than its own size")
+    return made
+
+
+def _set_items(reader, items):
+    target, keys = reader.stack[-1], items[::2]
+    if type(target) is not dict or not all(type(key) is str for key in keys):
+        raise ValueError("it holds a dict with a key that is not a text")
+    target.update(zip(keys, items[1::2]))
+
+
+def _make_dict(reader):
+    items = reader.pop_mark()
+    reader.append({})
+    _set_items(reader, items)
+
+
+def _from_pickle(content):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        collides = "PUT" in opcode.name and argument > count  # numbers can be chosen so that a dict is slow
+        if opcode.name not in PLAIN_OPCODES or count > MOST_OPCODES or collides:
+            raise ValueError(f"its pickle does more than hold params and a config ({opcode.name})")
+    reader = pickle._Unpickler(io.BytesIO(content))  # the one in Python: its parts can be replaced
+    reader.room = 2 * len(content)
+    reader.find_class = _find
+    reader.dispatch = {
+        **reader.dispatch,
+        pickle.REDUCE[0]: _reduce,
+        pickle.BUILD[0]: _build,
+        pickle.DICT[0]: _make_dict,
+        pickle.SETITEM[0]: lambda reader: _set_items(reader, [reader.stack.pop(-2), reader.stack.pop()]),
+        pickle.SETITEMS[0]: lambda reader: _set_items(reader, reader.pop_mark()),
+    }
+    return reader.load()
+
+
+FORMS = {  # suffix -> (bytes of a checkpoint, checkpoint from the bytes)
+    ".pkl": (lambda checkpoint: pickle.dumps(checkpoint, protocol=4), _from_pickle),
+    ".npz": (_to_npz, _from_npz),
+}
