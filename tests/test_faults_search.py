@@ -97,13 +97,13 @@ def test_a_second_search_is_refused_while_the_first_lives(whole, tmp_path, here)
 
 def test_a_search_that_came_first_is_not_overwritten(whole, tmp_path, here, monkeypatch):
     """Another one has taken the folder and ended while this one loaded its data."""
-    load = search.load_dataset
+    load = data.load_dataset
 
     def load_slowly(*args):
         shutil.copytree(whole / "half", tmp_path / "out")
         return load(*args)
 
-    monkeypatch.setattr(search, "load_dataset", load_slowly)
+    monkeypatch.setattr(data, "load_dataset", load_slowly)
     words = flags(whole / "small", tmp_path / "out", "--seed", 1)
     call_refused(search.main, *words, words=["another search", str(tmp_path / "out")])
     for path in (whole / "half").rglob("*.*"):
@@ -210,7 +210,7 @@ OWN_FLAGS = ("--strategy", "--trials", "--workers", "--scheduler", "--data-dir",
 
 @pytest.mark.parametrize("flag", [*OWN_FLAGS, *map(train.flag, train.SETTINGS)])
 def test_nonsense_on_the_command_line_is_refused_before_the_data_is_loaded(flag, tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "load_dataset", not_loaded)
+    monkeypatch.setattr(data, "load_dataset", not_loaded)
     monkeypatch.setitem(sys.modules, "distributed", None)  # --scheduler: no answer is waited for
     for value in WORDS:
         words = ["--out", tmp_path / "out", *([] if flag == "--space" else ["--space", "smooth=1,2"])]
@@ -236,7 +236,7 @@ def test_nonsense_in_a_space_is_named(name):
 
 
 def test_a_grid_beyond_any_machine_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "load_dataset", not_loaded)
+    monkeypatch.setattr(data, "load_dataset", not_loaded)
     choices = ",".join(map(str, range(1, 1001)))
     words = ["--space", *(f"{name}={choices}" for name in ("lr", "hidden", "seed", "batch_size"))]
     call_refused(search.main, *words, "--strategy", "grid", "--out", tmp_path, words=["1000000000000"])

@@ -39,7 +39,7 @@ def test_a_space_with_a_hidden_layer_of_a_million_is_refused_before_anything_run
     tmp_path, monkeypatch, workers, who
 ):
     monkeypatch.setattr(train, "available_memory", lambda: 4e9)
-    monkeypatch.setattr(search, "load_dataset", None)
+    monkeypatch.setattr(data, "load_dataset", None)
     words = [who, "would need about", "GB of memory, and 4.0 GB are free", "--hidden"]
     given = flags("mnist", tmp_path / "out", "--workers", workers, space="hidden=100,1000000")
     call_refused(search.main, *given, words=words)
