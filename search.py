@@ -97,8 +97,8 @@ def run_search(trials, strategy, workers, out, searched, show):
                 show("")
                 done = f"{len(chosen) - len(missing)}/{len(chosen)}"
                 print(trial_line(trial, found.values(), searched, done), flush=True)
-            pace = (time.perf_counter() - started) / worked if worked else None
-            left = pace and pace * epochs_left(missing.values(), plan[rung:])
+            seconds = time.perf_counter() - started
+            left = seconds / worked * epochs_left(missing.values(), plan[rung:]) if worked else None
             done = f"{len(chosen) - len(missing)}/{len(chosen)}"
             show(live_line(found.values(), done, running, until, left))
         reached = until
@@ -262,12 +262,14 @@ def define(given, base):
     Parameters
     ----------
     given : dict
-        ``space``, ``strategy``, ``trials``, ``seed``, and any other of ``train.SETTINGS``, which
-        is then the same in all trials.
+        ``space`` (list of words), ``strategy``, ``trials``, ``seed``, and any other of
+        ``train.SETTINGS``, which is then the same in all trials.
     base : dict
         Such as DEFAULT_SEARCH, with the same keys as the result.
     """
     definition = {**base, **{name: given[name] for name in base if name in given}}
+    if "space" in given:
+        definition["space"] = " ".join(given["space"])
     space = parse_space(definition["space"])
     nn.choose("strategy", definition["strategy"], STRATEGIES)
     definition["seed"] = train.check_setting("seed", definition["seed"])
@@ -461,32 +463,14 @@ def _processes(count):
     none outlives the parent, however that dies.
     """
     calls, processes, closing = queue.SimpleQueue(), [], threading.Event()
+    work = functools.partial(hand_out, calls, processes, closing)
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
 
     def submit(function, *args):
         future = concurrent.futures.Future()
         calls.put((future, (function, args)))
         return future
 
-    def start():
-        process = start_process()
-        processes.append(process)
-        if closing.is_set():
-            process.kill()
-        return process
-
-    def work():  # in a thread, one for each process
-        process = None
-        for future, call in iter(calls.get, None):
-            try:
-                process = process or start()
-                result, error = ask(process, call)
-            except Exception as failure:  # of the process; the next call starts another one
-                process, result, error = None, None, failure
-            future.set_exception(error) if error else future.set_result(result)
-            if closing.is_set():
-                break
-
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
     try:
         for thread in threads:
             thread.start()
@@ -501,6 +485,24 @@ def _processes(count):
             thread.join()
         for process in processes:
             process.communicate()  # closes the pipes
+
+
+def hand_out(calls, processes, closing):
+    """What each thread of ``_processes`` does: hand calls to a process, and another if that one dies."""
+    process = None
+    for future, call in iter(calls.get, None):
+        try:
+            if process is None:
+                process = start_process()
+                processes.append(process)
+            if closing.is_set():  # it may have come too late to be killed with the others
+                process.kill()
+            result, error = ask(process, call)
+        except Exception as failure:
+            process, result, error = None, None, failure
+        future.set_exception(error) if error else future.set_result(result)
+        if closing.is_set():
+            break
 
 
 def start_process():
@@ -529,10 +531,9 @@ def ask(process, call):
 
 def answer_calls():
     """What a process of ``_processes`` does: answer the calls on its standard input until that ends."""
-    answers = os.fdopen(os.dup(1), "wb")
+    calls, answers = queue.SimpleQueue(), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing that is printed may get among the answers
     sys.stdout = sys.stderr
-    calls = queue.SimpleQueue()
     if len(sys.argv) > 1:  # the parent's script, where functions and activations of its own may be
         main = types.ModuleType("__main__")
         vars(main).update(runpy.run_path(sys.argv[1], run_name="__mp_main__"))
@@ -862,15 +863,10 @@ def retrain(out, trial, data_dir):
     return shlex.join(["python", "train.py", *words])
 
 
-def count_cores():
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def count_workers(flags):
-    """The number of processes on this machine; default: one for each core."""
+    """The number of processes on this machine; default: one for each core that this one may use."""
     if flags.workers is None:
-        return count_cores()
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if flags.scheduler:
         raise ValueError("--workers: is for this machine; the cluster of --scheduler has its own")
     return check_count("--workers", flags.workers)
@@ -905,8 +901,6 @@ def main(argv=None):
     add_flags(parser)
     flags = data.parse_flags(parser, argv)
     given = {n: v for n, v in vars(flags).items() if n in DEFAULT_SEARCH or n in train.SETTINGS}
-    if "space" in given:
-        given["space"] = " ".join(given["space"])
     out, count = pathlib.Path(flags.out), count_workers(flags)
     definition, known = open_search(out, given, flags.resume)
     trials, datasets = make_trials(definition, flags.data_dir, known, 1 if flags.scheduler else count)
