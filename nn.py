@@ -1,15 +1,40 @@
 """The network: pure functions over a plain dict of arrays.
 
-Parameters are ``{"W1": (784, 292), "b1": (292,), "W2": (292, 10), "b2": (10,)}``, for any
-depth; a network without hidden layers has just ``W1`` and ``b1``. Gradients and velocities
-are dicts with the same keys and shapes. Images are rows ``(n, d)``, labels are class
-numbers ``(n,)``. Everything is computed in the dtype of the parameters.
+Parameters are ``{"W1": (784, 292), "b1": (292,), "W2": (292, 10), "b2": (10,)}``, for any depth; a
+network without hidden layers has just ``W1`` and ``b1``. Gradients and velocities are dicts with the
+same keys and shapes. A training step is
 
-No function changes what it is given, but for the activations, which work in place on an array
-that ``forward`` has just made. Where memory is worth reusing there is an ``out=``, as in NumPy:
-the result is the same numbers, in the arrays that were handed over.
+    outputs, cache = forward(params, x)
+    grads = backward(params, cache, y)
+    params, velocity = sgd_step(params, grads, velocity, lr=0.1)
+
+These parameters mean the same in every function:
+
+params : dict of arrays
+    Of one floating dtype; everything is computed in it.
+x : array (n, d)
+    Preprocessed images, one in each row.
+y : int array (n,)
+    Labels: class numbers 0 ... k-1.
+activation : str
+    Of the hidden layers, a key of ``ACTIVATIONS``.
+loss : str
+    A key of ``LOSSES``. ``cross_entropy``: -log softmax(outputs)[y]; ``mse``: 0.5 * squared distance
+    between the outputs and the one-hot label; both as the mean over the batch.
+weight_decay : float
+    Adds 0.5 * weight_decay * the sum of squares of the W's to the loss, and weight_decay * W to its
+    gradient; never for the b's.
+label_smoothing : float in [0, 1)
+    The target is 1 - label_smoothing for the label, and label_smoothing / k more for each of the k
+    classes (Szegedy et al. 2016).
+out : optional
+    Where to put the result, as in NumPy: the same numbers in memory that is used again. Without it no
+    function changes what it is given.
+batches : iterable of dict
+    ``x``, ``y`` (None where labels are not known), and perhaps ``blank``, see ``forward``.
 """
 
+import contextlib
 import difflib
 import io
 import json
@@ -20,21 +45,246 @@ import pickletools
 import re
 import reprlib
 import sys
+import threading
 import warnings
 
 import numpy as np
 
 LEAKY_SLOPE = 0.01
-UPDATE_BLOCK = 65536  # elements of a weight matrix updated at a time, so that they stay in cache
+UPDATE_BLOCK = 65536  # numbers that a step updates at a time, so that they stay in cache
+
+# --- the core: initialise, forward, loss, backward, step, predict -----------------------------
 
 
-def choose(kind, name, options):
-    """Return ``options[name]``, or raise a ValueError that suggests the nearest name."""
-    if isinstance(name, str) and name in options:
-        return options[name]
-    near = difflib.get_close_matches(name, options, n=1) if isinstance(name, str) else []
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise ValueError(f"unknown {kind} {reprlib.repr(name)}{hint} (one of: {', '.join(options)})")
+def init_params(rng, sizes, activation="relu", init="auto", dtype=np.float32):
+    """Draw normal weights and zero biases.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    sizes : sequence of int
+        Widths of all layers, input and output included: ``[784, 292, 10]``.
+    init : {"auto", "he", "xavier", "lecun"}
+        See ``INITS``. ``auto``: the one that fits the activation, see ``AUTO_INITS``; xavier for a
+        network without hidden layers.
+    dtype : float32 or float64
+
+    Returns
+    -------
+    dict
+        ``W1 ... WL`` of shape (fan_in, fan_out) and ``b1 ... bL`` of shape (fan_out,).
+
+    Raises
+    ------
+    ValueError
+        Fewer than two sizes, a size below 1, an unknown name.
+    """
+    sizes = [int(size) for size in sizes]
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ValueError(f"sizes must be at least two whole numbers above 0, not {sizes}")
+    choose("activation", activation, ACTIVATIONS)
+    choose("init", init, dict.fromkeys(INIT_NAMES))
+    if init == "auto":
+        init = AUTO_INITS[activation] if len(sizes) > 2 else "xavier"
+    params = {}
+    for layer, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:]), start=1):
+        std = float(INITS[init](fan_in, fan_out))
+        params[f"W{layer}"] = rng.standard_normal((fan_in, fan_out), dtype=dtype) * std
+        params[f"b{layer}"] = np.zeros(fan_out, dtype)
+    return params
+
+
+def forward(params, x, activation="relu", dropout=0.0, rng=None, out=None, blank=None):
+    """Linear outputs of the last layer, and what ``backward`` needs.
+
+    Parameters
+    ----------
+    params, x, activation
+        See the top of this file.
+    dropout : float in [0, 1)
+        Share of hidden units switched off; the others are scaled by 1 / (1 - dropout)
+        (inverted dropout, Srivastava et al. 2014).
+    rng : numpy.random.Generator
+        Needed with dropout.
+    out : cache of an earlier call with at least as many images, optional
+        The earlier outputs and cache are gone after that.
+    blank : (rows, columns), optional
+        What the products leave out, here and in ``backward``: x may be cut off on the right, where all
+        of it is 0, and its first ``rows`` rows are 0 from ``columns`` on.
+
+    Returns
+    -------
+    outputs : array (n, k)
+        Before any softmax.
+    cache : dict
+        Opaque.
+
+    Raises
+    ------
+    ValueError
+        x is not (n, d), an unknown activation, a dropout outside [0, 1) or without rng.
+    """
+    activate, _ = choose("activation", activation, ACTIVATIONS)
+    dtype, d = params["W1"].dtype, len(params["W1"])
+    x = np.asarray(x, dtype)
+    if x.ndim != 2 or x.shape[1] > d or (x.shape[1] < d and not blank):
+        raise ValueError(f"x has shape {x.shape}, the network takes (n, {d})")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+    if dropout and rng is None:
+        raise ValueError("dropout needs a random generator (rng)")
+    depth = len(params) // 2
+    reused = [z[: len(x)] for z in out["layers"]] if out else [None] * depth
+    cache = {"activation": activation, "inputs": [x], "masks": [], "layers": [], "blank": blank}
+    for layer in range(1, depth + 1):
+        corner = blank if layer == 1 else None
+        z = _linear(cache["inputs"][-1], params[f"W{layer}"], corner, reused[layer - 1])
+        z += params[f"b{layer}"]  # (n, width)
+        cache["layers"].append(z)
+        if layer < depth:
+            hidden = activate(z)
+            if dropout:
+                cache["masks"].append(dropout_mask(hidden.shape, dropout, rng, dtype))
+                hidden = hidden * cache["masks"][-1]
+            cache["inputs"].append(hidden)
+    return z, cache
+
+
+def loss(params, outputs, y, loss="cross_entropy", weight_decay=0.0, label_smoothing=0.0):
+    """Mean loss of a batch, as a Python float, summed in float64.
+
+    Parameters
+    ----------
+    outputs : array (n, k)
+        From ``forward``.
+    params, y, loss, weight_decay, label_smoothing
+        See the top of this file.
+
+    Raises
+    ------
+    ValueError
+        Unknown loss, labels of the wrong shape or outside 0 ... k-1.
+    """
+    value_of, _ = choose("loss", loss, LOSSES)
+    with np.errstate(over="ignore", under="ignore"):
+        value = float(np.mean(value_of(outputs, _checked_labels(outputs, y), label_smoothing)))
+        if weight_decay:
+            squares = sum(np.square(w, dtype=np.float64).sum() for k, w in params.items() if k[0] == "W")
+            value += 0.5 * weight_decay * float(squares)
+    return value
+
+
+def backward(
+    params, cache, y, loss="cross_entropy", weight_decay=0.0, label_smoothing=0.0, scale=1.0, out=None
+):
+    """Gradients of ``loss`` by back-propagation (Rumelhart, Hinton & Williams 1986).
+
+    Parameters
+    ----------
+    params, y, loss, weight_decay, label_smoothing
+        As for ``loss``.
+    cache : dict
+        From ``forward`` with the same params.
+    scale : float
+        Factor on all gradients. It costs nothing: the errors at the outputs are scaled, which
+        are far smaller than the gradients.
+    out : dict of arrays like the params, optional
+
+    Returns
+    -------
+    dict of arrays
+        Keys, shapes and dtype of the params. Where ``forward`` got an x that was cut off, W1's gradient
+        has only as many rows as x has columns; weight decay is then for ``sgd_step``.
+    """
+    _, delta_of = choose("loss", loss, LOSSES)
+    _, slope = ACTIVATIONS[cache["activation"]]
+    weight_decay = float(scale * weight_decay)  # a NumPy float64 would upcast
+    outputs = cache["layers"][-1]
+    delta = delta_of(outputs, _checked_labels(outputs, y), label_smoothing)
+    delta *= scale / len(y)  # (n, k)
+    grads = dict.fromkeys(params) if out is None else dict(out)
+    for layer in range(len(params) // 2, 0, -1):
+        W, b = f"W{layer}", f"b{layer}"
+        corner = cache["blank"] if layer == 1 else None
+        grads[W] = _linear_gradient(cache["inputs"][layer - 1], delta, corner, grads[W])
+        grads[b] = delta.sum(axis=0, out=grads[b])
+        if weight_decay:
+            grads[W] += weight_decay * params[W]
+        if layer > 1:
+            delta = delta @ params[W].T  # (n, width of the layer below)
+            delta *= slope(cache["layers"][layer - 2])
+            if cache["masks"]:
+                delta *= cache["masks"][layer - 2]
+    return grads
+
+
+def sgd_step(params, grads, velocity, lr, momentum=0.0, nesterov=False, weight_decay=0.0, out=None):
+    """One step of stochastic gradient descent.
+
+    v <- momentum v - lr g;  w <- w + v  (Polyak 1964), or with ``nesterov``
+    w <- w + momentum v - lr g with the new v (Sutskever et al. 2013).
+
+    Parameters
+    ----------
+    params, weight_decay
+        See the top of this file; the weight decay is for a caller who left it out of ``backward``.
+    grads : dict of arrays
+        That of W1 may have fewer rows than W1: the others are 0.
+    velocity : dict of arrays or None
+        From the step before; None is zero.
+    lr, momentum : float
+    out : (params, velocity), optional
+        May be the very dicts that are passed in. Without momentum the velocity may be None: nobody
+        needs it.
+
+    Returns
+    -------
+    params, velocity : dicts of arrays
+        The velocity of plain SGD (momentum 0) is its last step, -lr g.
+    """
+    new_params, new_velocity = out or ({key: np.empty_like(w) for key, w in params.items()} for _ in range(2))
+    lr, momentum = float(lr), float(momentum)  # a NumPy float64 would upcast
+    for key, w in params.items():
+        if new_params is not params:
+            new_params[key][...] = w
+        if new_velocity is not None and new_velocity is not velocity:
+            new_velocity[key][...] = 0 if velocity is None else velocity[key]
+        decay = float(lr * weight_decay) if key[0] == "W" else 0.0
+        rows = max(1, UPDATE_BLOCK // w[0].size)
+        for start in range(0, len(w), rows):
+            block = slice(start, start + rows)
+            v = None if new_velocity is None else new_velocity[key][block]
+            _move(new_params[key][block], v, grads[key][block], lr, momentum, nesterov, decay)
+    return new_params, new_velocity
+
+
+def _move(w, v, g, lr, momentum, nesterov, decay):
+    """``sgd_step`` for some rows, in place; g may lack the last of them, v may be None without momentum."""
+    step = g if lr == 1 else lr * g
+    if v is not None:
+        v *= momentum
+        v[: len(g)] -= step
+        if decay:
+            v -= decay * w
+    if momentum and not nesterov:
+        w += v
+        return
+    if decay:
+        w *= 1 - decay
+    if momentum:
+        w += momentum * v
+    w[: len(g)] -= step
+
+
+def predict(params, x, activation="relu", loss="cross_entropy"):
+    """Softmax probabilities (n, k) of a cross-entropy network, linear outputs of an mse one.
+
+    Raises
+    ------
+    FloatingPointError
+        An output is not finite.
+    """
+    return estimates(outputs_of(params, [{"x": x}], activation), loss)
 
 
 # --- activations: each works in place on z, each slope is read off its own output -------------
@@ -74,160 +324,23 @@ def tanh_slope(a):
     return 1 - a * a
 
 
-ACTIVATIONS = {
+ACTIVATIONS = {  # name -> what it makes of z (n, width), and its slope from the result
     "relu": (relu, relu_slope),
     "leaky_relu": (leaky_relu, leaky_relu_slope),
     "sigmoid": (sigmoid, sigmoid_slope),
     "tanh": (tanh, tanh_slope),
 }
 
-# --- initialisation ---------------------------------------------------------------------------
-
 INITS = {  # name -> standard deviation from (fan_in, fan_out)
-    "he": lambda fan_in, fan_out: np.sqrt(2 / fan_in),
+    "he": lambda fan_in, fan_out: np.sqrt(2 / fan_in),  # He et al. 2015
     "he_leaky": lambda fan_in, fan_out: np.sqrt(2 / (fan_in * (1 + LEAKY_SLOPE**2))),
-    "xavier": lambda fan_in, fan_out: np.sqrt(2 / (fan_in + fan_out)),
-    "lecun": lambda fan_in, fan_out: np.sqrt(1 / fan_in),
+    "xavier": lambda fan_in, fan_out: np.sqrt(2 / (fan_in + fan_out)),  # Glorot & Bengio 2010
+    "lecun": lambda fan_in, fan_out: np.sqrt(1 / fan_in),  # LeCun et al. 1998
 }
-AUTO_INITS = {"relu": "he", "leaky_relu": "he_leaky", "tanh": "lecun", "sigmoid": "xavier"}
 INIT_NAMES = ("auto", "he", "xavier", "lecun")
+AUTO_INITS = {"relu": "he", "leaky_relu": "he_leaky", "tanh": "lecun", "sigmoid": "xavier"}
 
-
-def init_params(rng, sizes, activation="relu", init="auto", dtype=np.float32):
-    """Draw normal weights and zero biases.
-
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-    sizes : sequence of int
-        Widths of all layers, input and output included: ``[784, 292, 10]``.
-    activation : str
-        Of the hidden layers; ``auto`` depends on it.
-    init : {"auto", "he", "xavier", "lecun"}
-        ``he``: std sqrt(2 / fan_in) (He et al. 2015); ``xavier``: sqrt(2 / (fan_in + fan_out))
-        (Glorot & Bengio 2010); ``lecun``: sqrt(1 / fan_in) (LeCun et al. 1998). ``auto``: he for
-        relu, he with the slope's correction for leaky_relu, lecun for tanh, xavier for sigmoid
-        and for a network without hidden layers.
-    dtype : float32 or float64
-
-    Returns
-    -------
-    dict
-        ``W1 ... WL`` of shape (fan_in, fan_out) and ``b1 ... bL`` of shape (fan_out,).
-
-    Raises
-    ------
-    ValueError
-        Fewer than two sizes, a size below 1, an unknown name.
-    """
-    sizes = [int(size) for size in sizes]
-    if len(sizes) < 2 or min(sizes) < 1:
-        raise ValueError(f"sizes must be at least two whole numbers above 0, not {sizes}")
-    choose("activation", activation, ACTIVATIONS)
-    choose("init", init, dict.fromkeys(INIT_NAMES))
-    if init == "auto":
-        init = AUTO_INITS[activation] if len(sizes) > 2 else "xavier"
-    params = {}
-    for layer, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:]), start=1):
-        std = float(INITS[init](fan_in, fan_out))
-        params[f"W{layer}"] = rng.standard_normal((fan_in, fan_out), dtype=dtype) * std
-        params[f"b{layer}"] = np.zeros(fan_out, dtype)
-    return params
-
-
-def layer_sizes(params):
-    """Widths of all layers, input and output included: ``[784, 292, 10]``."""
-    depth = len(params) // 2
-    return [params["W1"].shape[0]] + [params[f"W{i}"].shape[1] for i in range(1, depth + 1)]
-
-
-# --- the core ---------------------------------------------------------------------------------
-
-
-def forward(params, x, activation="relu", dropout=0.0, rng=None, out=None, blank=None):
-    """Linear outputs of the last layer, and what ``backward`` needs.
-
-    Parameters
-    ----------
-    params : dict of arrays
-    x : array (n, d)
-        Preprocessed images; brought to the dtype of the params.
-    activation : str
-        Of the hidden layers.
-    dropout : float in [0, 1)
-        Share of hidden units switched off; the others are scaled by 1 / (1 - dropout)
-        (inverted dropout, Srivastava et al. 2014).
-    rng : numpy.random.Generator
-        Needed with dropout.
-    out : cache of an earlier call with the same shapes, optional
-        Its arrays are used again; the earlier outputs and cache are gone after that.
-    blank : (rows, columns), optional
-        The first so many rows of x are 0 from that column on: a corner that the products leave out,
-        here and in ``backward``.
-
-    Returns
-    -------
-    outputs : array (n, k)
-        Before any softmax.
-    cache : dict
-        Opaque.
-
-    Raises
-    ------
-    ValueError
-        x is not (n, d), an unknown activation, a dropout outside [0, 1) or without rng.
-    """
-    activate, _ = choose("activation", activation, ACTIVATIONS)
-    dtype = params["W1"].dtype
-    x = np.asarray(x, dtype)
-    if x.ndim != 2 or x.shape[1] != params["W1"].shape[0]:
-        raise ValueError(f"x has shape {x.shape}, the network takes (n, {params['W1'].shape[0]})")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
-    if dropout and rng is None:
-        raise ValueError("dropout needs a random generator (rng)")
-    depth = len(params) // 2
-    reused = out["layers"] if out else [None] * depth
-    cache = {"activation": activation, "inputs": [x], "masks": [], "layers": [], "blank": blank}
-    for layer in range(1, depth + 1):
-        corner = blank if layer == 1 else None
-        z = _linear(cache["inputs"][-1], params[f"W{layer}"], corner, reused[layer - 1])
-        z += params[f"b{layer}"]  # (n, width)
-        cache["layers"].append(z)
-        if layer < depth:
-            hidden = activate(z)
-            if dropout:
-                cache["masks"].append(dropout_mask(hidden.shape, dropout, rng, dtype))
-                hidden = hidden * cache["masks"][-1]
-            cache["inputs"].append(hidden)
-    return z, cache
-
-
-def _linear(x, W, blank, out):
-    """x @ W without the corner of x that is blank."""
-    if not blank:
-        return np.matmul(x, W, out=out)
-    rows, columns = blank
-    out = np.matmul(x[:, :columns], W[:columns], out=out)
-    out[rows:] += x[rows:, columns:] @ W[columns:]
-    return out
-
-
-def _linear_gradient(x, delta, blank, out):
-    """x.T @ delta without the corner of x that is blank."""
-    if not blank:
-        return np.matmul(x.T, delta, out=out)
-    rows, columns = blank
-    out = np.empty((x.shape[1], delta.shape[1]), x.dtype) if out is None else out
-    np.matmul(x[:, :columns].T, delta, out=out[:columns])
-    np.matmul(x[rows:, columns:].T, delta[rows:], out=out[columns:])
-    return out
-
-
-def dropout_mask(shape, share, rng, dtype=np.float32):
-    """Factors that switch off a share of what they multiply and scale the rest (inverted dropout)."""
-    kept = rng.random(shape, dtype=dtype) >= share
-    return np.multiply(kept, 1 / (1 - share), dtype=dtype)
+# --- losses: each a value for every image, and its slope at the outputs -----------------------
 
 
 def softmax(outputs):
@@ -240,32 +353,7 @@ def softmax(outputs):
     return e.T  # (n, k)
 
 
-def _check_labels(outputs, y):
-    """Labels as an index array, or a ValueError that says what is wrong with them.
-
-    Those of data sets are uint8: one too large is an IndexError where it is used, at no cost.
-    """
-    y = np.asarray(y)
-    if y.shape != outputs.shape[:1] or y.dtype.kind not in "iu" or not len(y):
-        raise ValueError(f"labels must be {len(outputs)} whole numbers, at least one")
-    if y.dtype != np.uint8 and (y.min() < 0 or y.max() >= outputs.shape[1]):
-        raise _beyond_labels(outputs)
-    return y
-
-
-def _beyond_labels(outputs):
-    return ValueError(f"labels must lie in 0 ... {outputs.shape[1] - 1}")
-
-
-def _minus_targets(outputs, y, label_smoothing):
-    """Outputs (n, k), in place, minus 1 for the label, or with label smoothing as ``loss`` says."""
-    outputs[np.arange(len(y)), y] -= 1 - label_smoothing
-    if label_smoothing:
-        outputs -= label_smoothing / outputs.shape[1]
-    return outputs
-
-
-def _cross_entropy(outputs, y, label_smoothing):
+def cross_entropy(outputs, y, label_smoothing):
     z = outputs.T.astype(np.float64, order="C")  # (k, n), as in softmax
     z -= z.max(axis=0)
     right = z[y, np.arange(len(y))]
@@ -274,162 +362,71 @@ def _cross_entropy(outputs, y, label_smoothing):
     return np.log(np.exp(z, out=z).sum(axis=0)) - right  # (n,), log of at least 1
 
 
-def _squared_error(outputs, y, label_smoothing):
-    z = _minus_targets(outputs.astype(np.float64), y, label_smoothing)
-    return 0.5 * np.square(z).sum(axis=1)  # (n,)
+def cross_entropy_slope(outputs, y, label_smoothing):
+    return _minus_target(softmax(outputs), y, label_smoothing)  # (n, k)
 
 
-LOSSES = {"cross_entropy": _cross_entropy, "mse": _squared_error}
+def squared_error(outputs, y, label_smoothing):
+    distance = _minus_target(outputs.astype(np.float64), y, label_smoothing)
+    return 0.5 * np.square(distance).sum(axis=1)  # (n,)
 
 
-def loss(params, outputs, y, loss="cross_entropy", weight_decay=0.0, label_smoothing=0.0):
-    """Mean loss of a batch, as a Python float, summed in float64.
-
-    Parameters
-    ----------
-    params : dict of arrays
-    outputs : array (n, k)
-        From ``forward``.
-    y : int array (n,)
-        Class numbers.
-    loss : {"cross_entropy", "mse"}
-        Mean of -log softmax(outputs)[y], or of 0.5 * squared distance between the outputs and
-        the one-hot label.
-    weight_decay : float
-        Adds 0.5 * weight_decay * the sum of squares of the W's.
-    label_smoothing : float in [0, 1)
-        The target is 1 - label_smoothing for the label, and label_smoothing / k more for each of
-        the k classes (Szegedy et al. 2016).
-
-    Raises
-    ------
-    ValueError
-        Unknown loss, labels of the wrong shape or outside 0 ... k-1.
-    """
-    per_image = choose("loss", loss, LOSSES)
-    y = _check_labels(outputs, y)
-    with np.errstate(over="ignore", under="ignore"):
-        try:
-            value = float(np.mean(per_image(outputs, y, label_smoothing)))
-        except IndexError as error:
-            raise _beyond_labels(outputs) from error
-        if weight_decay:
-            squares = sum(np.square(w, dtype=np.float64).sum() for k, w in params.items() if k[0] == "W")
-            value += 0.5 * weight_decay * float(squares)
-    return value
+def squared_error_slope(outputs, y, label_smoothing):
+    return _minus_target(outputs.copy(), y, label_smoothing)  # (n, k)
 
 
-def backward(
-    params, cache, y, loss="cross_entropy", weight_decay=0.0, label_smoothing=0.0, scale=1.0, out=None
-):
-    """Gradients of ``loss`` by back-propagation (Rumelhart, Hinton & Williams 1986).
-
-    Parameters
-    ----------
-    params, y, loss, weight_decay, label_smoothing
-        As for ``loss``.
-    cache : dict
-        From ``forward`` with the same params.
-    scale : float
-        Factor on all gradients. It costs nothing: the errors at the outputs are scaled, which
-        are far smaller than the gradients.
-    out : dict of arrays, optional
-        Gradients of an earlier call; overwritten.
-
-    Returns
-    -------
-    dict of arrays
-        Keys, shapes and dtype of the params.
-    """
-    choose("loss", loss, LOSSES)
-    _, slope = ACTIVATIONS[cache["activation"]]
-    weight_decay = float(scale * weight_decay)  # a NumPy float64 would upcast
-    outputs = cache["layers"][-1]
-    y = _check_labels(outputs, y)
-    delta = softmax(outputs) if loss == "cross_entropy" else outputs.copy()
-    try:
-        delta = _minus_targets(delta, y, label_smoothing)
-    except IndexError as error:
-        raise _beyond_labels(outputs) from error
-    delta *= scale / len(y)  # (n, k)
-    grads = dict.fromkeys(params) if out is None else out
-    for layer in range(len(params) // 2, 0, -1):
-        W, b = f"W{layer}", f"b{layer}"
-        blank = cache["blank"] if layer == 1 else None
-        grads[W] = _linear_gradient(cache["inputs"][layer - 1], delta, blank, grads[W])
-        grads[b] = delta.sum(axis=0, out=grads[b])
-        if weight_decay:
-            grads[W] += weight_decay * params[W]
-        if layer > 1:
-            delta = delta @ params[W].T  # (n, width of the layer below)
-            delta *= slope(cache["layers"][layer - 2])
-            if cache["masks"]:
-                delta *= cache["masks"][layer - 2]
-    return grads
+LOSSES = {"cross_entropy": (cross_entropy, cross_entropy_slope), "mse": (squared_error, squared_error_slope)}
 
 
-def sgd_step(params, grads, velocity, lr, momentum=0.0, nesterov=False, weight_decay=0.0, out=None):
-    """One step of stochastic gradient descent.
-
-    v <- momentum v - lr g;  w <- w + v  (Polyak 1964), or with ``nesterov``
-    w <- w + momentum v - lr g with the new v (Sutskever et al. 2013).
-
-    Parameters
-    ----------
-    params, grads : dicts of arrays
-    velocity : dict of arrays or None
-        From the step before; None is zero.
-    lr, momentum : float
-    weight_decay : float
-        Adds weight_decay * W to the gradients of the W's, for a caller who left it out of
-        ``backward``.
-    out : (params, velocity), optional
-        Where the results go, in C-contiguous arrays (or a ValueError); may be the very dicts that
-        are passed in. Without momentum the velocity may be None: nobody needs it.
-
-    Returns
-    -------
-    params, velocity : dicts of arrays
-        The velocity of plain SGD (momentum 0) is its last step, -lr g.
-    """
-    lr, momentum, weight_decay = float(lr), float(momentum), float(weight_decay)
-    if momentum and velocity is None:
-        velocity = {key: np.zeros_like(w) for key, w in params.items()}
-    new_params, new_velocity = out or (_empty_like(params), _empty_like(params))
-    if not all(w.flags.c_contiguous for arrays in (new_params, new_velocity or {}) for w in arrays.values()):
-        raise ValueError("the arrays in out must be C-contiguous")
-    scratch = np.empty(UPDATE_BLOCK, params["W1"].dtype)
-    for key in params:
-        w, g, new_w = (d[key].reshape(-1) for d in (params, grads, new_params))
-        v = velocity[key].reshape(-1) if momentum else None
-        new_v = new_velocity[key].reshape(-1) if new_velocity is not None else None
-        decay = weight_decay if key[0] == "W" else 0.0
-        for start in range(0, w.size, UPDATE_BLOCK):
-            part = slice(start, min(start + UPDATE_BLOCK, w.size))
-            room = scratch[: part.stop - start]
-            if momentum:
-                step = _step(w[part], g[part], lr, decay, room)
-                moved = np.multiply(v[part], momentum, out=new_v[part])
-                moved -= step
-                np.add(w[part], momentum * moved - step if nesterov else moved, out=new_w[part])
-            else:
-                step = _step(w[part], g[part], lr, 0.0, room)
-                if new_v is not None:
-                    np.subtract(w[part] * (-lr * decay), step, out=new_v[part])
-                kept = np.multiply(w[part], 1 - lr * decay, out=new_w[part]) if decay else w[part]
-                np.subtract(kept, step, out=new_w[part])
-    return new_params, new_velocity
+def _minus_target(estimates, y, label_smoothing):
+    """Estimates (n, k), in place, minus the one-hot label, smoothed as the top of this file says."""
+    estimates[np.arange(len(y)), y] -= 1 - label_smoothing
+    if label_smoothing:
+        estimates -= label_smoothing / estimates.shape[1]
+    return estimates
 
 
-def _step(w, g, lr, decay, out):
-    """lr * (g + decay * w) in out, or g itself where that is the same."""
-    if decay:
-        g = np.add(np.multiply(w, decay, out=out), g, out=out)
-    return g if lr == 1 else np.multiply(g, lr, out=out)
+def _checked_labels(outputs, y):
+    y = np.asarray(y)
+    if y.shape != outputs.shape[:1] or y.dtype.kind not in "iu" or not len(y):
+        raise ValueError(f"labels must be {len(outputs)} whole numbers, at least one")
+    if y.max() >= outputs.shape[1] or (y.dtype.kind == "i" and y.min() < 0):
+        raise ValueError(f"labels must lie in 0 ... {outputs.shape[1] - 1}")
+    return y
 
 
-def _empty_like(params):
-    return {key: np.empty_like(w, order="C") for key, w in params.items()}
+# --- a layer's products without what is blank, and dropout ------------------------------------
+
+
+def _linear(x, W, blank, out):
+    """x @ W, without what ``forward`` calls blank."""
+    if not blank:
+        return np.matmul(x, W, out=out)
+    rows, columns = blank[0], min(blank[1], x.shape[1])
+    z = np.matmul(x[:, :columns], W[:columns], out=out)
+    if columns < x.shape[1]:
+        z[rows:] += x[rows:, columns:] @ W[columns : x.shape[1]]
+    return z
+
+
+def _linear_gradient(x, delta, blank, out):
+    """x.T @ delta, without what ``forward`` calls blank; as many rows as x has columns."""
+    if not blank:
+        return np.matmul(x.T, delta, out=out)
+    rows, columns = blank
+    g = np.empty((x.shape[1], delta.shape[1]), x.dtype) if out is None else out[: x.shape[1]]
+    np.matmul(x[:, :columns].T, delta, out=g[:columns])
+    np.matmul(x[rows:, columns:].T, delta[rows:], out=g[columns:])
+    return g
+
+
+def dropout_mask(shape, share, rng, dtype=np.float32):
+    """Factors that switch off a share of what they multiply and scale the rest (inverted dropout)."""
+    kept = rng.random(shape, dtype=dtype) >= share
+    return np.multiply(kept, 1 / (1 - share), dtype=dtype)
+
+
+# --- around a step, and judging ---------------------------------------------------------------
 
 
 def limit_norms(params, most, out=None):
@@ -451,37 +448,46 @@ def average(params, earlier, decay):
     return {key: decay * earlier[key] + (1 - decay) * w for key, w in params.items()}
 
 
-def predict(params, x, activation="relu", loss="cross_entropy"):
-    """Softmax probabilities (n, k) of a cross-entropy network, linear outputs of an mse one."""
-    outputs, _ = forward(params, x, activation)
-    return estimates(outputs, loss)
+def outputs_of(params, batches, activation="relu"):
+    """Linear outputs (n, k) of all images of the batches, a batch at a time.
+
+    Raises
+    ------
+    FloatingPointError
+        One of them is not finite.
+    """
+    with np.errstate(all="ignore"):  # found out by the check
+        return _finite([outputs for outputs, _ in _passes(params, batches, activation)])
+
+
+def hidden_of(params, batches, activation="relu"):
+    """``outputs_of``, and what each hidden layer puts out: ``(outputs, [(n, width), ...])``."""
+    with np.errstate(all="ignore"):
+        passes = list(_passes(params, batches, activation))
+    layers = zip(*(hidden for _, hidden in passes))
+    return _finite([outputs for outputs, _ in passes]), [np.concatenate(layer) for layer in layers]
+
+
+def _passes(params, batches, activation):
+    """Outputs and hidden activations of each batch."""
+    for batch in batches:
+        outputs, cache = forward(params, batch["x"], activation, blank=batch.get("blank"))
+        yield outputs, cache["inputs"][1:]
+
+
+def _finite(parts):
+    outputs = np.concatenate(parts)
+    if not np.isfinite(outputs).all():
+        raise FloatingPointError(
+            "the network's outputs are not finite: its params or inputs are out of range"
+        )
+    return outputs
 
 
 def estimates(outputs, loss="cross_entropy"):
     """What ``predict`` makes of linear outputs (n, k): their softmax, or for mse themselves."""
     choose("loss", loss, LOSSES)
     return softmax(outputs) if loss == "cross_entropy" else outputs
-
-
-def hidden_activations(params, x, activation="relu"):
-    """What each hidden layer puts out for x (n, d): a list of arrays (n, width), without dropout."""
-    _, cache = forward(params, x, activation)
-    return cache["inputs"][1:]
-
-
-def outputs_of(params, batches, activation="relu"):
-    """Linear outputs (n, k) for all of an iterable of batches ``(x, y)``, a batch at a time.
-
-    Raises
-    ------
-    ValueError
-        One of them is not finite.
-    """
-    with np.errstate(all="ignore"):  # found out by the check that follows
-        outputs = np.concatenate([forward(params, x, activation)[0] for x, _ in batches])
-    if not np.isfinite(outputs).all():
-        raise ValueError("the network's outputs are not finite: its params or preprocessing are out of range")
-    return outputs
 
 
 def accuracy(outputs, y):
@@ -493,6 +499,21 @@ def confusion_matrix(y, predicted, classes):
     """Counts (classes, classes): row is the label, column the prediction."""
     pairs = np.asarray(y, np.int64) * classes + predicted
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def layer_sizes(params):
+    """Widths of all layers, input and output included: ``[784, 292, 10]``."""
+    depth = len(params) // 2
+    return [params["W1"].shape[0]] + [params[f"W{i}"].shape[1] for i in range(1, depth + 1)]
+
+
+def choose(kind, name, options):
+    """Return ``options[name]``, or raise a ValueError that suggests the nearest name."""
+    if isinstance(name, str) and name in options:
+        return options[name]
+    near = difflib.get_close_matches(name, options, n=1) if isinstance(name, str) else []
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"unknown {kind} {reprlib.repr(name)}{hint} (one of: {', '.join(options)})")
 
 
 # --- params files -----------------------------------------------------------------------------
@@ -869,3 +890,55 @@ def _check_admitted(value):
                 raise ValueError("it holds an array that is not numeric")
         elif item is not None and not isinstance(item, (str, int, float)):
             raise ValueError(f"it holds a {type(item).__name__}")
+
+
+def check(value, kind, what):
+    """Raise a ValueError that names the place (what) unless a value from a file is of a kind.
+
+    A kind is a type (exactly that one), None, a tuple of kinds (any of them), ``[kind]`` (a list or
+    tuple of it), ``{"name": kind, "name?": kind}`` (a dict with at least these; one with ? may be
+    None or missing) or ``{str: kind}`` (a dict of texts to it).
+    """
+    if isinstance(kind, tuple):
+        if not any(_is(value, one) for one in kind):
+            raise ValueError(f"{what} is {reprlib.repr(value)}, which is of another kind")
+    elif isinstance(kind, list):
+        if type(value) not in (list, tuple):
+            raise ValueError(f"{what} is {reprlib.repr(value)}, not a list")
+        for part in value:
+            check(part, kind[0], f"a part of {what}")
+    elif isinstance(kind, dict):
+        check(value, dict, what)
+        entries = dict.fromkeys(value, kind[str]) if str in kind else kind
+        for name, part in entries.items():
+            check(name, str, f"a name in {what}")
+            key = name if str in kind else name.removesuffix("?")
+            if key not in value and key == name:
+                raise ValueError(f"{what} lacks {key}")
+            if key == name or value.get(key) is not None:
+                check(value[key], part, f"{key} of {what}")
+    elif (value is not None) if kind is None else type(value) is not kind:
+        raise ValueError(
+            f"{what} is {reprlib.repr(value)}, not of the kind {getattr(kind, '__name__', None)}"
+        )
+
+
+def _is(value, kind):
+    try:
+        check(value, kind, "")
+    except ValueError:
+        return False
+    return True
+
+
+def save_bytes(path, content):
+    """Write bytes beside ``path`` and move them into place; a reader never sees half a file."""
+    aside = f"{path}.{os.getpid()}-{threading.get_ident()}.part"
+    try:
+        with open(aside, "wb") as file:
+            file.write(content)
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(aside)

@@ -24,7 +24,7 @@ def judge(params, config, images, labels):
     Parameters
     ----------
     params, config
-        From ``nn.load_run``.
+        From ``data.load_run``.
     images : uint8 array (n, d)
     labels : int array (n,)
 
@@ -139,13 +139,12 @@ def layers_text(params):
 
 def load_members(runs):
     """``(params, config)`` of each run; ValueError unless they can judge the same images."""
-    members = [nn.load_run(run) for run in runs]
+    members = [data.load_run(run) for run in runs]
     first = members[0][1]["data"]
-    for run, (params, config) in zip(runs, members):
+    for run, (_, config) in zip(runs, members):
         facts = config["data"]
         if any(list(facts[key]) != list(first[key]) for key in ("image_shape", "class_names")):
             raise ValueError(f"{run} and {runs[0]} know different classes or images: they are no committee")
-        data.check_steps(config["steps"], config["data"]["image_shape"], nn.layer_sizes(params)[0])
     return members
 
 
@@ -211,7 +210,7 @@ def likeliest(members, image, count=3):
     estimates = []
     for params, config in members:
         x = data.preprocess(image.reshape(1, -1), config["steps"], params["W1"].dtype)
-        outputs = nn.outputs_of(params, [(x, None)], config["activation"])
+        outputs = nn.outputs_of(params, [{"x": x}], config["activation"])
         estimates.append(nn.estimates(outputs, config["loss"])[0])
     mean = np.mean(estimates, axis=0, dtype=np.float64)
     names = members[0][1]["data"]["class_names"]

@@ -88,11 +88,12 @@ def end_epoch(state, params, velocity, lr, seconds, sets, config):
     average = nn.average(params, state["average"] or params, config["ema"]) if config["ema"] else None
     judged, best = average or params, state["best"]
     row = {"epoch": state["epoch"] + 1, "lr": lr}
-    for part in PARTS:
-        row |= part_figures(judged, sets, part, config) if part in sets["evaluate"] else NO_FIGURES[part]
+    try:
+        for part in PARTS:
+            row |= part_figures(judged, sets, part, config) if part in sets["evaluate"] else NO_FIGURES[part]
+    except FloatingPointError:
+        raise divergence(config, row["epoch"], "after its last step") from None
     row["seconds"] = round(seconds, 4)
-    if not all(math.isfinite(row[f"{part}_loss"] or 0) for part in PARTS):
-        raise divergence(config, row["epoch"], "after its last step")
     accuracy = row["val_accuracy"]  # None without validation images: then the last epoch is kept
     if accuracy is None or best is None or accuracy > best["accuracy"]:
         best = {"epoch": row["epoch"], "accuracy": accuracy, "params": judged}
@@ -924,8 +925,8 @@ def main(argv=None):
 def check_resumable(out):
     """Raise a ValueError that names other runs nearby where there is none in the folder."""
     if not (out / "last.pkl").exists():
-        others = sorted(str(path.parent) for path in out.parent.glob("*/last.pkl"))[:5]
-        hint = f"; there is one in {', '.join(others)}" if others else ""
+        found = [str(path.parent) for near in (out, out.parent) for path in sorted(near.glob("*/last.pkl"))]
+        hint = f"; there is one in {', '.join(found[:5])}" if found else ""
         raise ValueError(f"--resume: there is no run in {out}{hint} (name its folder with --out)")
 
 

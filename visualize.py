@@ -750,8 +750,7 @@ def load_folder(path):
         raise FileNotFoundError(f"there is no folder {path}; python train.py makes one (see its --out)")
     run = {"path": path, "lacks": {}, "config": load_config(path / "config.json")}
     if (path / "params.pkl").exists():
-        run["params"], config = nn.load_run(path)
-        data.check_steps(config["steps"], config["data"]["image_shape"], nn.layer_sizes(run["params"])[0])
+        run["params"], config = data.load_run(path)
         run["config"] = {**run["config"], **config}
     else:
         run["lacks"] |= dict.fromkeys(("params", *TEST_SET), "there is no params.pkl")
@@ -893,10 +892,10 @@ def judge_images(params, config, images):
     """Estimates (n, k) of uint8 images (n, d), and the activations (n, width) of each hidden layer."""
 
     def taken():
-        return data.batches(images, images, config["steps"], dtype=params["W1"].dtype)
+        return data.batches(images, None, config["steps"], dtype=params["W1"].dtype)
 
     outputs = nn.outputs_of(params, taken(), config["activation"])
-    layers = [nn.hidden_activations(params, x, config["activation"]) for x, _ in taken()]
+    layers = [nn.hidden_activations(params, batch["x"], config["activation"]) for batch in taken()]
     return nn.estimates(outputs, config["loss"]), [np.concatenate(layer) for layer in zip(*layers)]
 
 
@@ -1100,7 +1099,7 @@ def save_figures(figures, folder):
 
 
 def save_file(path, content):
-    data.save_bytes(path, content)
+    nn.save_bytes(path, content)
     print(path, flush=True)
 
 
@@ -1191,7 +1190,7 @@ def drawing_window(figure, params, config, title=""):
     figure : matplotlib.figure.Figure
         Empty; on the canvas of any interactive backend.
     params, config
-        From ``nn.load_run``.
+        From ``data.load_run``.
 
     Returns
     -------
@@ -1239,8 +1238,7 @@ def drawing_window(figure, params, config, title=""):
 
 def open_drawing(path):
     """A window to draw digits in, for the network of a run."""
-    params, config = nn.load_run(path)
-    data.check_steps(config["steps"], config["data"]["image_shape"], nn.layer_sizes(params)[0])
+    params, config = data.load_run(path)
     pyplot = import_pyplot()
     with matplotlib.rc_context({"toolbar": "None", "keymap.back": []}):  # c is ours
         figure = pyplot.figure("draw", figsize=PAGE, layout="constrained")

@@ -290,7 +290,7 @@ def test_a_run_with_warnings_as_errors(tiny, tmp_path):
 
 def test_params_too_large_to_judge_are_one_clear_error(tiny, tmp_path):
     assert call(train.main, "--dataset", tiny, "--val-size", 2, "--epochs", 1, "--out", tmp_path)[0] == 0
-    params, config = train.nn.load_run(tmp_path)
+    params, config = data.load_run(tmp_path)
     train.nn.save_params(
         tmp_path / "params.pkl", {k: np.full_like(w, 3e38) for k, w in params.items()}, config
     )

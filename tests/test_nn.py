@@ -300,6 +300,82 @@ def test_a_blank_corner_of_x_may_be_left_out(depth, blank):
     assert all_bytes((again, nn.backward(params, my_cache, y, out=my_grads))) == bits
 
 
+@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize("blank", [(0, 4), (0, 0), (3, 2), (8, 1), (2, 100)])
+def test_x_may_be_cut_off_behind_its_ink(depth, blank):
+    params, x, y = network(depth)
+    x[:, 4:] = 0
+    x[: blank[0], blank[1] :] = 0
+    outputs, cache = nn.forward(params, x)
+    grads = nn.backward(params, cache, y)
+    mine, my_cache = nn.forward(params, x[:, :4], blank=blank)
+    np.testing.assert_allclose(mine, outputs, rtol=1e-12)
+    out = {key: np.full_like(w, np.nan) for key, w in params.items()}
+    for given in (None, out):
+        my_grads = nn.backward(params, my_cache, y, out=given)
+        assert my_grads["W1"].shape == (4, params["W1"].shape[1])
+        for key in params:
+            expected = grads[key][:4] if key == "W1" else grads[key]
+            np.testing.assert_allclose(my_grads[key], expected, rtol=1e-12, atol=1e-15)
+    assert np.shares_memory(my_grads["W1"], out["W1"]) and out["W1"].shape == params["W1"].shape
+    with pytest.raises(ValueError):
+        nn.forward(params, x[:, :4])
+    with pytest.raises(ValueError):
+        nn.forward(params, np.pad(x, ((0, 0), (0, 1))), blank=blank)
+    with pytest.raises(ValueError):
+        nn.backward(params, my_cache, y, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("momentum, nesterov", [(0.0, False), (0.9, False), (0.9, True)])
+@pytest.mark.parametrize("decay", [0.0, 0.02])
+@pytest.mark.parametrize("rows", [0, 1, 4, 6])
+def test_missing_rows_of_the_first_gradient_are_zero(monkeypatch, rows, momentum, nesterov, decay):
+    monkeypatch.setattr(nn, "UPDATE_BLOCK", 10)
+    params, x, y = network()
+    x[:, rows:] = 0
+    velocity = {key: np.full_like(w, 0.3) for key, w in params.items()}
+    grads = nn.backward(params, nn.forward(params, x)[1], y)
+    step = (velocity, 0.1, momentum, nesterov, decay)
+    whole = nn.sgd_step(params, grads, *step)
+    assert all_bytes(nn.sgd_step(params, {**grads, "W1": grads["W1"][:rows]}, *step)) == all_bytes(whole)
+
+
+@pytest.mark.parametrize("momentum, nesterov", [(0.0, False), (0.9, False), (0.9, True)])
+def test_a_step_goes_into_any_arrays_that_are_handed_over(momentum, nesterov):
+    params, x, y = network()
+    grads = nn.backward(params, nn.forward(params, x)[1], y)
+    velocity = {key: np.full_like(w, 0.3) for key, w in params.items()}
+    step = (0.1, momentum, nesterov, 0.01)
+    right = nn.sgd_step(params, grads, velocity, *step)
+    before = all_bytes((params, velocity))
+    out = tuple({k: np.full(w.shape, np.nan, order="F") for k, w in params.items()} for _ in range(2))
+    got = nn.sgd_step(params, grads, velocity, *step, out=out)
+    assert got[0] is out[0] and got[1] is out[1] and all_bytes((params, velocity)) == before
+    assert all_bytes(out) == all_bytes(right)
+    nn.sgd_step(params, grads, velocity, *step, out=(params, velocity))
+    assert all_bytes((params, velocity)) == all_bytes(right)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_a_network_runs_over_batches(depth):
+    params, x, _ = network(depth, "tanh")
+    x[:3, 4:] = 0
+    whole, cache = nn.forward(params, x, "tanh")
+    batches = [{"x": x[:3, :4], "y": None, "blank": (0, 4)}, {"x": x[3:]}]
+    np.testing.assert_allclose(nn.outputs_of(params, iter(batches), "tanh"), whole, rtol=1e-12)
+    outputs, hidden = nn.hidden_of(params, iter(batches), "tanh")
+    np.testing.assert_allclose(outputs, whole, rtol=1e-12)
+    assert len(hidden) == depth
+    for got, expected in zip(hidden, cache["inputs"][1:]):
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
+    x[5, 0] = np.inf
+    for run in (nn.outputs_of, nn.hidden_of):
+        with pytest.raises(FloatingPointError):
+            run(params, batches, "relu")
+    with pytest.raises(FloatingPointError):
+        nn.predict(params, x)
+
+
 def test_blocks_of_the_update_do_not_change_it(monkeypatch):
     params, x, y = network(1, dtype=np.float32)
     grads = nn.backward(params, nn.forward(params, x)[1], y)
@@ -387,11 +463,3 @@ def test_activations_are_safe_at_the_ends(activation, dtype):
 def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call(*network())
-
-
-def test_sgd_step_refuses_an_out_that_it_could_not_write_into():
-    params = {"W1": np.asfortranarray(np.ones((3, 2))), "b1": np.zeros(2)}
-    grads = {key: np.ones_like(w) for key, w in params.items()}
-    with pytest.raises(ValueError, match="contiguous"):
-        nn.sgd_step(params, grads, None, 0.1, out=(params, None))
-    assert (nn.sgd_step(params, grads, None, 0.1)[0]["W1"] == 0.9).all()

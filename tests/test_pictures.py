@@ -85,7 +85,7 @@ def test_ten_real_digits_in_five_disturbed_forms_are_classified(real_data, tmp_p
     given += ["--epochs", 6, "--batch-size", 64, "--lr", 0.6, "--lr-schedule", "cosine"]
     train.main(list(map(str, given)))
     dataset = data.load_dataset("mnist", real_data)
-    _, report = judging.judge(*nn.load_run(network), dataset["test_images"], dataset["test_labels"])
+    _, report = judging.judge(*data.load_run(network), dataset["test_images"], dataset["test_labels"])
     assert report["accuracy"] >= 0.98
     capsys.readouterr()
 
@@ -277,7 +277,7 @@ def test_a_committee_is_the_mean_of_its_members(runs, capsys):
     dataset = data.load_dataset(str(runs / "set"))
     labels, probs = dataset["test_labels"], []
     for name, row in zip(names, report["members"]):
-        params, config = nn.load_run(name)
+        params, config = data.load_run(name)
         x = data.preprocess(dataset["test_images"], config["steps"])
         probs.append(nn.predict(params, x, config["activation"]))
         assert row["run"] == name and row["accuracy"] == (probs[-1].argmax(axis=1) == labels).mean()
@@ -319,7 +319,7 @@ def test_pictures_are_judged_as_the_network_judges_their_images(runs, seven, tmp
         (row,) = json.loads(capsys.readouterr().out)
         image = data.prepare_picture(data.load_picture(path)).reshape(1, -1)
         mean = np.zeros(3)
-        for params, config in map(nn.load_run, folders):
+        for params, config in map(data.load_run, folders):
             x = data.preprocess(image, config["steps"])
             mean += nn.predict(params, x, config["activation"])[0] / len(names)
         assert [c["name"] for c in row["classes"]] == [str(i) for i in np.argsort(-mean)]

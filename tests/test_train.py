@@ -355,16 +355,17 @@ def test_a_run_leaves_its_files(small_set, tmp_path):
     assert "small: 48 training, 12 validation, 20 test images of 4x5, 3 classes" in done.stdout
     assert "20-7-3" in done.stdout and "epoch 3/3" in done.stdout and "best on validation" in done.stdout
     assert done.stderr == "", "no progress line unless standard error is a terminal"
-    assert sorted(os.listdir(out)) == ["config.json", "history.csv", "last.pkl", "params.pkl"]
+    assert sorted(os.listdir(out)) == [".lock", "config.json", "history.csv", "last.pkl", "params.pkl"]
     assert (out / "history.csv").read_text().startswith(",".join(train.COLUMNS))
     config = json.loads((out / "config.json").read_text())
     assert config["status"] == "finished" and config["lr"] == 0.2475 and config["seed"] == 0
     assert set(config["data"]["sha256"]) == set(data.FILES)
     assert config["versions"]["numpy"] == np.__version__
     assert config["result"]["last"] == data.load_rows(out / "history.csv")[-1]
-    params, stored = nn.load_run(out)
+    params, stored = data.load_run(out)
     assert nn.layer_sizes(params) == [20, 7, 3]
-    assert stored["epoch"] == config["result"]["kept"]["epoch"] and stored["steps"] == [{"name": "scale"}]
+    assert stored["epoch"] == config["result"]["kept"]["epoch"]
+    assert stored["steps"] == [{"name": "affine", "mean": None, "factor": 1 / 255, "basis": None}]
 
 
 def test_the_same_command_gives_the_same_bytes(small_set, tmp_path):
@@ -381,7 +382,7 @@ def test_a_second_run_keeps_the_first(small_set, tmp_path):
         done = run("train.py", "--dataset", small_set, "--epochs", epochs, "--out", out, *SMALL[:-1])
     assert f"the run that was in {out} is kept in {out / 'previous-1'}" in done.stdout
     assert len(history(out)) == 2 and len(history(out / "previous-1")) == 3
-    assert nn.load_run(out / "previous-1")
+    assert data.load_run(out / "previous-1")
 
 
 def test_config_file_and_flags(small_set, tmp_path):
@@ -436,7 +437,7 @@ def test_a_run_that_diverges_keeps_what_was_best(small_set, tmp_path):
     assert is_one_clear_line(done.stderr, "the loss is no longer finite")
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["status"] == "diverged" and len(history(tmp_path)) == config["result"]["last"]["epoch"] > 0
-    nn.load_run(tmp_path)
+    data.load_run(tmp_path)
 
 
 # --- stopped and resumed ----------------------------------------------------------------------
@@ -508,7 +509,7 @@ def test_resume_refuses_another_run_and_extends_its_own(small_set, tmp_path):
     go("--resume", "--epochs", 4)
     assert len(history(tmp_path / "run")) == 4
     write_dataset(small_set, seed=5)
-    assert is_one_clear_line(go("--resume", "--epochs", 5, check=2).stderr, "not the one")
+    assert is_one_clear_line(go("--resume", "--epochs", 5, check=2).stderr, "--dataset")
 
 
 def test_flags_of_a_resumed_run_are_checked_beside_its_own_settings(small_set, tmp_path):
@@ -519,9 +520,12 @@ def test_flags_of_a_resumed_run_are_checked_beside_its_own_settings(small_set, t
     assert is_one_clear_line(refused.stderr, "did you mean --nesterov")
 
 
-def test_resume_with_nothing_there_starts(small_set, tmp_path):
-    done = run("train.py", "--dataset", small_set, "--out", tmp_path, "--resume", "--epochs", 1, *SMALL[:-1])
-    assert "no run to resume" in done.stdout and len(history(tmp_path)) == 1
+def test_resume_with_nothing_there_is_refused_and_names_the_runs_nearby(small_set, tmp_path):
+    run("train.py", "--dataset", small_set, "--out", tmp_path / "there", "--epochs", 1, *SMALL)
+    for out in (tmp_path, tmp_path / "here"):
+        refused = run("train.py", "--out", out, "--resume", check=2)
+        assert is_one_clear_line(refused.stderr, "--resume", str(out), str(tmp_path / "there"))
+    assert not (tmp_path / "here").exists() and not (tmp_path / ".lock").exists()
 
 
 @pytest.mark.parametrize("damage", ["cut", "no-state", "history"])
