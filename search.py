@@ -482,7 +482,8 @@ def _processes(count):
         for _ in threads:
             calls.put(None)
         for thread in threads:
-            thread.join()
+            if thread.is_alive():  # not if Ctrl-C came while it was started
+                thread.join()
         for process in processes:
             process.communicate()  # closes the pipes
 

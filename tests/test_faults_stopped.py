@@ -47,7 +47,7 @@ def test_a_space_with_a_hidden_layer_of_a_million_is_refused_before_anything_run
 
 
 def test_trials_that_fit_into_memory_one_by_one_may_not_fit_together(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "available_memory", lambda: 6e6)
+    monkeypatch.setattr(train, "available_memory", lambda: 9e6)
     space = "hidden=2000:2100"
     together = flags(small, tmp_path / "together", space=space)
     call_refused(search.main, *together, words=["2 trials at once", "fewer --workers"])
