@@ -89,11 +89,11 @@ def end_epoch(state, params, velocity, lr, seconds, sets, config):
     average = nn.average(params, state["average"] or params, config["ema"]) if config["ema"] else None
     judged, best = average or params, state["best"]
     row = {"epoch": state["epoch"] + 1, "lr": lr}
-    try:
-        for part in PARTS:
+    for part in PARTS:
+        try:
             row |= part_figures(judged, sets, part, config) if part in sets["evaluate"] else NO_FIGURES[part]
-    except FloatingPointError:
-        raise divergence(config, row["epoch"], "after its last step") from None
+        except FloatingPointError:
+            raise divergence(config, row["epoch"], "after its last step") from None
     row["seconds"] = round(seconds, 4)
     accuracy = row["val_accuracy"]  # None without validation images: then the last epoch is kept
     if accuracy is None or best is None or accuracy > best["accuracy"]:
@@ -312,8 +312,10 @@ def part_figures(params, sets, part, config):
     order = np.argsort(images["inked"], kind="stable")
     labels, params = images["labels"][order], in_order(params, sets["columns"])
     outputs = nn.outputs_of(params, evaluation_batches(images, order, sets, params), config["activation"])
-    figures = nn.loss(params, outputs, labels, config["loss"]), nn.accuracy(outputs, labels)
-    return dict(zip(NO_FIGURES[part], figures))
+    loss = nn.loss(params, outputs, labels, config["loss"])
+    if not math.isfinite(loss):
+        raise FloatingPointError("the loss is not finite")
+    return dict(zip(NO_FIGURES[part], (loss, nn.accuracy(outputs, labels))))
 
 
 def evaluation_batches(part, order, sets, params):
@@ -335,23 +337,21 @@ def number(low, high=math.inf, whole=False, above=False, below=False):
     wanted = f"{kind} {'above' if above else 'of at least'} {low}{upper}"
 
     def check(value):
-        result = as_number(value)
+        result = math.nan
+        if isinstance(value, (int, float, str, np.integer, np.floating)) and not isinstance(value, bool):
+            with contextlib.suppress(ValueError, OverflowError):
+                result = float(value)
         fits = (result > low if above else result >= low) and (result < high if below else result <= high)
         if not fits or math.isinf(result) or (whole and result != int(result)):
             raise ValueError(f"must be {wanted}, not {shown(value)}")
-        return int(result) if whole else float(result)
+        if not whole:
+            return result
+        try:
+            return int(value)  # exact beyond 2**53, where a float has gaps
+        except ValueError:  # text such as 1e3
+            return int(result)
 
     return check
-
-
-def as_number(value):
-    """The int or float that a number or a text stands for; nan for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str, np.integer, np.floating)):
-        return math.nan
-    for kind in (int, float) if isinstance(value, str) else (lambda number: number,):
-        with contextlib.suppress(ValueError):
-            return kind(value)
-    return math.nan
 
 
 def shown(value):
@@ -359,7 +359,8 @@ def shown(value):
 
 
 def share_or_count(value):
-    return number(0, whole=as_number(value) >= 1)(value)
+    result = number(0)(value)
+    return result if result < 1 else number(0, whole=True)(value)
 
 
 def optional(check):

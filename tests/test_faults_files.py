@@ -75,7 +75,8 @@ def use_run(out):
     state, rows, config, prepared = train.resume_run(out, {}, None)
     config["epochs"] = min(config["epochs"], state["epoch"]) + 1
     train.describe(config, prepared, state["params"])
-    state, rows = train.fit(state, prepared, config, rows)
+    for after, row in train.fit(state, prepared, config, rows):
+        state, rows = after, [*rows, row]
     train.save_epoch(out, state, rows, config, prepared["steps"])
     train.save_record(out, config, "finished", rows, state["best"])
 
