@@ -107,59 +107,13 @@ def load_json(path):
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
-def load_run(path):
-    """``(params, config)`` of a run's folder or of a params file, ready for use.
-
-    Raises
-    ------
-    ValueError
-        As ``load_params``; a config that does not say how to use the params.
-    OSError
-        There is no such file.
-    """
-    if os.path.isdir(path):
-        path = os.path.join(path, "params.pkl")
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no {path}; python train.py makes one (see its --out)")
-    params, config = nn.load_params(path)
-    try:
-        check_config(params, config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} was not written by a run: {error}") from error
-    return params, config
-
-
-def check_config(params, config):
-    """Raise a ValueError, KeyError or TypeError unless config says how to use the params."""
-    nn.choose("activation", config["activation"], nn.ACTIVATIONS)
-    nn.choose("loss", config["loss"], nn.LOSSES)
-    facts, sizes = config["data"], nn.layer_sizes(params)
-    kinds = {"dataset": str, "steps": list, "data": dict}
-    if not all(isinstance(config[key], kind) for key, kind in kinds.items()):
-        raise ValueError("its config does not name a data set and preprocessing steps")
-    names, shape = facts["class_names"], facts["image_shape"]
-    if not all(isinstance(value, (list, tuple)) for value in (names, shape)):
-        raise ValueError("its class names or image shape are no lists")
-    if not all(isinstance(name, str) for name in names) or not all(type(n) is int for n in shape):
-        raise ValueError("its class names or image shape are no such things")
-    if not isinstance(facts.get("title", ""), str) or not isinstance(config.get("epoch", 0), int):
-        raise ValueError("its title is no text, or its epoch no whole number")
-    digests = facts.get("sha256", {})
-    if not isinstance(digests, dict) or not all(isinstance(digest, str) for digest in digests.values()):
-        raise ValueError("its SHA-256 of the data are no texts")
-    if len(shape) != 2 or len(names) != sizes[-1]:
-        raise ValueError("its class names or image shape do not fit its params")
-
-
 def save_rows(path, rows, columns):
     """Write a list of dicts as CSV; None becomes an empty field."""
-    lines = [columns] + [["" if row[c] is None else row[c] for c in columns] for row in rows]
-    nn.save_bytes(path, "".join(",".join(map(_csv_field, line)) + "\n" for line in lines).encode())
-
-
-def _csv_field(value):
-    text = str(value)
-    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\n\r') else text
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    nn.save_bytes(path, text.getvalue().encode())
 
 
 def load_rows(path, words=False):
@@ -194,6 +148,13 @@ def _number_or_word(text):
         return _number(text)
     except ValueError:
         return text
+
+
+def setting_text(value):
+    """A setting as one word, which its check turns into the same setting: ``512x256``."""
+    if isinstance(value, list):
+        return ("+" if value and isinstance(value[0], str) else "x").join(map(str, value or [0]))
+    return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
 
 
 def load_idx(path):
@@ -293,6 +254,48 @@ def load_dataset(name="auto", data_dir=None, download=True):
             f"unknown dataset {name!r}: neither {', '.join(DATASET_NAMES)} nor a folder with IDX files"
         )
     return _load_folder(folder, str(name), folder.resolve().name)
+
+
+def load_run(path):
+    """``(params, config)`` of a run's folder or of a params file, ready for use.
+
+    Raises
+    ------
+    ValueError
+        As ``nn.load_params``; a config that does not say how to use the params.
+    OSError
+        There is no such file.
+    """
+    if os.path.isdir(path):
+        path = os.path.join(path, "params.pkl")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no {path}; python train.py makes one (see its --out)")
+    params, config = nn.load_params(path)
+    try:
+        return params, read_config(params, config)
+    except ValueError as error:
+        raise ValueError(f"{path} was not written by a run: {error}") from error
+
+
+def read_config(params, config):
+    """The config that was stored with params, checked, and its steps as they are now (``read_steps``)."""
+    nn.check(config, CONFIG_KIND, "its config")
+    nn.choose("activation", config["activation"], nn.ACTIVATIONS)
+    nn.choose("loss", config["loss"], nn.LOSSES)
+    facts, sizes = config["data"], nn.layer_sizes(params)
+    if len(facts["image_shape"]) != 2 or len(facts["class_names"]) != sizes[-1]:
+        raise ValueError("its class_names or image_shape do not fit its params")
+    return {**config, "steps": read_steps(config["steps"], facts["image_shape"], sizes[0])}
+
+
+CONFIG_KIND = {
+    "activation": str,
+    "loss": str,
+    "dataset": str,
+    "steps": [dict],
+    "data": {"class_names": [str], "image_shape": [int], "title?": str, "sha256?": {str: str}},
+    "epoch?": int,
+}
 
 
 def load_dataset_of(config, data_dir=None, name=None):
@@ -750,88 +753,7 @@ def _pool(pictures, step):
     return np.rint(blocks.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
 
 
-def _scale(x, step):
-    x *= step.get("by", 1 / 255)  # in half the time of a division
-    return x
-
-
-def _center(x, step):
-    x -= step["mean"].astype(x.dtype)
-    return x
-
-
-def _standardize(x, step):
-    x -= x.dtype.type(step["mean"])
-    x /= x.dtype.type(step["std"])
-    return x
-
-
-def _pca(x, step):
-    return _center(x, step) @ step["basis"].astype(x.dtype)  # (n, number)
-
-
-def _fit_center(images, steps, number):
-    return {"mean": _mean_over(images, steps, lambda x: x)}
-
-
-def _fit_standardize(images, steps, number):
-    mean = float(_mean_over(images, steps, lambda x: x).mean())
-    square = float(_mean_over(images, steps, np.square).mean())
-    return {"mean": mean, "std": math.sqrt(max(0.0, square - mean**2)) or 1.0}
-
-
-def _fit_pca(images, steps, number):
-    mean = _mean_over(images, steps, lambda x: x)
-    if number > len(mean):
-        raise ValueError(f"pca:{number}: an image has only {len(mean)} numbers there")
-    taken = batches(images, None, steps, dtype=np.float64)
-    product = sum(batch["x"].T @ batch["x"] for batch in taken)
-    _, vectors = np.linalg.eigh(product / len(images) - np.outer(mean, mean))
-    basis = vectors[:, ::-1][:, :number]  # (d, number), the largest variance first
-    largest = np.take_along_axis(basis, np.abs(basis).argmax(axis=0)[None], axis=0)
-    return {"mean": mean, "basis": basis * np.sign(largest)}  # eigenvectors have no sign of their own
-
-
-def _mean_over(images, steps, function):
-    """Mean over all images of a function of their numbers (d,), float64, after the steps so far."""
-    taken = batches(images, images[:, 0], steps, dtype=np.float64)
-    return sum(function(batch["x"]).sum(axis=0) for batch in taken) / len(images)
-
-
-FAINT = 32  # grey levels out of 255 that do not count for the width of the ink
-PICTURE_STEPS = {"deskew": _deskew, "width": _normalize_width, "pool": _pool}  # uint8 (n, rows, columns)
-PIXEL_STEPS = {  # name -> (fit on training images, or None; apply to float (n, d), maybe in place)
-    "scale": (None, _scale),
-    "center": (_fit_center, _center),
-    "standardize": (_fit_standardize, _standardize),
-    "pca": (_fit_pca, _pca),
-}
-NUMBERED_STEPS = {"width": "width:14", "pca": "pca:50"}  # those that need a number, with an example
-STEP_NAMES = [NUMBERED_STEPS.get(name, name) for name in (*PICTURE_STEPS, *PIXEL_STEPS)]
-
-
-def parse_steps(names):
-    """``["deskew", "pca:50"]`` as ``[("deskew", None), ("pca", 50)]``; ValueError if it makes no sense."""
-    steps = []
-    for text in names:
-        name, colon, number = text.partition(":") if isinstance(text, str) else (text, "", "")
-        if name not in {**PICTURE_STEPS, **PIXEL_STEPS}:
-            raise ValueError(f"unknown preprocessing {text!r:.40} (one of: {', '.join(STEP_NAMES)})")
-        if name not in NUMBERED_STEPS and colon:
-            raise ValueError(f"{name} takes no number, not {text:.40}")
-        if name in NUMBERED_STEPS and not (number.isdecimal() and 1 <= int(number[:9]) == int(number)):
-            raise ValueError(
-                f"{name} needs a whole number above 0, as in {NUMBERED_STEPS[name]}, not {text:.40}"
-            )
-        if name in PICTURE_STEPS and any(before in PIXEL_STEPS for before, _ in steps):
-            raise ValueError(f"{name} works on pictures: put it before {steps[-1][0]}")
-        if name in dict(steps):
-            raise ValueError("must name each step once")
-        steps.append((name, int(number) if colon else None))
-    return steps
-
-
-def fit_preprocess(names, images, image_shape=None):
+def fit_steps(names, images, image_shape):
     """Fit preprocessing on training images.
 
     Parameters
@@ -844,41 +766,98 @@ def fit_preprocess(names, images, image_shape=None):
         subtracts the mean of all pixels and divides by their standard deviation, ``pca:50``
         keeps the 50 principal components (Pearson 1901).
     images : uint8 array (n, d)
-        Training images only.
-    image_shape : (rows, columns), optional
-        Needed by the steps on pictures.
+        Training images only, as they are read.
+    image_shape : (rows, columns)
 
     Returns
     -------
     list of dict
-        The fitted steps, for ``preprocess``; plain data that can be stored with the params.
+        The fitted steps: those on pictures, and at most one ``{"name": "affine", "mean": None, float
+        or (d,), "factor": float, "basis": None or (d, k)}`` that all the others make together: an
+        image x becomes ``((x - mean) * factor) @ basis``. Plain data that can be stored with the params.
 
     Raises
     ------
     ValueError
         Unknown name, wrong order or number.
     """
-    pictures = picture_steps(names, image_shape)
-    return pictures + fit_pixel_steps(names, redraw(images, pictures))
-
-
-def picture_steps(names, image_shape):
-    """The steps on pictures (rows, columns) among names; there is nothing to be fitted."""
-    steps, shape = [], image_shape
-    for name, number in parse_steps(names):
+    parsed, pictures, numbers, shape = parse_steps(names), [], [], list(image_shape)
+    for name, number in parsed:
         if name in PICTURE_STEPS:
-            steps.append({"name": name, "shape": list(shape)} | ({"number": number} if number else {}))
+            pictures.append({"name": name, "shape": shape} | ({"number": number} if number else {}))
             shape = _shape_after(name, shape)
-    return steps
+    if any(name in FITTED_STEPS for name, _ in parsed):
+        images = redraw(images, pictures)
+    for name, number in parsed:
+        if name == "scale":
+            numbers = _followed_by(numbers, factor=1 / 255)
+        elif name in FITTED_STEPS:
+            numbers = _followed_by(numbers, **FITTED_STEPS[name](images, numbers, number))
+    return pictures + numbers
 
 
-def fit_pixel_steps(names, images):
-    """The other steps among names, fitted on training images that are redrawn already."""
+def _followed_by(steps, mean=None, factor=1.0, basis=None):
+    """The affine step that does what steps, none or one, do, and then another: a list of one."""
+    if steps and mean is not None:  # it is subtracted before all that the first step does
+        if steps[0]["basis"] is not None:  # its columns are at right angles, and of length 1
+            mean = steps[0]["basis"] @ np.broadcast_to(mean, steps[0]["basis"].shape[1:])
+        mean = mean / steps[0]["factor"]
+    for step in steps:
+        mean = step["mean"] if mean is None else mean if step["mean"] is None else step["mean"] + mean
+        factor = step["factor"] * factor
+        basis = step["basis"] if basis is None else basis if step["basis"] is None else step["basis"] @ basis
+    return [{"name": "affine", "mean": mean, "factor": factor, "basis": basis}]
+
+
+def _fit_center(images, steps, number):
+    return {"mean": _mean_over(images, steps, lambda x: x)}
+
+
+def _fit_standardize(images, steps, number):
+    mean = float(_mean_over(images, steps, lambda x: x).mean())
+    square = float(_mean_over(images, steps, np.square).mean())
+    return {"mean": mean, "factor": 1 / (math.sqrt(max(0.0, square - mean**2)) or 1.0)}
+
+
+def _fit_pca(images, steps, number):
+    mean = _mean_over(images, steps, lambda x: x)
+    if number > len(mean):
+        raise ValueError(f"pca:{number}: an image has only {len(mean)} numbers there")
+    product = sum(batch["x"].T @ batch["x"] for batch in batches(images, None, steps, dtype=np.float64))
+    _, vectors = np.linalg.eigh(product / len(images) - np.outer(mean, mean))
+    basis = vectors[:, ::-1][:, :number]  # (d, number), the largest variance first
+    largest = np.take_along_axis(basis, np.abs(basis).argmax(axis=0)[None], axis=0)
+    return {"mean": mean, "basis": basis * np.sign(largest)}  # eigenvectors have no sign of their own
+
+
+def _mean_over(images, steps, function):
+    """Mean over all images of a function of their numbers (d,), float64, after the steps so far."""
+    taken = batches(images, None, steps, dtype=np.float64)
+    return sum(function(batch["x"]).sum(axis=0) for batch in taken) / len(images)
+
+
+FAINT = 32  # grey levels out of 255 that do not count for the width of the ink
+PICTURE_STEPS = {"deskew": _deskew, "width": _normalize_width, "pool": _pool}  # uint8 (n, rows, columns)
+FITTED_STEPS = {"center": _fit_center, "standardize": _fit_standardize, "pca": _fit_pca}
+STEP_NAMES = ["deskew", "width:14", "pool", "scale", "center", "standardize", "pca:50"]  # with numbers to try
+STEP_EXAMPLES = {text.partition(":")[0]: text for text in STEP_NAMES}
+
+
+def parse_steps(names):
+    """``["deskew", "pca:50"]`` as ``[("deskew", None), ("pca", 50)]``; ValueError if it makes no sense."""
     steps = []
-    for name, number in parse_steps(names):
-        if name in PIXEL_STEPS:
-            fit, _ = PIXEL_STEPS[name]
-            steps.append({"name": name} | (fit(images, steps, number) if fit else {}))
+    for text in names:
+        name, colon, number = text.partition(":") if isinstance(text, str) else (text, "", "")
+        example = nn.choose("preprocessing", name, STEP_EXAMPLES)
+        if ":" not in example and colon:
+            raise ValueError(f"{name} takes no number, not {text:.40}")
+        if ":" in example and not (number.isdecimal() and 1 <= int(number[:9]) == int(number)):
+            raise ValueError(f"{name} needs a whole number above 0, as in {example}, not {text:.40}")
+        if name in PICTURE_STEPS and steps and steps[-1][0] not in PICTURE_STEPS:
+            raise ValueError(f"{name} works on pictures: put it before {steps[-1][0]}")
+        if name in dict(steps):
+            raise ValueError("must name each step once")
+        steps.append((name, int(number) if colon else None))
     return steps
 
 
@@ -893,49 +872,72 @@ def _shape_after(name, shape):
     return [-(-n // 2) for n in shape] if name == "pool" else list(shape)
 
 
-def check_steps(steps, image_shape, inputs):
-    """Raise a ValueError unless steps (from a file) lead from images of that shape to so many inputs."""
-    shape, width = list(image_shape), math.prod(image_shape)
+STEP_KINDS = {  # what each step from a file holds; the last four are those of files from before they were one
+    "deskew": {"shape": [int]},
+    "width": {"shape": [int], "number": int},
+    "pool": {"shape": [int]},
+    "affine": {"mean?": (float, np.ndarray), "factor": float, "basis?": np.ndarray},
+    "scale": {},
+    "center": {"mean": np.ndarray},
+    "standardize": {"mean": float, "std": float},
+    "pca": {"mean": np.ndarray, "basis": np.ndarray},
+}
+LARGEST_NUMBER = 1e30  # of what steps from a file hold; float32 ends at 3e38
+
+
+def read_steps(steps, image_shape, inputs):
+    """Fitted steps from a file, checked, those of older files as ``fit_steps`` would give them now.
+
+    Parameters
+    ----------
+    steps : list
+    image_shape : (rows, columns)
+    inputs : int
+        How many numbers the network takes; the steps must lead there.
+
+    Raises
+    ------
+    ValueError
+        A step that is none, or does not fit what comes before it.
+    """
+    pictures, numbers, shape, width = [], [], list(image_shape), math.prod(image_shape)
     for step in steps:
-        name = step.get("name") if isinstance(step, dict) else None
-        if not isinstance(name, str) or name not in {**PICTURE_STEPS, **PIXEL_STEPS}:
-            raise ValueError(f"unknown preprocessing step {step!r:.60}")
-        mean, basis, number = step.get("mean"), step.get("basis"), step.get("number")
+        nn.check(step, {"name": str}, "a preprocessing step")
+        name = step["name"]
+        nn.check(step, nn.choose("preprocessing step", name, STEP_KINDS), f"the preprocessing step {name}")
         if name in PICTURE_STEPS:
-            if shape is None or step.get("shape") != shape or width != math.prod(shape):
-                raise ValueError(f"the step {name} does not fit images of {shape}")
-            if name == "width" and (type(number) is not int or number < 1):
-                raise ValueError("the step width lacks its number")
+            if numbers or list(step["shape"]) != shape or step.get("number", 1) < 1:
+                raise ValueError(f"the preprocessing step {name} does not fit images of {shape}")
+            pictures.append(step)
             shape = _shape_after(name, shape)
             width = math.prod(shape)
-        if name == "scale" and len(step) > 1:  # see scaled
-            raise ValueError("the step scale holds more than its name")
-        if name in ("center", "pca") and not _is_floats(mean, (width,)):
-            raise ValueError(f"the step {name} does not fit images of {width} pixels")
-        if name == "standardize" and not (
-            isinstance(mean, float)
-            and isinstance(step.get("std"), float)
-            and abs(mean) < BEYOND_REASON
-            and 1 / BEYOND_REASON < step["std"] < BEYOND_REASON
-        ):
-            raise ValueError("the step standardize lacks its mean or std")
-        if name == "pca":
-            if getattr(basis, "ndim", 0) != 2 or not _is_floats(basis, (width, basis.shape[1])):
-                raise ValueError(f"the step pca does not fit images of {width} pixels")
-            width, shape = basis.shape[1], None
+        else:
+            mean, factor, basis = _affine_of(step, width)
+            numbers = _followed_by(numbers, mean, factor, basis)
+            _affine_of(numbers[0], math.prod(shape))  # together they may be out of range
+            width = width if basis is None else basis.shape[1]
     if width != inputs:
         raise ValueError(
             f"its images of {' x '.join(map(str, image_shape))} pixels are {width} numbers after "
             f"preprocessing, but W1 takes {inputs}"
         )
+    return pictures + numbers
 
 
-BEYOND_REASON = 1e30  # of what steps from a file hold; float32 ends at 3e38
-
-
-def _is_floats(array, shape):
-    fits = isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.shape == shape
-    return fits and bool((np.abs(array) < BEYOND_REASON).all())
+def _affine_of(step, width):
+    """Mean, factor and basis of a step from a file on so many numbers; ValueError if they do not fit."""
+    name, mean, basis = step["name"], step.get("mean"), step.get("basis")
+    factor = 1 / 255 if name == "scale" else step.get("factor", 1.0)
+    if name == "standardize":
+        factor = 1 / step["std"] if step["std"] else 0.0
+    shapes = {"mean": (width,), "basis": (width, *np.shape(basis)[-1:])}
+    for what, array in (("mean", mean), ("basis", basis)):
+        if isinstance(array, np.ndarray) and (array.dtype.kind != "f" or array.shape != shapes[what]):
+            raise ValueError(f"the {what} of the preprocessing step {name} does not fit {width} numbers")
+    found = [np.asarray(part, np.float64) for part in (mean, basis, factor) if part is not None]
+    if not all((np.abs(part) < LARGEST_NUMBER).all() for part in found) or factor < 1 / LARGEST_NUMBER:
+        raise ValueError(f"the numbers of the preprocessing step {name} are out of range")
+    return mean, factor, basis
 
 
 def redraw(images, steps):
@@ -953,39 +955,40 @@ def redraw(images, steps):
     return np.concatenate([redrawn(images[i : i + 1000]) for i in range(0, len(images), 1000)])
 
 
-def pixel_steps(steps):
-    """The steps that are left after ``redraw``."""
-    return [step for step in steps if step["name"] in PIXEL_STEPS]
-
-
-def scaled(steps, by):
-    """Steps whose result is ``by`` times as large; after ``scale``, the last of most runs, at no cost."""
-    if steps and steps[-1] == {"name": "scale"}:
-        return [*steps[:-1], {"name": "scale", "by": by / 255}]
-    return [*steps, {"name": "scale", "by": by}]
-
-
 def preprocess(images, steps, dtype=np.float32, out=None):
-    """Apply fitted steps to uint8 images (n, d).
+    """Apply fitted steps to uint8 images (n, d): ``redraw``, and then ``to_numbers``."""
+    return to_numbers(redraw(images, steps), steps, dtype, out)
 
-    Returns an array (n, d') of dtype; it is ``out`` where that is given and no step changes d.
+
+def to_numbers(images, steps, dtype=np.float32, out=None, times=1.0):
+    """What the fitted steps make of images (n, d) that are redrawn already, times a factor.
+
+    Returns an array (n, d') of dtype; it is ``out``, an array (n, d), where that is given and no step
+    changes d.
     """
-    images = redraw(images, steps)
-    x = np.empty(images.shape, dtype) if out is None or out.shape != images.shape else out
+    x = np.empty(images.shape, dtype) if out is None else out
     x[...] = images
-    for step in pixel_steps(steps):
-        x = PIXEL_STEPS[step["name"]][1](x, step)
-    return x
+    affine = next((step for step in steps if step["name"] == "affine"), None)
+    if affine is None:
+        return np.multiply(x, times, out=x) if times != 1 else x
+    if affine["mean"] is not None:
+        x -= np.asarray(affine["mean"], x.dtype)
+    x *= affine["factor"] * times
+    return x if affine["basis"] is None else x @ affine["basis"].astype(x.dtype)  # (n, k)
+
+
+def keeps_blank(steps):
+    """Whether a pixel that is 0 becomes a number that is 0, in the same place (after ``redraw``)."""
+    return all(step.get("mean") is None and step.get("basis") is None for step in steps)
 
 
 def weights_in_pixels(weights, steps):
-    """What weights (inputs, units) weigh in the pixels of the image: (d, units).
+    """What weights (inputs, units) weigh in the pixels of the image, but for the scale: (d, units).
 
-    The steps on numbers but ``pca`` change no more than the scale, and those on pictures but
-    ``pool`` leave the pixels where they are.
+    ``deskew`` and ``width`` leave the pixels where they are.
     """
     for step in reversed(steps):
-        if step["name"] == "pca":
+        if step.get("basis") is not None:
             weights = step["basis"].astype(weights.dtype) @ weights
         if step["name"] == "pool":
             rows, columns = step["shape"]
@@ -995,7 +998,7 @@ def weights_in_pixels(weights, steps):
     return weights
 
 
-def sort_pixels(images):
+def sort_pixels(images, columns=None):
     """Put the pixels that are blank in the most images last, so that few columns hold all the ink.
 
     In a batch of 128 MNIST digits about a fifth of the columns are blank behind the last ink, and
@@ -1004,6 +1007,8 @@ def sort_pixels(images):
     Parameters
     ----------
     images : uint8 array (n, d)
+    columns : int array (d,), optional
+        The order of the pixels, where it is known from other images.
 
     Returns
     -------
@@ -1011,30 +1016,30 @@ def sort_pixels(images):
         ``images``, a copy (n, d) with its columns sorted; ``columns`` (d,), where each of them
         was; ``inked`` (n,), the number of columns of each image up to its last that is not 0.
     """
-    used = np.zeros(images.shape[1], np.int64)
-    for start in range(0, len(images), 1000):
-        used += np.count_nonzero(images[start : start + 1000], axis=0)
-    columns = np.argsort(-used, kind="stable")
-    ordered = np.empty_like(images)
-    inked = np.empty(len(images), np.int64)
-    for start in range(0, len(images), 1000):
-        rows = slice(start, start + 1000)
+    blocks = [slice(start, start + 1000) for start in range(0, len(images), 1000)]
+    if columns is None:
+        used = sum(np.count_nonzero(images[rows], axis=0) for rows in blocks)  # (d,); 0 without images
+        columns = np.argsort(-np.broadcast_to(used, images.shape[1:]), kind="stable")
+    ordered, inked = np.empty_like(images), np.empty(len(images), np.int64)
+    for rows in blocks:
         ordered[rows] = images[rows][:, columns]
-        blank = ordered[rows, ::-1] == 0
-        inked[rows] = images.shape[1] - np.where(blank.all(axis=1), blank.shape[1], blank.argmin(axis=1))
+        ink = ordered[rows, ::-1] != 0  # behind the last of it there are as many as before the first of these
+        inked[rows] = np.where(ink.any(axis=1), images.shape[1] - ink.argmax(axis=1), 0)
     return {"images": ordered, "columns": columns, "inked": inked}
 
 
 def batches(images, labels, steps, batch_size=1000, dtype=np.float32):
-    """Yield preprocessed batches ``{"x": ..., "y": ...}`` as they lie; labels may be None.
+    """Yield preprocessed batches ``{"x": (n, d'), "y": (n,)}`` as they lie; y is None without labels.
 
     All x share one buffer: a batch is gone when the next one is taken.
     """
-    buffer = np.empty((min(batch_size, len(images)), images.shape[1]), dtype)
+    buffer = None
     for start in range(0, len(images), batch_size):
-        taken = images[start : start + batch_size]
-        x = preprocess(taken, steps, out=buffer[: len(taken)])
-        yield {"x": x, "y": None if labels is None else labels[start : start + batch_size]}
+        rows = slice(start, start + batch_size)
+        taken = redraw(images[rows], steps)
+        buffer = np.empty(taken.shape, dtype) if buffer is None else buffer
+        x = to_numbers(taken, steps, dtype, out=buffer[: len(taken)])
+        yield {"x": x, "y": None if labels is None else labels[rows]}
 
 
 # --- augment ----------------------------------------------------------------------------------
@@ -1479,12 +1484,13 @@ def progress_line():
         show("")
 
 
-def make_parser(description):
+def make_parser(description, examples=""):
     """An argparse parser whose errors are one line, with the flag that all scripts share."""
     parser = argparse.ArgumentParser(
         description=description,
+        epilog=examples,
         allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=100),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28),
     )
     parser.error = _raise_usage
     parser.add_argument(

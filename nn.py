@@ -27,6 +27,8 @@ weight_decay : float
 label_smoothing : float in [0, 1)
     The target is 1 - label_smoothing for the label, and label_smoothing / k more for each of the k
     classes (Szegedy et al. 2016).
+class_weight : float array (k,) or None
+    Factor on the loss of the images of each class; None is 1.
 out : optional
     Where to put the result, as in NumPy: the same numbers in memory that is used again. Without it no
     function changes what it is given.
@@ -38,6 +40,7 @@ import contextlib
 import difflib
 import io
 import json
+import math
 import os
 import pickle
 import pickletools
@@ -86,7 +89,9 @@ def init_params(rng, sizes, activation="relu", init="auto", dtype=np.float32):
     choose("activation", activation, ACTIVATIONS)
     choose("init", init, dict.fromkeys(INIT_NAMES))
     if init == "auto":
-        init = AUTO_INITS[activation] if len(sizes) > 2 else "xavier"
+        init = AUTO_INITS.get(activation) if len(sizes) > 2 else "xavier"
+        if init is None:
+            raise ValueError(f"AUTO_INITS has no init for {activation}: add one, or name another than auto")
     params = {}
     for layer, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:]), start=1):
         std = float(INITS[init](fan_in, fan_out))
@@ -107,7 +112,7 @@ def forward(params, x, activation="relu", dropout=0.0, rng=None, out=None, blank
         (inverted dropout, Srivastava et al. 2014).
     rng : numpy.random.Generator
         Needed with dropout.
-    out : cache of an earlier call with as many images, optional
+    out : cache of an earlier call with at least as many images, optional
         The earlier outputs and cache are gone after that.
     blank : (rows, columns), optional
         What the products leave out, here and in ``backward``: x may be cut off on the right, where all
@@ -125,7 +130,7 @@ def forward(params, x, activation="relu", dropout=0.0, rng=None, out=None, blank
     ValueError
         x is not (n, d), an unknown activation, a dropout outside [0, 1) or without rng.
     """
-    activate, _ = choose("activation", activation, ACTIVATIONS)
+    activate, _, *needs = choose("activation", activation, ACTIVATIONS)
     dtype, d = params["W1"].dtype, len(params["W1"])
     x = np.asarray(x, dtype)
     if x.ndim != 2 or x.shape[1] > d or (x.shape[1] < d and not blank):
@@ -135,8 +140,8 @@ def forward(params, x, activation="relu", dropout=0.0, rng=None, out=None, blank
     if dropout and rng is None:
         raise ValueError("dropout needs a random generator (rng)")
     depth = len(params) // 2
-    reused = out["layers"] if out else [None] * depth
-    cache = {"activation": activation, "inputs": [x], "masks": [], "layers": [], "blank": blank}
+    reused = [z[: len(x)] for z in out["layers"]] if out else [None] * depth
+    cache = {"activation": activation, "inputs": [x], "masks": [], "layers": [], "hidden": [], "blank": blank}
     for layer in range(1, depth + 1):
         corner = blank if layer == 1 else None
         z = _linear(cache["inputs"][-1], params[f"W{layer}"], corner, reused[layer - 1])
@@ -144,6 +149,9 @@ def forward(params, x, activation="relu", dropout=0.0, rng=None, out=None, blank
         cache["layers"].append(z)
         if layer < depth:
             hidden = activate(z)
+            if hidden.shape != z.shape or hidden.dtype != dtype or ("input" in needs and hidden is z):
+                raise ValueError(f"activation {activation}: another shape or dtype, or z is not left alone")
+            cache["hidden"].append(hidden)
             if dropout:
                 cache["masks"].append(dropout_mask(hidden.shape, dropout, rng, dtype))
                 hidden = hidden * cache["masks"][-1]
@@ -151,7 +159,7 @@ def forward(params, x, activation="relu", dropout=0.0, rng=None, out=None, blank
     return z, cache
 
 
-def loss(params, outputs, y, loss="cross_entropy", weight_decay=0.0, label_smoothing=0.0):
+def loss(params, outputs, y, loss="cross_entropy", weight_decay=0.0, label_smoothing=0.0, class_weight=None):
     """Mean loss of a batch, as a Python float, summed in float64.
 
     Like the other functions it takes the name of the loss as ``loss``.
@@ -160,7 +168,7 @@ def loss(params, outputs, y, loss="cross_entropy", weight_decay=0.0, label_smoot
     ----------
     outputs : array (n, k)
         From ``forward``.
-    params, y, loss, weight_decay, label_smoothing
+    params, y, loss, weight_decay, label_smoothing, class_weight
         See the top of this file.
 
     Raises
@@ -170,7 +178,9 @@ def loss(params, outputs, y, loss="cross_entropy", weight_decay=0.0, label_smoot
     """
     value_of, _ = choose("loss", loss, LOSSES)
     with np.errstate(over="ignore", under="ignore"):
-        value = float(np.mean(value_of(outputs, _checked_labels(outputs, y), label_smoothing)))
+        y = _checked_labels(outputs, y)
+        values = value_of(outputs, y, label_smoothing)  # (n,)
+        value = float(np.mean(values if class_weight is None else values * np.asarray(class_weight)[y]))
         if weight_decay:
             squares = sum(np.square(w, dtype=np.float64).sum() for k, w in params.items() if k[0] == "W")
             value += 0.5 * weight_decay * float(squares)
@@ -178,13 +188,14 @@ def loss(params, outputs, y, loss="cross_entropy", weight_decay=0.0, label_smoot
 
 
 def backward(
-    params, cache, y, loss="cross_entropy", weight_decay=0.0, label_smoothing=0.0, scale=1.0, out=None
-):
+    params, cache, y, loss="cross_entropy", weight_decay=0.0, label_smoothing=0.0, scale=1.0,
+    class_weight=None, out=None,
+):  # fmt: skip
     """Gradients of ``loss`` by back-propagation (Rumelhart, Hinton & Williams 1986).
 
     Parameters
     ----------
-    params, y, loss, weight_decay, label_smoothing
+    params, y, loss, weight_decay, label_smoothing, class_weight
         As for ``loss``.
     cache : dict
         From ``forward`` with the same params.
@@ -199,26 +210,35 @@ def backward(
         Keys, shapes and dtype of the params. Where ``forward`` got an x that was cut off, W1's gradient
         has only as many rows as x has columns; weight decay is then for ``sgd_step``.
     """
-    _, delta_of = choose("loss", loss, LOSSES)
-    _, slope = ACTIVATIONS[cache["activation"]]
     weight_decay = float(scale * weight_decay)  # a NumPy float64 would upcast
-    outputs = cache["layers"][-1]
-    delta = delta_of(outputs, _checked_labels(outputs, y), label_smoothing)
-    delta *= scale / len(y)  # (n, k)
     grads = dict.fromkeys(params) if out is None else dict(out)
-    for layer in range(len(params) // 2, 0, -1):
+    for layer, delta in _errors(params, cache, y, loss, label_smoothing, scale, class_weight):
         W, b = f"W{layer}", f"b{layer}"
         corner = cache["blank"] if layer == 1 else None
         grads[W] = _linear_gradient(cache["inputs"][layer - 1], delta, corner, grads[W])
         grads[b] = delta.sum(axis=0, out=grads[b])
         if weight_decay:
             grads[W] += weight_decay * params[W]
+    return grads
+
+
+def _errors(params, cache, y, loss, label_smoothing, scale=1.0, class_weight=None):
+    """Yield each layer, the last first, and the loss's slope at its linear outputs (n, width)."""
+    _, slope_of_loss = choose("loss", loss, LOSSES)
+    _, slope, *needs = ACTIVATIONS[cache["activation"]]
+    outputs = cache["layers"][-1]
+    y = _checked_labels(outputs, y)
+    delta = slope_of_loss(outputs, y, label_smoothing)
+    delta *= scale / len(y)  # (n, k)
+    if class_weight is not None:
+        delta *= np.asarray(class_weight, delta.dtype)[y, None]
+    for layer in range(len(params) // 2, 0, -1):
+        yield layer, delta
         if layer > 1:
-            delta = delta @ params[W].T  # (n, width of the layer below)
-            delta *= slope(cache["layers"][layer - 2])
+            delta = delta @ params[f"W{layer}"].T  # (n, width of the layer below)
+            delta *= slope(cache["layers" if "input" in needs else "hidden"][layer - 2])
             if cache["masks"]:
                 delta *= cache["masks"][layer - 2]
-    return grads
 
 
 def sgd_step(params, grads, velocity, lr, momentum=0.0, nesterov=False, weight_decay=0.0, out=None):
@@ -253,12 +273,16 @@ def sgd_step(params, grads, velocity, lr, momentum=0.0, nesterov=False, weight_d
         if new_velocity is not None and new_velocity is not velocity:
             new_velocity[key][...] = 0 if velocity is None else velocity[key]
         decay = float(lr * weight_decay) if key[0] == "W" else 0.0
-        rows = max(1, UPDATE_BLOCK // w[0].size)
-        for start in range(0, len(w), rows):
-            block = slice(start, start + rows)
+        for block in _blocks(w, UPDATE_BLOCK):
             v = None if new_velocity is None else new_velocity[key][block]
             _move(new_params[key][block], v, grads[key][block], lr, momentum, nesterov, decay)
     return new_params, new_velocity
+
+
+def _blocks(w, elements):
+    """Slices of some rows of an array, with about so many elements, that stay in cache."""
+    rows = max(1, elements // w[0].size)
+    return [slice(start, start + rows) for start in range(0, len(w), rows)]
 
 
 def _move(w, v, g, lr, momentum, nesterov, decay):
@@ -284,7 +308,7 @@ def predict(params, x, activation="relu", loss="cross_entropy"):
 
     Raises
     ------
-    ValueError
+    FloatingPointError
         An output is not finite.
     """
     return estimates(outputs_of(params, [{"x": x}], activation), loss)
@@ -327,11 +351,47 @@ def tanh_slope(a):
     return 1 - a * a
 
 
-ACTIVATIONS = {  # name -> what it makes of z (n, width), and its slope from the result
+def elu(z):  # Clevert, Unterthiner & Hochreiter 2016
+    return np.where(z > 0, z, np.expm1(np.minimum(z, 0)))
+
+
+def elu_slope(a):
+    return np.minimum(a, 0) + 1
+
+
+def silu(z):  # Elfwing, Uchibe & Doya 2018
+    return z * sigmoid(z.copy())
+
+
+def silu_slope(z):
+    share = sigmoid(z.copy())
+    return share * (1 + z * (1 - share))
+
+
+GELU_A, GELU_B = math.sqrt(2 / math.pi), 0.044715
+
+
+def gelu(z):  # its approximation by tanh: Hendrycks & Gimpel 2016
+    near = np.clip(z, -9, 9)  # beyond, tanh is 1
+    return 0.5 * z * (1 + np.tanh(GELU_A * (near + GELU_B * near**3)))
+
+
+def gelu_slope(z):
+    near = np.clip(z, -9, 9)
+    t = np.tanh(GELU_A * (near + GELU_B * near**3))
+    return 0.5 * (1 + t) + 0.5 * near * (1 - t * t) * GELU_A * (1 + 3 * GELU_B * near**2)
+
+
+# name -> what it makes of z (n, width), perhaps in place, and its slope from the result; or, with
+# "input" behind them, its slope from z, which it must then leave alone
+ACTIVATIONS = {
     "relu": (relu, relu_slope),
     "leaky_relu": (leaky_relu, leaky_relu_slope),
     "sigmoid": (sigmoid, sigmoid_slope),
     "tanh": (tanh, tanh_slope),
+    "elu": (elu, elu_slope),
+    "silu": (silu, silu_slope, "input"),
+    "gelu": (gelu, gelu_slope, "input"),
 }
 
 INITS = {  # name -> standard deviation from (fan_in, fan_out)
@@ -342,6 +402,7 @@ INITS = {  # name -> standard deviation from (fan_in, fan_out)
 }
 INIT_NAMES = ("auto", "he", "xavier", "lecun")
 AUTO_INITS = {"relu": "he", "leaky_relu": "he_leaky", "tanh": "lecun", "sigmoid": "xavier"}
+AUTO_INITS |= {"elu": "he", "silu": "he", "gelu": "he"}
 
 # --- losses: each a value for every image, and its slope at the outputs -----------------------
 
@@ -396,6 +457,157 @@ def _checked_labels(outputs, y):
     if y.max() >= outputs.shape[1] or (y.dtype.kind == "i" and y.min() < 0):
         raise ValueError(f"labels must lie in 0 ... {outputs.shape[1] - 1}")
     return y
+
+
+# --- other optimisers, of the form of sgd_step ------------------------------------------------
+
+
+def adam_step(params, grads, state, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, out=None):
+    """One step of Adam (Kingma & Ba 2015), with decoupled weight decay (Loshchilov & Hutter 2019).
+
+    m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2;
+    w <- (1 - lr weight_decay) w - lr m' / (sqrt(v') + eps), with m' = m / (1 - beta1^t) and
+    v' = v / (1 - beta2^t) in step t.
+
+    Parameters
+    ----------
+    params, grads, weight_decay
+        As for ``sgd_step``, but for the gradient of the weight decay, which is in no other.
+    state : dict or None
+        ``m`` and ``v``, dicts of arrays like the params, and ``steps``, the number of those before.
+        None is the beginning.
+    lr, beta1, beta2, eps : float
+    out : (params, state), optional
+        May be the very dicts that are passed in.
+
+    Returns
+    -------
+    params, state
+    """
+    params, state = _to_change(params, state, ("m", "v"), out)
+    lr, root = float(lr), math.sqrt(1 - beta2 ** state["steps"])
+    rate = lr * root / (1 - beta1 ** state["steps"])
+    for key in params:
+        kept = 1 - float(lr * weight_decay) if key[0] == "W" else 1.0
+        for block in _blocks(params[key], MOMENTS_BLOCK):
+            w, g, m, v = (arrays[key][block] for arrays in (params, grads, state["m"], state["v"]))
+            m *= beta1
+            m[: len(g)] += (1 - beta1) * g
+            step = g * g
+            step *= 1 - beta2
+            v *= beta2
+            v[: len(g)] += step
+            step = np.sqrt(v)
+            step += eps * root
+            np.divide(m, step, out=step)
+            step *= rate
+            w *= kept
+            w -= step
+    return params, state
+
+
+def rmsprop_step(params, grads, state, lr, beta2=0.99, eps=1e-8, weight_decay=0.0, out=None):
+    """One step of RMSprop (Tieleman & Hinton 2012), with decoupled weight decay; see ``adam_step``.
+
+    v <- beta2 v + (1 - beta2) g^2;  w <- (1 - lr weight_decay) w - lr g / (sqrt(v) + eps)
+    """
+    params, state = _to_change(params, state, ("v",), out)
+    lr = float(lr)
+    for key in params:
+        kept = 1 - float(lr * weight_decay) if key[0] == "W" else 1.0
+        for block in _blocks(params[key], MOMENTS_BLOCK):
+            w, g, v = (arrays[key][block] for arrays in (params, grads, state["v"]))
+            v *= beta2
+            v[: len(g)] += (1 - beta2) * (g * g)
+            w *= kept
+            w[: len(g)] -= lr * g / (np.sqrt(v[: len(g)]) + eps)
+    return params, state
+
+
+def first_moments(params, names):
+    """The state of an optimiser before its first step: zeros like the params under each name."""
+    return {name: {key: np.zeros_like(w) for key, w in params.items()} for name in names} | {"steps": 0}
+
+
+def _to_change(params, state, names, out):
+    """Params and a state with one step more in arrays that may be changed: out's, or new ones."""
+    state = state or first_moments(params, names)
+    new_params, new_state = out or ({key: np.empty_like(w) for key, w in params.items()}, None)
+    new_state = new_state or first_moments(params, names)
+    pairs = [(new_params, params), *((new_state[name], state[name]) for name in names)]
+    for new, old in pairs:
+        if new is not old:
+            for key in old:
+                new[key][...] = old[key]
+    return new_params, {**new_state, "steps": state["steps"] + 1}
+
+
+def clip_norm(grads, most, out=None):
+    """Gradients scaled down so that the norm of all of them together is at most ``most``.
+
+    Pascanu, Mikolov & Bengio 2013. ``out``: a dict of arrays for the result, may be grads itself.
+    """
+    norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads.values()))
+    factor = min(1.0, most / norm) if norm else 1.0
+    return {key: np.multiply(g, factor, out=out and out[key]) for key, g in grads.items()}
+
+
+OPTIMIZERS = {"sgd": sgd_step, "adam": adam_step, "rmsprop": rmsprop_step}
+MOMENTS_BLOCK = 16384  # elements, of four arrays and two passing ones at a time
+
+# --- gradients, checked and of the input ------------------------------------------------------
+
+
+def check_gradients(
+    params, x, y, activation="relu", loss="cross_entropy", weight_decay=0.0, label_smoothing=0.0,
+    class_weight=None, samples=50,
+):  # fmt: skip
+    """Compare ``backward`` with central differences of ``loss``, in float64.
+
+    Parameters
+    ----------
+    params, x, y, activation, loss, weight_decay, label_smoothing, class_weight
+        See the top of this file.
+    samples : int
+        How many elements of each array are compared, chosen by a generator of seed 0.
+
+    Returns
+    -------
+    difference : float
+        The largest difference, as a share of the larger of both, or of the largest gradient in its
+        array over 1000 where that is more; about 1e-7 where all is well, and 1 where a slope is wrong.
+    where : (str, tuple)
+        The array's name and the index in it.
+    """
+    params = {key: np.array(w, np.float64) for key, w in params.items()}
+    x, settings = np.asarray(x, np.float64), (loss, weight_decay, label_smoothing)
+
+    def value():
+        return globals()["loss"](params, forward(params, x, activation)[0], y, *settings, class_weight)
+
+    cache = forward(params, x, activation)[1]
+    grads = backward(params, cache, y, *settings, class_weight=class_weight)
+    worst, rng, step = (0.0, None), np.random.default_rng(0), 1e-6
+    for key, w in params.items():
+        least = max(1e-3 * float(np.abs(grads[key]).max()), 1e-12)
+        for place in rng.permutation(w.size)[:samples]:
+            index = tuple(map(int, np.unravel_index(place, w.shape)))
+            kept, sides = w[index], []
+            for side in (kept + step, kept - step):
+                w[index] = side
+                sides.append(value())
+            w[index] = kept
+            numeric, ours = (sides[0] - sides[1]) / (2 * step), float(grads[key][index])
+            difference = abs(numeric - ours) / max(abs(numeric), abs(ours), least)
+            worst = max(worst, (difference, (key, index)), key=lambda found: found[0])
+    return worst
+
+
+def input_gradient(params, x, y, activation="relu", loss="cross_entropy"):
+    """Slope of each image's loss at its numbers x: array (n, d)."""
+    _, cache = forward(params, x, activation)
+    *_, (_, delta) = _errors(params, cache, y, loss, 0.0, scale=len(x))
+    return delta @ params["W1"].T
 
 
 # --- a layer's products without what is blank, and dropout ------------------------------------
@@ -456,7 +668,7 @@ def outputs_of(params, batches, activation="relu"):
 
     Raises
     ------
-    ValueError
+    FloatingPointError
         One of them is not finite.
     """
     with np.errstate(all="ignore"):  # found out by the check
@@ -481,7 +693,9 @@ def _passes(params, batches, activation):
 def _finite(parts):
     outputs = np.concatenate(parts)
     if not np.isfinite(outputs).all():
-        raise ValueError("the network's outputs are not finite: its params or preprocessing are out of range")
+        raise FloatingPointError(
+            "the network's outputs are not finite: its params or inputs are out of range"
+        )
     return outputs
 
 
@@ -801,7 +1015,7 @@ def _build(reader):
         _, shape, spec, fortran, content = state
         target.__setstate__(_taken(reader, _view(content, spec, shape, fortran)).__reduce__()[2])
     elif type(target) is types.SimpleNamespace and type(state[1]) is str and state[1] in ("<", ">", "|", "="):
-        target.dtype = target.dtype.newbyteorder(state[1])
+        target.dtype = np.dtype(state[1] + target.dtype.str[1:])
     else:
         raise ValueError("it sets the state of something that is no array")
 

@@ -47,12 +47,12 @@ from data import (
     load_rows,
     make_parser,
     parse_flags,
-    picture_steps,
     progress_line,
     redraw,
     run_script,
     save_json,
     save_rows,
+    setting_text,
 )
 
 # --- the search space -------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def _choices(text, check):
     choices = [check(word) for word in text.split(",")]
     for choice in choices:
         if choices.count(choice) > 1:
-            raise ValueError(f"{_shortened(train.setting_text(choice))} stands twice in the list")
+            raise ValueError(f"{_shortened(setting_text(choice))} stands twice in the list")
     return choices
 
 
@@ -314,7 +314,7 @@ SPLIT_SETTINGS = ("dataset", "val_size", "train_size", "holdout", "split_seed", 
 
 def split_arrays(dataset, config):
     """All arrays of a trial's data by name; they depend on SPLIT_SETTINGS alone."""
-    arrays, pictures = {}, picture_steps(config["preprocess"], dataset["image_shape"])
+    arrays, pictures = {}, train.picture_steps(config, dataset["image_shape"])
     for part, (images, labels) in zip(("train", "val"), train.split_dataset(dataset, config)):
         images = redraw(images, pictures)
         arrays |= {f"{part}_images": images, f"{part}_labels": labels}
@@ -692,7 +692,7 @@ def settings_text(settings):
 
 
 def _short(value):
-    return f"{value:.4g}" if isinstance(value, float) else train.setting_text(value)
+    return f"{value:.4g}" if isinstance(value, float) else setting_text(value)
 
 
 def trial_line(trial, trials, searched, done):
@@ -829,7 +829,7 @@ def save_table(out, trials, searched):
 def table_row(trial):
     last = trial["rows"][-1] if trial["rows"] else dict.fromkeys(FIGURES)
     return {
-        **{name: train.setting_text(trial["config"][name]) for name in train.SETTINGS},
+        **{name: setting_text(trial["config"][name]) for name in train.SETTINGS},
         "trial": trial["number"],
         "status": trial["status"],
         "epochs": len(trial["rows"]),

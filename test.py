@@ -141,11 +141,10 @@ def load_members(runs):
     """``(params, config)`` of each run; ValueError unless they can judge the same images."""
     members = [data.load_run(run) for run in runs]
     first = members[0][1]["data"]
-    for run, (params, config) in zip(runs, members):
+    for run, (_, config) in zip(runs, members):
         facts = config["data"]
         if any(list(facts[key]) != list(first[key]) for key in ("image_shape", "class_names")):
             raise ValueError(f"{run} and {runs[0]} know different classes or images: they are no committee")
-        data.check_steps(config["steps"], config["data"]["image_shape"], nn.layer_sizes(params)[0])
     return members
 
 

@@ -751,7 +751,6 @@ def load_folder(path):
     run = {"path": path, "lacks": {}, "config": load_config(path / "config.json")}
     if (path / "params.pkl").exists():
         run["params"], config = data.load_run(path)
-        data.check_steps(config["steps"], config["data"]["image_shape"], nn.layer_sizes(run["params"])[0])
         run["config"] = {**run["config"], **config}
     else:
         run["lacks"] |= dict.fromkeys(("params", *TEST_SET), "there is no params.pkl")
@@ -1236,7 +1235,6 @@ def drawing_window(figure, params, config, title=""):
 def open_drawing(path):
     """A window to draw digits in, for the network of a run."""
     params, config = data.load_run(path)
-    data.check_steps(config["steps"], config["data"]["image_shape"], nn.layer_sizes(params)[0])
     pyplot = import_pyplot()
     with matplotlib.rc_context({"toolbar": "None", "keymap.back": []}):  # c is ours
         figure = pyplot.figure("draw", figsize=PAGE, layout="constrained")

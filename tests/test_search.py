@@ -142,7 +142,7 @@ def test_every_setting_can_be_searched(name):
     dimension = search.parse_space(f"{name}={examples.get(name, '1:9')}")[name]
     value = search.draw(dimension, np.random.default_rng(0))
     checked = train.check_setting(name, value)
-    assert train.check_setting(name, train.setting_text(checked)) == checked
+    assert train.check_setting(name, data.setting_text(checked)) == checked
 
 
 def test_draws_lie_in_their_range():
