@@ -18,6 +18,7 @@ import os
 import pathlib
 import platform
 import reprlib
+import shlex
 import shutil
 import sys
 import time
@@ -61,7 +62,7 @@ def train_epoch(state, sets, config, progress=lambda images: None):
         The loss stopped being finite; the message names the epoch and the step.
     """
     started, epoch = time.perf_counter(), state["epoch"] + 1
-    columns = None if config["augment"] else sets["columns"]
+    columns, weights = None if config["augment"] else sets["columns"], class_weights(sets, config)
     params, velocity = (in_order(state[name], columns) for name in ("params", "velocity"))
     room, cache = {key: np.empty_like(w) for key, w in params.items()}, None  # memory that each step reuses
     with np.errstate(over="ignore", invalid="ignore"):  # found out by the checks for finite values
@@ -74,7 +75,7 @@ def train_epoch(state, sets, config, progress=lambda images: None):
                 raise divergence(config, epoch, f"step {batch['step']}")
             grads = nn.backward(
                 params, cache, batch["y"], config["loss"], label_smoothing=config["label_smoothing"],
-                scale=batch["scale"], out=room,
+                scale=batch["scale"], class_weight=weights, out=room,
             )  # fmt: skip
             params, velocity = take_step(params, grads, velocity, batch, config)
             progress(batch["done"])
@@ -208,6 +209,17 @@ def take_step(params, grads, velocity, batch, config):
     return params, velocity
 
 
+def class_weights(sets, config):
+    """Factors (k,) on the loss of the images of each class, of mean 1 over the training images, or None."""
+    if not config["class_weight"]:
+        return None
+    counts = np.bincount(sets["train"]["labels"], minlength=sets["classes"])
+    weights = 1 / np.maximum(counts, 1) if config["class_weight"] == ["balanced"] else config["class_weight"]
+    if len(weights) != len(counts):
+        raise ValueError(f"--class-weight: there are {len(counts)} classes, not {len(weights)}")
+    return np.asarray(weights) * (counts.sum() / max(1e-300, counts @ weights))
+
+
 OPTIMIZERS = {  # name -> the settings that its step takes, those of its state, and defaults of its own
     "sgd": {"options": ("momentum", "nesterov", "weight_decay"), "lr": 0.2475},
     "adam": {"options": ("beta1", "beta2", "eps", "weight_decay"), "state": ("m", "v"), "lr": 0.001},
@@ -240,6 +252,7 @@ PARTS = {"train": "training", "val": "validation", "test": "test"}
 NO_FIGURES = {part: {f"{part}_loss": None, f"{part}_accuracy": None} for part in PARTS}
 COLUMNS = ["epoch", "lr", *(name for part in PARTS for name in NO_FIGURES[part]), "seconds"]
 EVALUATED_AT_ONCE = 500  # images: they fit the cache
+FEW_IMAGES = 5  # of a class to train on: too few to learn it
 
 
 def prepare(dataset, config, parts=tuple(PARTS)):
@@ -378,7 +391,10 @@ def words(value, separator):
 
 def widths(value):
     """Hidden widths from ``292``, ``"512x256"``, ``["512", "256"]`` or ``[512, 256]``; 0 is none."""
-    result = [number(0, WIDEST, whole=True)(part) for part in words(value, "x")]
+    try:
+        result = [number(0, WIDEST, whole=True)(part) for part in words(value, "x")]
+    except ValueError:
+        raise ValueError(f"must be whole numbers of at least 0, as 512 256, not {shown(value)}") from None
     if 0 in result and len(result) > 1:
         raise ValueError("must be 0 alone, or widths above 0")
     return [width for width in result if width]
@@ -388,6 +404,14 @@ def preprocess_names(value):
     names = words(value, "+")
     data.parse_steps(names)
     return names
+
+
+def class_weight(value):
+    """``["balanced"]``, a number for each class, or [] for none."""
+    given = words(value, ",")
+    if given in ([], ["none"], ["balanced"]):
+        return [] if given == ["none"] else given
+    return [number(0)(weight) for weight in given]
 
 
 def augment_names(value):
@@ -405,7 +429,7 @@ DTYPES = {"float32": np.float32, "float64": np.float64}
 HOLDOUTS = ("random", "last")
 LRS = {name: optimizer["lr"] for name, optimizer in OPTIMIZERS.items()}
 SHARE = number(0, 1, below=True)
-FAR = number(0, data.STRONGEST)
+FAR = number(0, data.LARGEST_STRENGTH)
 SEED = number(0, 2**63, whole=True)
 STRENGTHS = data.STRENGTHS
 
@@ -462,6 +486,8 @@ GROUPS = {  # group -> name -> default, check, what a value looks like, help
             "judge and keep a moving average of the params over epochs: ema * average + (1 - ema) * params"),
         "patience": (0, number(0, whole=True), "N",
             "stop after so many epochs in a row without a gain in validation accuracy; 0: never"),
+        "class_weight": ([], class_weight, "X",
+            "balanced: classes count alike, however many images they have; or one number a class"),
         "min_delta": (0.0, number(0, 1), "X", "least gain that counts for --patience (0.001 is 0.1 points)"),
     },
     "distortions": {
@@ -473,7 +499,7 @@ GROUPS = {  # group -> name -> default, check, what a value looks like, help
             "largest share by which width and height grow or shrink"),
         "max_shear": (STRENGTHS["max_shear"], number(0, 10), "X", "largest slant, in columns a row"),
         "bend": (STRENGTHS["bend"], FAR, "PIXELS", "root mean square of the elastic displacement"),
-        "smooth": (STRENGTHS["smooth"], number(data.LEAST_SMOOTH, data.STRONGEST), "PIXELS",
+        "smooth": (STRENGTHS["smooth"], number(data.LEAST_SMOOTH, data.LARGEST_STRENGTH), "PIXELS",
             "radius of the Gaussian that smooths it"),
     },
 }
@@ -615,9 +641,9 @@ def save_epoch(out, state, rows, config, steps, epochs=1):
 def load_last(out):
     """``(state, rows, config)`` from a folder that a run has left."""
     path = out / "last.pkl"
-    params, stored = data.load_run(path)
     last = nn.load_checkpoint(path)
     try:
+        params, stored = last["params"], data.read_config(last["params"], last["config"])
         nn.check(last, STATE, "it")
         settings = check_settings({name: stored[name] for name in SETTINGS if name in stored})
         state = {"params": params, "epoch": stored["epoch"]}
@@ -794,15 +820,21 @@ def resume_run(out, given, data_dir):
     dataset = data.load_dataset(wanted["dataset"] if "dataset" in given else config["dataset"], data_dir)
     if dataset["sha256"] != config["data"].get("sha256"):
         raise ValueError(f"--dataset: {dataset['name']} is not the data set that the run in {out} used")
+    if wanted["epochs"] != config["epochs"] and config["lr_schedule"] in ("cosine", "linear"):
+        ends = f"the {config['lr_schedule']} schedule now ends at epoch {wanted['epochs']}"
+        print(f"note: {ends}, so lr is another one from here on", file=sys.stderr)
     config = run_config({**config, **{name: wanted[name] for name in free}}, dataset)
     return state, rows, config, prepare(dataset, config)
 
 
-def see_through(out, run, say):
-    """Train a run to its end, in a folder that is ours alone meanwhile; returns its last state and rows."""
+def see_through(out, run, say, goes_on=False):
+    """Train a run to its end, in a folder that is ours alone meanwhile; returns its last state and rows.
+
+    One that has stopped early ``goes_on``: its epochs so far do not count for --patience.
+    """
     state, rows, config, sets = run
     images, first, started = len(sets["train"]["labels"]), state["epoch"], time.perf_counter()
-    status = "running"
+    status, counted = "running", [] if goes_on and should_stop(rows, config) else rows
 
     def progress(done):
         share = (state["epoch"] - first + done / images) / (config["epochs"] - first)
@@ -815,7 +847,7 @@ def see_through(out, run, say):
             save_epoch(out, state, rows, config, sets["steps"], epochs=state["epoch"])
             save_record(out, config, status, rows, state["best"])
             status = "stopped"
-            for after, row in fit(state, sets, config, rows, progress):
+            for after, row in fit(state, sets, config, counted, progress):
                 state, rows = after, [*rows, row]
                 save_epoch(out, state, rows, config, sets["steps"])
                 show("")
@@ -854,28 +886,33 @@ def figures_text(row, parts=tuple(PARTS)):
 
 
 def describe(config, sets, params):
-    """Two lines that say what is about to be trained on what."""
+    """A few lines that say what is about to be trained on what."""
     counts = {name: len(sets[part]["labels"]) for part, name in PARTS.items()}
     counted = ", ".join(f"{images:,} {name}" for name, images in counts.items() if images)
     rows, columns = config["data"]["image_shape"]
     layers = "-".join(map(str, nn.layer_sizes(params)))
-    return (
-        f"{config['data']['title']}: {counted} images of {rows}x{columns}, "
-        f"{sets['classes']} classes\n"
+    lines = [
+        f"{config['data']['title']}: {counted} images of {rows}x{columns}, {sets['classes']} classes",
         f"{layers}, {config['activation'] if config['hidden'] else 'softmax regression'}, "
-        f"{sum(w.size for w in params.values()):,} params"
-    )
+        f"{sum(w.size for w in params.values()):,} params",
+    ]
+    images = np.bincount(sets["train"]["labels"], minlength=sets["classes"])
+    rare = [f"{config['data']['class_names'][k]} ({images[k]})" for k in np.flatnonzero(images < FEW_IMAGES)]
+    if rare:
+        more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
+        lines.append(f"note: classes with few training images: {', '.join(rare[:5])}{more}")
+    return "\n".join(lines)
 
 
 def summary(rows, best, config, sets):
     """What a run has come to, in a few lines."""
     kept = rows[best["epoch"] - 1]
     why = "the last" if kept["val_accuracy"] is None else "the best on validation"
-    lines = [f"{config['data']['title']}, epoch {kept['epoch']} ({why}): {figures_text(kept)}"]
+    lines = [f"{config['data']['title']}, epoch {kept['epoch']}, {why}:", f"  {figures_text(kept)}"]
     if len(rows) < config["epochs"]:
         lines.insert(0, f"stopped early: no gain in {count(config['patience'], 'epoch')}")
     commonest = np.bincount(sets["train"]["labels"]).max() / len(sets["train"]["labels"])
-    if kept["train_accuracy"] <= 1.05 * commonest:
+    if kept["train_accuracy"] <= commonest + 0.05 * (1 - commonest):
         lines.append("note: it is no better than guessing; try a smaller --lr, or look at the data")
     return "\n".join(lines)
 
@@ -884,7 +921,7 @@ def summary(rows, best, config, sets):
 
 SHOWN_DEFAULTS = {"hidden": 292, "preprocess": "scale", "augment": "none", "nesterov": "off"}
 SHOWN_DEFAULTS |= {"train_size": "all", "split_seed": "as --seed"}
-SHOWN_DEFAULTS |= {"lr": "by optimizer", "lr_decay": "by schedule"}
+SHOWN_DEFAULTS |= {"lr": "by optimizer", "lr_decay": "by schedule", "class_weight": "none"}
 EXAMPLES = """examples:
   python train.py --lr 0.25 --hidden 292
   python train.py --dataset fashion-mnist --hidden 512 256 --momentum 0.9 --lr 0.05
@@ -946,9 +983,9 @@ def main(argv=None):
             say(f"the run that was in {out} is kept in {kept}")
         state, _, config, sets = run
         say(describe(config, sets, state["params"]))
-        state, rows = see_through(out, run, say)
+        state, rows = see_through(out, run, say, goes_on=bool({"epochs", "patience"} & set(given)))
     print(summary(rows, state["best"], config, sets))
-    print(f"its params are in {out / 'params.pkl'}; judge them with: python test.py {out}")
+    print(f"its params are in {out / 'params.pkl'}; judge them with: python test.py {shlex.quote(str(out))}")
 
 
 def check_resumable(out):

@@ -32,16 +32,16 @@ def test_idx_files_are_read_exactly(tmp_path, zipped):
 @pytest.mark.parametrize(
     "content, words",
     [
-        (b"", "magic"),
-        (b"\x00\x00", "magic"),
-        (b"<html>not found</html>", "magic"),
+        (b"", "does not start"),
+        (b"\x00\x00", "does not start"),
+        (b"<html>not found</html>", "does not start"),
         (idx((2,), b"ab", kind=0x0D), "unsigned bytes"),
         (idx((2, 2), b"abcd"), "unsigned bytes"),
-        (idx((2,), b"ab")[:6], "header is cut"),
-        (idx((5,), b"abc"), "ends after 3 of 5"),
+        (idx((2,), b"ab")[:6], "damaged"),
+        (idx((5,), b"abc"), "ends before the 5"),
         (idx((2,), b"abc"), "goes on after the 2"),
         (idx((2**32 - 1,) * 3, b"abc"), "damaged"),
-        (idx((2**30,), b"abc"), "ends after 3 of"),
+        (idx((2**30,), b"abc"), "ends before"),
     ],
 )
 @pytest.mark.parametrize("zipped", [False, True])
@@ -51,6 +51,14 @@ def test_damaged_idx_files_are_named(tmp_path, content, words, zipped):
     with pytest.raises(ValueError, match=words) as error:
         data.load_idx(path)
     assert str(path) in str(error.value)
+
+
+def test_gzip_is_told_by_content_not_by_name(tmp_path):
+    content = data.idx_bytes(np.arange(5, dtype=np.uint8))
+    (tmp_path / "raw.gz").write_bytes(content)
+    (tmp_path / "zipped").write_bytes(gzip.compress(content))
+    for name in ("raw.gz", "zipped"):
+        np.testing.assert_array_equal(data.load_idx(tmp_path / name)[0], np.arange(5))
 
 
 @pytest.mark.parametrize("cut", [slice(0, 30), slice(0, -6), slice(10, None)])

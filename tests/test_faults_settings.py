@@ -218,7 +218,7 @@ def test_a_run_needs_the_memory_that_is_estimated(tmp_path, flags):
 
 
 def test_the_memory_there_is():
-    free = data.available_memory()
+    free = train.available_memory()
     assert free is None or 1e6 < free < 1e15
 
 

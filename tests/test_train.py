@@ -478,6 +478,79 @@ def test_a_run_that_diverges_keeps_what_was_best(small_set, tmp_path):
     data.load_run(tmp_path)
 
 
+def test_what_cannot_go_well_is_said(small_set, tmp_path):
+    given = ("--dataset", small_set, *SMALL[:-1], "--epochs", 2, "--out", tmp_path)
+    assert "note" not in run("train.py", *given, "--lr", 0.1, "--epochs", 20).stdout
+    assert "no better than guessing" in run("train.py", *given, "--lr", 1e-9, "--seed", 3).stdout
+    labels = tmp_path / "rare" / data.FILES["train_labels"]
+    write_dataset(labels.parent)
+    labels.write_bytes(data.idx_bytes(np.array([2] + [0, 1] * 29 + [1], np.uint8)))
+    done = run("train.py", "--dataset", labels.parent, *SMALL[:-1], "--epochs", 1, "--out", tmp_path)
+    assert "few training images: 2 (1)" in done.stdout
+
+
+def test_class_weights_make_rare_classes_count(small_set, tmp_path):
+    config, sets = small_run(small_set, class_weight="balanced")
+    sets["train"]["labels"] = np.repeat(np.arange(3), [40, 6, 2])
+    weights = train.class_weights(sets, config)
+    np.testing.assert_allclose(weights * [40, 6, 2], 16, rtol=1e-12)
+    given = train.class_weights(sets, train.check_settings({"class_weight": "1,2,4"}))
+    np.testing.assert_allclose(given / given[0], [1, 2, 4])
+    assert given @ [40, 6, 2] == pytest.approx(48)
+    assert train.class_weights(sets, train.check_settings({"class_weight": "none"})) is None
+    refused = run(
+        "train.py", "--dataset", small_set, "--class-weight", 1, 2, "--out", tmp_path, *SMALL, check=2
+    )
+    assert is_one_clear_line(refused.stderr, "--class-weight")
+
+
+def test_an_epoch_with_class_weights_is_the_core_functions_in_a_row(small_set):
+    config, sets = small_run(small_set, class_weight=["1", "2", "4"], batch_size=64)
+    state = train.init_state(sets, config)
+    images, labels = pictures(sets, "train")
+    weights = train.class_weights(sets, config)
+    _, cache = nn.forward(state["params"], images / 255)
+    grads = nn.backward(state["params"], cache, labels, class_weight=weights)
+    params, _ = nn.sgd_step(state["params"], grads, None, config["lr"], weight_decay=2.5e-7)
+    new, _ = train.train_epoch(state, sets, config)
+    for key in params:
+        np.testing.assert_allclose(new["params"][key], params[key], rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_that_stopped_early_goes_on_when_it_is_given_more(small_set, tmp_path):
+    given = ("--dataset", small_set, "--lr", 1e-9, "--patience", 2, "--out", tmp_path, *SMALL[:-1])
+    assert "stopped early" in run("train.py", *given, "--epochs", 20).stdout
+    stopped = len(history(tmp_path))
+    run("train.py", "--out", tmp_path, "--resume")
+    assert len(history(tmp_path)) == stopped < 20
+    run("train.py", "--out", tmp_path, "--resume", "--epochs", stopped + 1)
+    assert len(history(tmp_path)) == stopped + 1
+    run("train.py", "--out", tmp_path, "--resume", "--patience", 0, "--epochs", 12)
+    assert len(history(tmp_path)) == 12
+
+
+def test_the_same_data_elsewhere_is_the_same_data(small_set, tmp_path):
+    run("train.py", "--dataset", small_set, "--out", tmp_path / "run", "--epochs", 1, *SMALL)
+    small_set.rename(tmp_path / "moved")
+    assert is_one_clear_line(run("train.py", "--resume", "--out", tmp_path / "run", check=2).stderr, "small")
+    run("train.py", "--resume", "--out", tmp_path / "run", "--dataset", tmp_path / "moved", "--epochs", 2)
+    assert len(history(tmp_path / "run")) == 2
+
+
+@pytest.mark.parametrize("given, held_out", [(0.25, 15), ("0.1", 6), (7, 7), (0, 0), (1, 1)])
+def test_validation_images_are_a_number_or_a_share(small_set, given, held_out):
+    config, sets = small_run(small_set, val_size=given)
+    assert len(sets["val"]["labels"]) == held_out
+    config = train.run_config(config, data.load_dataset(config["dataset"]))
+    assert config["val_size"] == held_out and type(config["val_size"]) is int
+
+
+def test_a_folder_is_made_when_the_run_can_start_and_not_before(small_set, tmp_path):
+    for given in (("--dataset", "nowhere"), ("--lr", "x"), ("--dataset", small_set, "--val-size", 60)):
+        run("train.py", *given, "--out", tmp_path / "out", check=2)
+        assert not (tmp_path / "out").exists()
+
+
 # --- stopped and resumed ----------------------------------------------------------------------
 
 LONG = ("--epochs", "60", "--momentum", "0.9", "--dropout", "0.2", "--lr", "0.01")
