@@ -849,7 +849,7 @@ def check(value, kind, what):
         for name, part in kind.items():
             key = name.removesuffix("?")
             if key not in value and key == name:
-                raise ValueError(f"{what}: there is no {key}")
+                raise ValueError(f"{what} lacks {key}")
             if key == name or value.get(key) is not None:
                 parts.append((value[key], part, f"{what}: {key}"))
     elif not (value is None if kind is None else type(value) is kind):
