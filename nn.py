@@ -849,7 +849,7 @@ def check(value, kind, what):
         for name, part in kind.items():
             key = name.removesuffix("?")
             if key not in value and key == name:
-                raise ValueError(f"{what}: there is no {key}")
+                raise ValueError(f"{what} lacks {key}")
             if key == name or value.get(key) is not None:
                 parts.append((value[key], part, f"{what}: {key}"))
     elif not (value is None if kind is None else type(value) is kind):
@@ -1015,7 +1015,7 @@ def _build(reader):
         _, shape, spec, fortran, content = state
         target.__setstate__(_taken(reader, _view(content, spec, shape, fortran)).__reduce__()[2])
     elif type(target) is types.SimpleNamespace and type(state[1]) is str and state[1] in ("<", ">", "|", "="):
-        target.dtype = target.dtype.newbyteorder(state[1])
+        target.dtype = np.dtype(state[1] + target.dtype.str[1:])
     else:
         raise ValueError("it sets the state of something that is no array")
 

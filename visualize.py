@@ -890,13 +890,9 @@ def add_test_set(run, data_dir):
 
 def judge_images(params, config, images):
     """Estimates (n, k) of uint8 images (n, d), and the activations (n, width) of each hidden layer."""
-
-    def taken():
-        return data.batches(images, None, config["steps"], dtype=params["W1"].dtype)
-
-    outputs = nn.outputs_of(params, taken(), config["activation"])
-    layers = [nn.hidden_activations(params, batch["x"], config["activation"]) for batch in taken()]
-    return nn.estimates(outputs, config["loss"]), [np.concatenate(layer) for layer in zip(*layers)]
+    batches = data.batches(images, None, config["steps"], dtype=params["W1"].dtype)
+    outputs, layers = nn.hidden_of(params, batches, config["activation"])
+    return nn.estimates(outputs, config["loss"]), layers
 
 
 # --- which figures there are ------------------------------------------------------------------

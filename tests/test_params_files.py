@@ -46,6 +46,15 @@ def test_round_trip_is_exact(tmp_path, params, suffix):
     assert os.listdir(tmp_path) == [path.name]
 
 
+@pytest.mark.parametrize("suffix", ["pkl", "npz"])
+def test_arrays_from_a_file_beside_new_ones_give_the_same_bytes(tmp_path, params, suffix):
+    first, second = tmp_path / f"first.{suffix}", tmp_path / f"second.{suffix}"
+    nn.save_params(first, params, CONFIG, velocity={key: w.copy() for key, w in params.items()})
+    got = nn.load_checkpoint(first)
+    nn.save_params(second, params, got["config"], velocity=got["velocity"])
+    assert second.read_bytes() == first.read_bytes()
+
+
 def test_a_pkl_is_readable_without_us(tmp_path, params):
     nn.save_params(tmp_path / "params.pkl", params, CONFIG)
     code = (
