@@ -374,6 +374,8 @@ def parse_range(text, check):
     if rest not in ([], ["log"]):
         raise ValueError("a range is low:high or low:high:log")
     low, high = as_number(check(low)), as_number(check(high))
+    if type(low) is not type(high):
+        raise ValueError("one end is a share, the other a number")
     if low >= high:
         raise ValueError("the range is empty: its low end must be below its high end")
     if rest and low <= 0:

@@ -150,7 +150,7 @@ def test_large_whole_numbers_are_exact():
 def test_a_hidden_layer_of_a_million_is_refused_before_the_data_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "available_memory", lambda: 4e9)
     monkeypatch.setattr(train.data, "load_dataset", None)
-    words = ["would need about", "GB of memory, and 4.0 GB are free", "--hidden"]
+    words = ["4.0 GB", "--hidden"]
     call_refused(train.main, "--hidden", 10**6, "--dataset", "mnist", "--out", tmp_path, words=words)
 
 
