@@ -565,7 +565,7 @@ def save_sets(folder, sets):
     """
     folder.mkdir(parents=True)
     arrays = []
-    (folder / "rest.pkl").write_bytes(pickle.dumps(sets, protocol=5, buffer_callback=arrays.append))
+    (folder / "rest.pickle").write_bytes(pickle.dumps(sets, protocol=5, buffer_callback=arrays.append))
     for number, array in enumerate(arrays):
         (folder / f"{number:03}.array").write_bytes(array.raw())
     return folder
@@ -574,7 +574,7 @@ def save_sets(folder, sets):
 def load_sets(folder):
     """What ``save_sets`` has written, its arrays mapped into memory, read-only."""
     arrays = [np.memmap(path, mode="r") for path in sorted(folder.glob("*.array"))]
-    return pickle.loads((folder / "rest.pkl").read_bytes(), buffers=arrays)
+    return pickle.loads((folder / "rest.pickle").read_bytes(), buffers=arrays)
 
 
 ANSWER_SECONDS = 20  # for the cluster to answer
@@ -668,8 +668,8 @@ def open_search(out, given, resume):
     if not path.exists():
         return define(given, DEFAULT_SEARCH), None
     record = data.load_json(path)
+    nn.check(record, DEFINITION, path)
     try:
-        nn.check(record, DEFINITION, "it")
         saved = define({}, {name: record[name] for name in DEFAULT_SEARCH})
     except ValueError as error:
         raise ValueError(f"{path} does not define a search: {error}") from error
