@@ -670,8 +670,8 @@ def open_search(out, given, resume):
     if not path.exists():
         return define(given, DEFAULT_SEARCH), None
     record = data.load_json(path)
+    nn.check(record, DEFINITION, path)
     try:
-        nn.check(record, DEFINITION, "it")
         saved = define({}, {name: record[name] for name in DEFAULT_SEARCH})
     except ValueError as error:
         raise ValueError(f"{path} does not define a search: {error}") from error

