@@ -607,8 +607,8 @@ def available_memory():
 
 # --- the files of a run -----------------------------------------------------------------------
 
-LOCKED_FILES = ["last.pkl", "params.pkl", "history.csv", "config.json"]  # written by the run alone
-RUN_FILES = [*LOCKED_FILES, "predictions.csv", "figures"]
+RUN_FILES = ["last.pkl", "params.pkl", "history.csv", "config.json", "predictions.csv", "figures"]
+LOCKED_FILES = [*RUN_FILES[:4], "search.json", "trials.csv"]  # written by none but who holds the lock
 STATE = {  # what last.pkl holds, beside params and what data.load_run asks for
     "velocity": (dict, None),
     "average": (dict, None),
