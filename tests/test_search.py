@@ -133,7 +133,6 @@ def test_every_setting_can_be_searched(name):
         "preprocess": "scale,center",
         "augment": "none,elastic+flip",
         "holdout": "random,last",
-        "optimizer": "sgd,adam",
         "class_weight": "none,balanced",
         "dropout": "0.1:0.5",
         "beta1": "0.8:0.9",
@@ -143,8 +142,6 @@ def test_every_setting_can_be_searched(name):
         "ema": "0.1:0.5",
         "max_scaling": "0.1:0.5",
         "momentum": "0.1:0.9",
-        "beta1": "0.1:0.9",
-        "beta2": "0.1:0.9",
         "min_delta": "0.1:0.2",
     }
     dimension = search.parse_space(f"{name}={examples.get(name, '1:9')}")[name]
