@@ -459,6 +459,127 @@ def _checked_labels(outputs, y):
     return y
 
 
+# --- a layer's products without what is blank, and dropout ------------------------------------
+
+
+def _linear(x, W, blank, out):
+    """x @ W, without what ``forward`` calls blank."""
+    if not blank:
+        return np.matmul(x, W, out=out)
+    rows, columns = blank[0], min(blank[1], x.shape[1])
+    z = np.matmul(x[:, :columns], W[:columns], out=out)
+    if columns < x.shape[1]:
+        z[rows:] += x[rows:, columns:] @ W[columns : x.shape[1]]
+    return z
+
+
+def _linear_gradient(x, delta, blank, out):
+    """x.T @ delta, without what ``forward`` calls blank; as many rows as x has columns."""
+    if not blank:
+        return np.matmul(x.T, delta, out=out)
+    rows, columns = blank
+    g = np.empty((x.shape[1], delta.shape[1]), x.dtype) if out is None else out[: x.shape[1]]
+    np.matmul(x[:, :columns].T, delta, out=g[:columns])
+    np.matmul(x[rows:, columns:].T, delta[rows:], out=g[columns:])
+    return g
+
+
+def dropout_mask(shape, share, rng, dtype=np.float32):
+    """Factors that switch off a share of what they multiply and scale the rest (inverted dropout)."""
+    kept = rng.random(shape, dtype=dtype) >= share
+    return np.multiply(kept, 1 / (1 - share), dtype=dtype)
+
+
+# --- around a step, and judging ---------------------------------------------------------------
+
+
+def limit_norms(params, most, out=None):
+    """Max-norm regularisation (Srivastava et al. 2014).
+
+    Shrinks the weights that lead into a hidden unit where their norm is above ``most``; the output
+    layer's and the biases remain. ``out``: a dict of arrays for the result, may be params itself.
+    """
+    out = {key: w.copy() for key, w in params.items()} if out is None else out
+    for layer in range(1, len(params) // 2):
+        w = params[f"W{layer}"]
+        norms = np.sqrt(np.einsum("ij,ij->j", w, w))  # (width,)
+        np.multiply(w, most / np.maximum(norms, most), out=out[f"W{layer}"])
+    return out
+
+
+def average(params, earlier, decay):
+    """decay * earlier + (1 - decay) * params: an exponential moving average (Polyak & Juditsky 1992)."""
+    return {key: decay * earlier[key] + (1 - decay) * w for key, w in params.items()}
+
+
+def outputs_of(params, batches, activation="relu"):
+    """Linear outputs (n, k) of all images of the batches, a batch at a time.
+
+    Raises
+    ------
+    FloatingPointError
+        One of them is not finite.
+    """
+    with np.errstate(all="ignore"):  # found out by the check
+        return _finite([outputs for outputs, _ in _passes(params, batches, activation)])
+
+
+def hidden_of(params, batches, activation="relu"):
+    """``outputs_of``, and what each hidden layer puts out: ``(outputs, [(n, width), ...])``."""
+    with np.errstate(all="ignore"):
+        passes = list(_passes(params, batches, activation))
+    layers = zip(*(hidden for _, hidden in passes))
+    return _finite([outputs for outputs, _ in passes]), [np.concatenate(layer) for layer in layers]
+
+
+def _passes(params, batches, activation):
+    """Outputs and hidden activations of each batch."""
+    for batch in batches:
+        outputs, cache = forward(params, batch["x"], activation, blank=batch.get("blank"))
+        yield outputs, cache["inputs"][1:]
+
+
+def _finite(parts):
+    outputs = np.concatenate(parts)
+    if not np.isfinite(outputs).all():
+        raise FloatingPointError(
+            "the network's outputs are not finite: its params or inputs are out of range"
+        )
+    return outputs
+
+
+def estimates(outputs, loss="cross_entropy"):
+    """What ``predict`` makes of linear outputs (n, k): their softmax, or for mse themselves."""
+    choose("loss", loss, LOSSES)
+    return softmax(outputs) if loss == "cross_entropy" else outputs
+
+
+def accuracy(outputs, y):
+    """Share of rows whose largest output is that of the label."""
+    return float(np.mean(outputs.argmax(axis=1) == y))
+
+
+def confusion_matrix(y, predicted, classes):
+    """Counts (classes, classes): row is the label, column the prediction."""
+    pairs = np.asarray(y, np.int64) * classes + predicted
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def layer_sizes(params):
+    """Widths of all layers, input and output included: ``[784, 292, 10]``."""
+    depth = len(params) // 2
+    return [params["W1"].shape[0]] + [params[f"W{i}"].shape[1] for i in range(1, depth + 1)]
+
+
+def choose(kind, name, options):
+    """Return ``options[name]``, or raise a ValueError that suggests the nearest name."""
+    if isinstance(name, str) and name in options:
+        return options[name]
+    near = difflib.get_close_matches(name, options, n=1) if isinstance(name, str) else []
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"unknown {kind} {reprlib.repr(name)}{hint} (one of: {', '.join(options)})")
+
+
 # --- other optimisers, of the form of sgd_step ------------------------------------------------
 
 
@@ -608,127 +729,6 @@ def input_gradient(params, x, y, activation="relu", loss="cross_entropy"):
     _, cache = forward(params, x, activation)
     *_, (_, delta) = _errors(params, cache, y, loss, 0.0, scale=len(x))
     return delta @ params["W1"].T
-
-
-# --- a layer's products without what is blank, and dropout ------------------------------------
-
-
-def _linear(x, W, blank, out):
-    """x @ W, without what ``forward`` calls blank."""
-    if not blank:
-        return np.matmul(x, W, out=out)
-    rows, columns = blank[0], min(blank[1], x.shape[1])
-    z = np.matmul(x[:, :columns], W[:columns], out=out)
-    if columns < x.shape[1]:
-        z[rows:] += x[rows:, columns:] @ W[columns : x.shape[1]]
-    return z
-
-
-def _linear_gradient(x, delta, blank, out):
-    """x.T @ delta, without what ``forward`` calls blank; as many rows as x has columns."""
-    if not blank:
-        return np.matmul(x.T, delta, out=out)
-    rows, columns = blank
-    g = np.empty((x.shape[1], delta.shape[1]), x.dtype) if out is None else out[: x.shape[1]]
-    np.matmul(x[:, :columns].T, delta, out=g[:columns])
-    np.matmul(x[rows:, columns:].T, delta[rows:], out=g[columns:])
-    return g
-
-
-def dropout_mask(shape, share, rng, dtype=np.float32):
-    """Factors that switch off a share of what they multiply and scale the rest (inverted dropout)."""
-    kept = rng.random(shape, dtype=dtype) >= share
-    return np.multiply(kept, 1 / (1 - share), dtype=dtype)
-
-
-# --- around a step, and judging ---------------------------------------------------------------
-
-
-def limit_norms(params, most, out=None):
-    """Max-norm regularisation (Srivastava et al. 2014).
-
-    Shrinks the weights that lead into a hidden unit where their norm is above ``most``; the output
-    layer's and the biases remain. ``out``: a dict of arrays for the result, may be params itself.
-    """
-    out = {key: w.copy() for key, w in params.items()} if out is None else out
-    for layer in range(1, len(params) // 2):
-        w = params[f"W{layer}"]
-        norms = np.sqrt(np.einsum("ij,ij->j", w, w))  # (width,)
-        np.multiply(w, most / np.maximum(norms, most), out=out[f"W{layer}"])
-    return out
-
-
-def average(params, earlier, decay):
-    """decay * earlier + (1 - decay) * params: an exponential moving average (Polyak & Juditsky 1992)."""
-    return {key: decay * earlier[key] + (1 - decay) * w for key, w in params.items()}
-
-
-def outputs_of(params, batches, activation="relu"):
-    """Linear outputs (n, k) of all images of the batches, a batch at a time.
-
-    Raises
-    ------
-    FloatingPointError
-        One of them is not finite.
-    """
-    with np.errstate(all="ignore"):  # found out by the check
-        return _finite([outputs for outputs, _ in _passes(params, batches, activation)])
-
-
-def hidden_of(params, batches, activation="relu"):
-    """``outputs_of``, and what each hidden layer puts out: ``(outputs, [(n, width), ...])``."""
-    with np.errstate(all="ignore"):
-        passes = list(_passes(params, batches, activation))
-    layers = zip(*(hidden for _, hidden in passes))
-    return _finite([outputs for outputs, _ in passes]), [np.concatenate(layer) for layer in layers]
-
-
-def _passes(params, batches, activation):
-    """Outputs and hidden activations of each batch."""
-    for batch in batches:
-        outputs, cache = forward(params, batch["x"], activation, blank=batch.get("blank"))
-        yield outputs, cache["inputs"][1:]
-
-
-def _finite(parts):
-    outputs = np.concatenate(parts)
-    if not np.isfinite(outputs).all():
-        raise FloatingPointError(
-            "the network's outputs are not finite: its params or inputs are out of range"
-        )
-    return outputs
-
-
-def estimates(outputs, loss="cross_entropy"):
-    """What ``predict`` makes of linear outputs (n, k): their softmax, or for mse themselves."""
-    choose("loss", loss, LOSSES)
-    return softmax(outputs) if loss == "cross_entropy" else outputs
-
-
-def accuracy(outputs, y):
-    """Share of rows whose largest output is that of the label."""
-    return float(np.mean(outputs.argmax(axis=1) == y))
-
-
-def confusion_matrix(y, predicted, classes):
-    """Counts (classes, classes): row is the label, column the prediction."""
-    pairs = np.asarray(y, np.int64) * classes + predicted
-    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
-
-
-def layer_sizes(params):
-    """Widths of all layers, input and output included: ``[784, 292, 10]``."""
-    depth = len(params) // 2
-    return [params["W1"].shape[0]] + [params[f"W{i}"].shape[1] for i in range(1, depth + 1)]
-
-
-def choose(kind, name, options):
-    """Return ``options[name]``, or raise a ValueError that suggests the nearest name."""
-    if isinstance(name, str) and name in options:
-        return options[name]
-    near = difflib.get_close_matches(name, options, n=1) if isinstance(name, str) else []
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise ValueError(f"unknown {kind} {reprlib.repr(name)}{hint} (one of: {', '.join(options)})")
 
 
 # --- files ------------------------------------------------------------------------------------
