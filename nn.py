@@ -187,6 +187,9 @@ def loss(params, outputs, y, loss="cross_entropy", weight_decay=0.0, label_smoot
     return value
 
 
+mean_loss = loss  # its other name, for functions that take the name of a loss as ``loss``
+
+
 def backward(
     params, cache, y, loss="cross_entropy", weight_decay=0.0, label_smoothing=0.0, scale=1.0,
     class_weight=None, out=None,
@@ -273,15 +276,15 @@ def sgd_step(params, grads, velocity, lr, momentum=0.0, nesterov=False, weight_d
         if new_velocity is not None and new_velocity is not velocity:
             new_velocity[key][...] = 0 if velocity is None else velocity[key]
         decay = float(lr * weight_decay) if key[0] == "W" else 0.0
-        for block in _blocks(w, UPDATE_BLOCK):
+        for block in _blocks(w):
             v = None if new_velocity is None else new_velocity[key][block]
             _move(new_params[key][block], v, grads[key][block], lr, momentum, nesterov, decay)
     return new_params, new_velocity
 
 
-def _blocks(w, elements):
-    """Slices of some rows of an array, with about so many elements, that stay in cache."""
-    rows = max(1, elements // w[0].size)
+def _blocks(w):
+    """Slices of some rows of an array each, that stay in cache."""
+    rows = max(1, UPDATE_BLOCK // w[0].size)
     return [slice(start, start + rows) for start in range(0, len(w), rows)]
 
 
@@ -610,7 +613,7 @@ def adam_step(params, grads, state, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight
     rate = lr * root / (1 - beta1 ** state["steps"])
     for key in params:
         kept = 1 - float(lr * weight_decay) if key[0] == "W" else 1.0
-        for block in _blocks(params[key], MOMENTS_BLOCK):
+        for block in _blocks(params[key]):
             w, g, m, v = (arrays[key][block] for arrays in (params, grads, state["m"], state["v"]))
             m *= beta1
             m[: len(g)] += (1 - beta1) * g
@@ -636,7 +639,7 @@ def rmsprop_step(params, grads, state, lr, beta2=0.99, eps=1e-8, weight_decay=0.
     lr = float(lr)
     for key in params:
         kept = 1 - float(lr * weight_decay) if key[0] == "W" else 1.0
-        for block in _blocks(params[key], MOMENTS_BLOCK):
+        for block in _blocks(params[key]):
             w, g, v = (arrays[key][block] for arrays in (params, grads, state["v"]))
             v *= beta2
             v[: len(g)] += (1 - beta2) * (g * g)
@@ -674,7 +677,6 @@ def clip_norm(grads, most, out=None):
 
 
 OPTIMIZERS = {"sgd": sgd_step, "adam": adam_step, "rmsprop": rmsprop_step}
-MOMENTS_BLOCK = 16384  # elements, of four arrays and two passing ones at a time
 
 # --- gradients, checked and of the input ------------------------------------------------------
 
@@ -704,7 +706,7 @@ def check_gradients(
     x, settings = np.asarray(x, np.float64), (loss, weight_decay, label_smoothing)
 
     def value():
-        return globals()["loss"](params, forward(params, x, activation)[0], y, *settings, class_weight)
+        return mean_loss(params, forward(params, x, activation)[0], y, *settings, class_weight)
 
     cache = forward(params, x, activation)[1]
     grads = backward(params, cache, y, *settings, class_weight=class_weight)
