@@ -549,8 +549,9 @@ def main():
         if child.returncode:  # it has said why
             sys.exit(child.returncode)
     if options.write:
-        import data
         import reproduce
+
+        import data
 
         reproduce.write_section("speed", table(data.load_rows(pathlib.Path(options.csv), words=True)))
 
