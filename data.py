@@ -1311,10 +1311,15 @@ def save_seen(path, picture, image):
     seen = ImageOps.contain(Image.fromarray(image), (side, side), Image.Resampling.NEAREST)
     for left, part in ((10, given), (side + 20, seen)):
         sheet.paste(part, (left + (side - part.width) // 2, 10 + (side - part.height) // 2))
-    buffer, target = io.BytesIO(), f"{path}.seen.png"
-    sheet.save(buffer, "PNG")
-    nn.save_bytes(target, buffer.getvalue())
-    return target
+    return save_png(f"{path}.seen.png", sheet)
+
+
+def save_png(path, picture):
+    """Write a Pillow image; returns the path."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    nn.save_bytes(path, buffer.getvalue())
+    return path
 
 
 # --- what every script does at its edges ------------------------------------------------------
