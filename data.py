@@ -1179,13 +1179,10 @@ def prepare_picture(picture, image_shape=(28, 28)):
     ink = _find_ink(pixels)
     box, scale = _box_of(ink), max(picture.shape) / max(pixels.shape)
     extent = max(part.stop - part.start for part in box)
+    if _is_sheet(ink[box]) and ink[box].size > 0.2 * ink.size:  # of paper, on a desk
+        return prepare_picture(picture[_grown_box(box, -extent / 12, scale)], image_shape)
     if scale > 1 and extent < SEARCHED_SIDE / 2:  # a small digit on a large picture: look again, closer
-        margin = extent / 2
-        closer = tuple(
-            slice(int(max(0, part.start - margin) * scale), math.ceil((part.stop + margin) * scale))
-            for part in box
-        )
-        ink = _find_ink(_shrunk(picture[closer]))
+        ink = _find_ink(_shrunk(picture[_grown_box(box, extent / 2, scale)]))
     return prepare_ink(ink, image_shape)
 
 
@@ -1198,6 +1195,21 @@ def prepare_ink(ink, image_shape=(28, 28)):
 def _box_of(ink):
     rows, columns = (np.flatnonzero((ink > 0.2).any(axis=axis)) for axis in (1, 0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def _is_sheet(ink):
+    """Whether ink fills its box up to the edges, as no digit does."""
+    solid = ink > 0.4
+    inner = tuple(slice(n // 10, n - n // 10) for n in ink.shape)
+    return solid.sum() - solid[inner].sum() > 0.5 * (solid.size - solid[inner].size)
+
+
+def _grown_box(box, margin, scale):
+    """A box with a margin around it, in a picture that is larger by scale."""
+    return tuple(
+        slice(int(max(0, part.start - margin) * scale), math.ceil((part.stop + margin) * scale))
+        for part in box
+    )
 
 
 def _shrunk(picture):
@@ -1224,7 +1236,61 @@ def _find_ink(pixels):
     if peak < LEAST_CONTRAST or peak < 5 * noise:
         raise ValueError("there is nothing to see on it")
     ink = np.clip((ink / peak - 0.1) / 0.9, 0, 1)
-    return np.where(_near_strokes(ink > 0.4), ink, 0)
+    return np.where(_grown(_digit(_near_strokes(ink > 0.4) & (ink > 0.4))), ink, 0)
+
+
+def _digit(mask):
+    """The connected parts of a mask that are a digit, among frames, boxes, underlines and spots.
+
+    What touches the picture's edge is none, as far as there is something else; nor is a box that
+    another part lies in, a line below all else, or a small part beside the largest.
+    """
+    labels = _connected_parts(mask)
+    parts = []
+    for label, size in enumerate(np.bincount(labels.ravel())[1:], start=1):
+        if size:
+            rows, columns = (np.flatnonzero((labels == label).any(axis=axis)) for axis in (1, 0))
+            parts.append((label, int(size), rows[0], rows[-1], columns[0], columns[-1]))
+    rows, columns = (n - 1 for n in mask.shape)
+    inside = [p for p in parts if p[2] > 0 and p[3] < rows and p[4] > 0 and p[5] < columns]
+    largest = max(size for _, size, *_ in parts)
+    parts = inside if sum(p[1] for p in inside) > 0.1 * largest else parts
+    parts = [p for p in parts if not any(_encloses(p, other) for other in parts)] or parts
+    main = max(parts, key=lambda p: p[1])
+    while len(parts) > 1:  # a line is as wide as all else, and below it
+        line = max(parts, key=lambda p: p[3])
+        rest = [p for p in parts if p is not line]
+        width, height = line[5] - line[4] + 1, line[3] - line[2] + 1
+        others = max(p[5] for p in rest) - min(p[4] for p in rest) + 1
+        if not (width > 4 * height and width > 0.8 * others and line[2] > max(p[3] for p in rest)):
+            break
+        parts, main = rest, max(rest, key=lambda p: p[1])
+    extent = max(main[3] - main[2], main[5] - main[4]) + 1
+    kept = [p[0] for p in parts if max(p[3] - p[2], p[5] - p[4]) + 1 > extent / 4 or _encloses(main, p, 0)]
+    return np.isin(labels, kept)
+
+
+def _encloses(part, other, least=0.05):
+    """Whether a part's box encloses another part, of at least so many of its pixels, and is mostly empty."""
+    _, size, top, bottom, left, right = part
+    inside = top < other[2] and other[3] < bottom and left < other[4] and other[5] < right
+    area = (bottom - top + 1) * (right - left + 1)
+    return inside and other[1] >= least * size and (least == 0 or size < 0.35 * area)
+
+
+def _connected_parts(mask):
+    """Numbers (rows, columns) from 1 of the parts of a mask that touch, by their corners too; 0 elsewhere."""
+    labels = np.where(mask, np.arange(1, mask.size + 1, dtype=np.int32).reshape(mask.shape), np.int32(0))
+    while True:  # each pixel takes the largest label around it, until nothing changes
+        spread = labels
+        for axis in (0, 1):
+            edge = np.zeros_like(spread.take([0], axis))
+            wide = np.concatenate([edge, spread, edge], axis).swapaxes(0, axis)
+            spread = np.maximum(np.maximum(wide[:-2], wide[1:-1]), wide[2:]).swapaxes(0, axis)
+        spread = spread * mask
+        if np.array_equal(spread, labels):
+            return np.unique(labels, return_inverse=True)[1].reshape(mask.shape)
+        labels = spread
 
 
 def _paper(pixels):

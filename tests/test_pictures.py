@@ -371,3 +371,55 @@ def test_bad_pictures_have_a_line_each_and_the_others_go_on(runs, seven, tmp_pat
 )
 def test_flags_that_do_not_go_together(runs, arguments, words):
     assert is_one_clear_line(run("test.py", runs / "plain", *arguments, check=2).stderr, *words)
+
+
+# --- what is on a photograph beside the digit -------------------------------------------------
+
+
+def framed(ink, rng):
+    ink[:3] = ink[-3:] = 1
+    ink[:, :3] = ink[:, -3:] = 1
+    return ink
+
+
+def one_dark_edge(ink, rng):
+    ink[:, : rng.integers(3, 9)] = 1
+    return ink
+
+
+def spot_in_the_corner(ink, rng):
+    y, x = np.mgrid[: ink.shape[0], : ink.shape[1]]
+    return np.maximum(ink, (y - 14) ** 2 + (x - ink.shape[1] + 15) ** 2 < 64)
+
+
+def underlined(ink, rng):
+    ink[-14:-10, 25:-25] = 1
+    return ink
+
+
+def boxed(ink, rng):
+    box = np.zeros_like(ink)
+    box[8:-8, 8:-8] = 1
+    box[11:-11, 11:-11] = 0
+    return np.maximum(ink, box)
+
+
+def on_a_desk(ink, rng):
+    photo = np.full((ink.shape[0] + 80, ink.shape[1] + 80, 3), (90, 60, 40), np.uint8)
+    photo[30:-50, 45:-35] = coloured(ink, (245, 240, 230), (40, 40, 60))
+    turned = Image.fromarray(photo).rotate(rng.uniform(-6, 6), fillcolor=(90, 60, 40))
+    return np.asarray(turned)
+
+
+@pytest.mark.parametrize("form", [framed, one_dark_edge, spot_in_the_corner, underlined, boxed, on_a_desk])
+def test_what_lies_around_a_digit_is_left_out(real_data, form):
+    params, config = data.load_run(ROOT / "results" / "reference" / "elastic")
+    dataset, rng, right = data.load_dataset("mnist", real_data), np.random.default_rng(0), 0
+    for image, label in zip(dataset["test_images"][:30], dataset["test_labels"]):
+        picture = form(grown(image.reshape(28, 28), 5, margin=20), rng)
+        if picture.ndim == 2:
+            picture = coloured(picture, (245, 240, 230), (40, 40, 60))
+        seen = data.prepare_picture(picture)
+        x = data.preprocess(seen.reshape(1, -1), config["steps"])
+        right += nn.predict(params, x).argmax() == label
+    assert right >= 28, f"{right} of 30"
