@@ -678,7 +678,14 @@ CONFIG_KIND = {  # what the config that is stored with params holds at least; se
     "loss": str,
     "dataset": str,
     "steps": [dict],
-    "data": {"class_names": [str], "image_shape": [int], "title?": str, "sha256?": {str: str}},
+    "data": {
+        "class_names": [str],
+        "image_shape": [int],
+        "title?": str,
+        "sha256?": {str: str},
+        "fit": str,
+        "edge": (int, float),
+    },
     "epoch?": int,
     "augment": [str],
     **dict.fromkeys(STRENGTHS, (int, float)),
@@ -719,8 +726,16 @@ def load_run(path):
 
 def read_config(params, config):
     """The config that is stored with params, checked and complete, its steps as ``fit_steps`` gives them."""
-    config = {"augment": [], **STRENGTHS, **config}  # older files have none
+    nn.check(config, {"data": dict}, "its config")
+    own = {"fit": "digit" if config.get("dataset") in ("mnist", "glyphs") else "whole", "edge": 0.0}
+    config = {
+        "augment": [],
+        **STRENGTHS,
+        **config,
+        "data": {**own, **config["data"]},
+    }  # older files have less
     nn.check(config, CONFIG_KIND, "its config")
+    nn.choose("fit", config["data"]["fit"], dict.fromkeys(FITS))
     nn.choose("activation", config["activation"], nn.ACTIVATIONS)
     nn.choose("loss", config["loss"], nn.LOSSES)
     for name in config["augment"]:
@@ -1151,6 +1166,59 @@ def _as_rgb(picture):
         paper = Image.new("RGBA", picture.size, "white" if dark else "black")
         picture = Image.alpha_composite(paper, picture)
     return np.asarray(picture.convert("RGB"))
+
+
+FITS = ("digit", "whole")  # how a picture is brought into the form of a network's images
+
+
+def picture_facts(dataset):
+    """How pictures are fitted for networks trained on a dataset, to be stored with them.
+
+    Returns
+    -------
+    dict
+        ``fit``: ``digit`` where the training images are digits as MNIST's are, or centred like them,
+        else ``whole``; ``edge``, the mean grey level along the edges of the training images.
+    """
+    (rows, columns), images = dataset["image_shape"], dataset["train_images"][:2000]
+    pictures = images.reshape(-1, rows, columns).astype(np.float32)
+    edge = float(np.concatenate([pictures[:, [0, -1]].ravel(), pictures[:, :, [0, -1]].ravel()]).mean())
+    mass = np.maximum(pictures.sum(axis=(1, 2)), 1)
+    centred = np.ones(len(pictures), bool)
+    for axis, size in ((1, rows), (2, columns)):
+        along = pictures.sum(axis=3 - axis)  # (n, size)
+        margins = along[:, [0, -1]].sum(axis=1)
+        centred &= (np.abs(along @ np.arange(size) / mass - size / 2) < 1.01) & (margins < 0.01 * mass)
+    fit = "digit" if dataset["name"] in ("mnist", "glyphs") or centred.mean() > 0.95 else "whole"
+    return {"fit": fit, "edge": edge}
+
+
+def fit_picture(picture, facts, fit=None):
+    """Bring a picture into the form of a network's images.
+
+    Parameters
+    ----------
+    picture : uint8 array (rows, columns, 3)
+    facts : dict
+        ``image_shape``, ``fit`` and ``edge`` of the network's training images.
+    fit : str, optional
+        ``digit``: see ``prepare_picture``. ``whole``: grey, resized, inverted where its edges are then
+        more like those of the training images. Default: the network's own. A picture that has the
+        network's size already is not cut out or resized.
+
+    Returns
+    -------
+    uint8 array of image_shape
+    """
+    from PIL import Image
+
+    shape = tuple(facts["image_shape"])
+    if (fit or facts["fit"]) == "digit" and picture.shape[:2] != shape:
+        return prepare_picture(picture, shape)
+    grey = Image.fromarray(np.ascontiguousarray(picture)).convert("L")
+    image = np.asarray(grey if picture.shape[:2] == shape else grey.resize(shape[::-1], Image.Resampling.BOX))
+    edge = np.concatenate([image[[0, -1]].ravel(), image[:, [0, -1]].ravel()]).mean()
+    return 255 - image if abs(255 - edge - facts["edge"]) < abs(edge - facts["edge"]) else image
 
 
 def prepare_picture(picture, image_shape=(28, 28)):

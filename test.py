@@ -301,11 +301,11 @@ def report_comparison(flags, members):
 # --- pictures of your own ---------------------------------------------------------------------
 
 
-def read_picture(path, image_shape):
+def read_picture(path, facts, fit=None):
     """A picture file as RGB pixels and as the network's uint8 image; errors name the file."""
     picture = data.load_picture(path)
     try:
-        return picture, data.prepare_picture(picture, image_shape)
+        return picture, data.fit_picture(picture, facts, fit)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -354,10 +354,10 @@ def save_evidence(path, evidence):
 
 def report_pictures(flags, members):
     """Print the likeliest classes of each picture; returns 2 if one could not be read, else 0."""
-    shape, rows, status = members[0][1]["data"]["image_shape"], [], 0
+    facts, rows, status = members[0][1]["data"], [], 0
     for path in flags.images:
         try:
-            picture, image = read_picture(path, shape)
+            picture, image = read_picture(path, facts, flags.fit)
             files = {"seen": data.save_seen(path, picture, image)} if flags.save else {}
             if flags.explain:
                 files["why"] = save_evidence(path, evidence(*members[0], image))
@@ -400,6 +400,10 @@ def main(argv=None):
         help="classify these pictures, one digit on each, instead of a test set",
     )  # fmt: skip
     parser.add_argument(
+        "--fit", metavar="NAME",
+        help="with --images: digit (cut out, and centred as MNIST's are) or whole (default: as trained)",
+    )  # fmt: skip
+    parser.add_argument(
         "--save", action="store_true",
         help="with --images: write FILE.seen.png, what was given and what the network saw",
     )  # fmt: skip
@@ -409,7 +413,9 @@ def main(argv=None):
         "(orange) and against it (blue)",
     )  # fmt: skip
     flags = data.parse_flags(parser, argv)
-    for name in ("save", "explain"):
+    if flags.fit:
+        nn.choose("--fit", flags.fit, dict.fromkeys(data.FITS))
+    for name in ("fit", "save", "explain"):
         if getattr(flags, name) and not flags.images:
             raise ValueError(f"--{name}: needs --images")
     if flags.images and (flags.dataset or flags.compare):

@@ -317,7 +317,8 @@ def test_pictures_are_judged_as_the_network_judges_their_images(runs, seven, tmp
         folders = [str(runs / name) for name in names]
         assert judging.main([*folders, "--images", str(path), "--json"]) == 0
         (row,) = json.loads(capsys.readouterr().out)
-        image = data.prepare_picture(data.load_picture(path)).reshape(1, -1)
+        facts = data.load_run(folders[0])[1]["data"]
+        image = data.fit_picture(data.load_picture(path), facts).reshape(1, -1)
         mean = np.zeros(3)
         for params, config in map(data.load_run, folders):
             x = data.preprocess(image, config["steps"])
@@ -332,14 +333,15 @@ def test_pictures_are_judged_as_the_network_judges_their_images(runs, seven, tmp
 def test_save_writes_what_the_network_saw_beside_what_was_given(runs, seven, tmp_path, capsys):
     pixels, _ = ink_on_paper(seven)
     path = save(tmp_path / "ink.png", pixels)
-    assert judging.main([str(runs / "plain"), "--images", str(path), "--save"]) == 0
+    chosen = [str(runs / "plain"), "--fit", "digit"]
+    assert judging.main([*chosen, "--images", str(path), "--save"]) == 0
     seen = tmp_path / "ink.png.seen.png"
     assert f"(seen: {seen})" in capsys.readouterr().out
     sheet = np.asarray(Image.open(seen))
     right = sheet[10:290, 300:580, 0].reshape(28, 10, 28, 10)
     np.testing.assert_array_equal(right[:, 5, :, 5], data.prepare_picture(pixels))
     assert (sheet[10:290, 10:290] == (245, 235, 215)).all(axis=2).mean() > 0.5  # the paper
-    again = [str(runs / "plain"), "--images", str(path), str(seen), "--save"]  # as *.png would name them
+    again = [*chosen, "--images", str(path), str(seen), "--save"]  # as *.png would name them
     assert judging.main(again) == 0
     assert capsys.readouterr().out.count("\n") == 1
     assert sorted(os.listdir(tmp_path)) == ["ink.png", "ink.png.seen.png"]
@@ -352,7 +354,7 @@ def test_bad_pictures_have_a_line_each_and_the_others_go_on(runs, seven, tmp_pat
         files.append(tmp_path / name)
         files[-1].write_bytes(content())
     files = [*files[:3], good, *files[3:], tmp_path / "missing.png"]
-    done = run("test.py", runs / "plain", "--images", *files, check=2)
+    done = run("test.py", runs / "plain", "--fit", "digit", "--images", *files, check=2)
     assert done.stdout.count("\n") == 1 and done.stdout.startswith(f"{good}: ")
     lines = done.stderr.splitlines()
     assert len(lines) == len(BAD) + 1
@@ -423,3 +425,40 @@ def test_what_lies_around_a_digit_is_left_out(real_data, form):
         x = data.preprocess(seen.reshape(1, -1), config["steps"])
         right += nn.predict(params, x).argmax() == label
     assert right >= 28, f"{right} of 30"
+
+
+# --- networks that know no digits -------------------------------------------------------------
+
+
+def test_how_pictures_are_fitted_follows_from_the_training_images(real_data, tmp_path):
+    for name, fit in (("mnist", "digit"), ("fashion-mnist", "whole")):
+        dataset = data.load_dataset(name, real_data)
+        assert data.picture_facts({**dataset, "name": "mine"})["fit"] == fit
+    assert data.picture_facts(data.load_dataset(str(write_dataset(tmp_path / "set"))))["fit"] == "whole"
+
+
+@pytest.mark.parametrize("name, times", [("fashion-mnist", 1), ("fashion-mnist", 4), ("mnist", 1)])
+def test_pictures_of_test_images_come_back_as_they_were(real_data, name, times):
+    dataset = data.load_dataset(name, real_data)
+    facts = {"image_shape": (28, 28), **data.picture_facts(dataset)}
+    for image in dataset["test_images"][:20].reshape(-1, 28, 28):
+        picture = np.repeat(np.kron(image, np.ones((times, times), np.uint8))[:, :, None], 3, axis=2)
+        np.testing.assert_array_equal(data.fit_picture(picture, facts), image)
+
+
+def test_a_picture_is_inverted_where_that_makes_it_like_the_training_images():
+    picture = np.repeat(np.arange(200, 250, dtype=np.uint8).reshape(5, 10)[:, :, None], 3, axis=2)
+    facts = {"image_shape": (5, 10), "fit": "whole", "edge": 3.0}
+    np.testing.assert_array_equal(data.fit_picture(picture, facts), 255 - picture[:, :, 0])
+    np.testing.assert_array_equal(data.fit_picture(picture, {**facts, "edge": 250.0}), picture[:, :, 0])
+
+
+def test_fit_can_be_chosen(runs, tmp_path, seven):
+    path = save(tmp_path / "seven.png", coloured(grown(seven, 4, margin=50), (255, 255, 255), (0, 0, 0)))
+    seen = {}
+    for fit in data.FITS:
+        assert judging.main([str(runs / "plain"), "--images", str(path), "--fit", fit, "--save"]) == 0
+        seen[fit] = np.asarray(Image.open(f"{path}.seen.png"))
+    assert (seen["digit"] != seen["whole"]).any()
+    with pytest.raises(ValueError, match="--fit"):
+        judging.main([str(runs / "plain"), "--images", str(path), "--fit", "hole"])
