@@ -13,6 +13,9 @@ training images. The test set is first looked at after that.
 In this order: the search, its definition and space, workers, files, what is printed, command line.
 """
 
+import data  # first: while the rest is imported, Ctrl-C is one line already
+
+# isort: split
 import argparse
 import asyncio
 import collections
@@ -28,7 +31,6 @@ import pickle
 import platform
 import queue
 import runpy
-import shlex
 import shutil
 import subprocess
 import sys
@@ -40,7 +42,6 @@ import zipfile
 
 import numpy as np
 
-import data
 import nn
 import train
 
@@ -863,7 +864,7 @@ def retrain(out, trial, data_dir):
     there = all((out / name).exists() for name in ("last.pkl", "config.json"))  # or it was killed between
     same = there and settings.items() <= train.load_settings(out / "config.json").items()
     train.main([*words, "--out", str(out), "--quiet", *(["--resume"] if same else [])])
-    return shlex.join(["python", "train.py", *words])
+    return data.command_text("python", "train.py", *words)
 
 
 def count_workers(flags):

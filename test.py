@@ -8,13 +8,15 @@ The predictions of a single run are written to predictions.csv beside its params
 data set of --dataset to predictions-NAME.csv.
 """
 
+import data  # first: while the rest is imported, Ctrl-C is one line already
+
+# isort: split
 import json
 import pathlib
 import sys
 
 import numpy as np
 
-import data
 import nn
 
 
@@ -144,7 +146,7 @@ def load_members(runs):
     for run, (_, config) in zip(runs, members):
         facts = config["data"]
         if any(list(facts[key]) != list(first[key]) for key in ("image_shape", "class_names")):
-            raise ValueError(f"{run} and {runs[0]} know different classes or images: they are no committee")
+            raise ValueError(f"{run} and {runs[0]} know different classes or images: no committee for them")
     return members
 
 

@@ -11,6 +11,9 @@ In this order: the fold, the data of a run, settings, files, the command line, a
 speed.
 """
 
+import data  # first: while the rest is imported, Ctrl-C is one line already
+
+# isort: split
 import argparse
 import contextlib
 import math
@@ -18,14 +21,12 @@ import os
 import pathlib
 import platform
 import reprlib
-import shlex
 import shutil
 import sys
 import time
 
 import numpy as np
 
-import data
 import nn
 
 # --- the fold ---------------------------------------------------------------------------------
@@ -986,7 +987,8 @@ def main(argv=None):
         say(describe(config, sets, state["params"]))
         state, rows = see_through(out, run, say, goes_on=bool({"epochs", "patience"} & set(given)))
     print(summary(rows, state["best"], config, sets))
-    print(f"its params are in {out / 'params.pkl'}; judge them with: python test.py {shlex.quote(str(out))}")
+    judging = data.command_text("python", "test.py", out)
+    print(f"its params are in {out / 'params.pkl'}; judge them with: {judging}")
 
 
 def check_resumable(out):

@@ -361,6 +361,73 @@ def test_bad_pictures_have_a_line_each_and_the_others_go_on(runs, seven, tmp_pat
     assert "missing.png" in lines[-1]
 
 
+PROGRAM = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28\n%%EndComments\n{ } loop\n%%EOF\n"
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.png", PROGRAM),
+        ("a.eps", PROGRAM),
+        ("a.pdf", b"%PDF-1.4\n"),
+        ("a.svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>'),
+        ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"),
+        ("a.ico", b"\0\0\1\0\1\0  \0\0\1\0 \0\x16\0\0\0\x16\0\0\0"),
+    ],
+)
+def test_programs_and_unknown_formats_are_to_be_saved_as_another(tmp_path, monkeypatch, name, content):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "load", lambda *_: pytest.fail("it ran"))
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}.*JPEG or PNG"):
+        data.load_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", data.PICTURES)
+def test_each_kind_of_picture_is_read_whatever_its_name(tmp_path, seven, kind):
+    path = tmp_path / "picture.dat"
+    Image.fromarray(seven).save(path, kind)
+    assert data.load_picture(path).shape == (28, 28, 3)
+    for suffix in data.PICTURES[kind]:
+        assert Image.registered_extensions()[suffix] == kind
+
+
+def test_what_c_writes_does_not_reach_standard_error(tmp_path, seven, capfd):
+    path = tmp_path / "damaged.tif"
+    Image.fromarray(np.tile(seven, (9, 9))).save(path, compression="tiff_lzw")
+    content = bytearray(path.read_bytes())
+    content[30:300] = bytes(270)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"damaged\.tif"):
+        data.load_picture(path)
+    os.write(2, b"ours")
+    assert capfd.readouterr().err == "ours"
+
+
+def test_a_picture_is_bounded_before_it_is_read_and_may_be_missing(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"there is no picture.*x\.png"):
+        data.load_picture(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes(bytes(100))
+    monkeypatch.setattr(data, "MOST_PICTURE_BYTES", 99)
+    with pytest.raises(ValueError, match=r"x\.png"):
+        data.load_picture(tmp_path / "x.png")
+
+
+def test_patterns_and_folders_of_pictures(tmp_path, monkeypatch):
+    (tmp_path / "photos" / "empty").mkdir(parents=True)
+    for name in ("b.JPG", "a.png", "a.png.seen.png", "notes.txt", "[1].png"):
+        (tmp_path / "photos" / name).write_bytes(b"")
+    monkeypatch.chdir(tmp_path / "photos")
+    assert data.expand_pictures(["*.png"]) == ["[1].png", "a.png"]
+    assert data.expand_pictures(["b.JPG", "[1].png", "no*.gif"]) == ["b.JPG", "[1].png", "no*.gif"]
+    assert data.expand_pictures(["a.png.seen.png"]) == ["a.png.seen.png"]
+    folder = tmp_path / "photos"
+    assert data.expand_pictures([folder]) == [str(folder / name) for name in ("[1].png", "a.png", "b.JPG")]
+    with pytest.raises(ValueError, match="empty"):
+        data.expand_pictures(["empty"])
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
