@@ -27,18 +27,23 @@ def heed_signals(handler):
 
 def _end_early(reason, status):
     """One line instead of a traceback, and the end, for a script that is still importing."""
-    os.write(2, f"{os.path.basename(sys.argv[0])}: {reason}\n".encode(errors="replace"))
+    line = " ".join(f"{os.path.basename(sys.argv[0])}: {reason}".split())
+    os.write(2, f"{line}\n".encode(errors="replace"))
     os._exit(status)  # an exception could get lost in an import
+
+
+def _end_import(kind, error, trace):
+    if issubclass(kind, ImportError):
+        _end_early(f"{error} (pip install -r requirements.txt)", 2)
+    if issubclass(kind, (ValueError, OSError)):  # Matplotlib's of MPLBACKEND and matplotlibrc
+        _end_early(error, 2)
+    sys.__excepthook__(kind, error, trace)
 
 
 if os.path.basename(sys.argv[0]) in ("train.py", "search.py", "test.py", "visualize.py"):
     # what is imported from here on takes its time; then run_script takes over
     heed_signals(lambda signum, frame: _end_early("stopped", 128 + signum))
-    sys.excepthook = lambda kind, error, trace: (
-        _end_early(f"{error} (pip install -r requirements.txt)", 2)
-        if issubclass(kind, ImportError)
-        else sys.__excepthook__(kind, error, trace)
-    )
+    sys.excepthook = _end_import
 
 # isort: split
 import argparse
@@ -163,7 +168,9 @@ def _load_folder(folder, name, title, class_names=None):
             raise FileNotFoundError(f"{folder} lacks {file} (or {file}.gz)")
         arrays[part], digests[part] = load_idx(path)
         if arrays[part].ndim != (3 if part.endswith("images") else 1) or not arrays[part].size:
-            raise ValueError(f"{path} holds an array of shape {arrays[part].shape}, which are no {part}")
+            raise ValueError(
+                f"{path} has the shape {arrays[part].shape}, not that of {part.replace('_', ' ')}"
+            )
     return _as_dataset(folder, name, title, arrays, digests, class_names)
 
 
@@ -222,7 +229,7 @@ def load_dataset_of(config, data_dir=None, name=None):
     """
     own, trained_on = config["dataset"], config["data"]
     if name is None and own not in DATASET_NAMES and not os.path.isdir(own):
-        raise FileNotFoundError(f"there is no folder {own}, which the run was trained on, seen from here")
+        raise FileNotFoundError(f"the run was trained on the folder {own}, which is not here; see --dataset")
     dataset = load_dataset(name or own, data_dir)
     width, classes = math.prod(trained_on["image_shape"]), len(trained_on["class_names"])
     if dataset["test_images"].shape[1] != width or dataset["test_labels"].max() >= classes:
@@ -743,7 +750,7 @@ def load_run(path):
     if os.path.isdir(path):
         path = os.path.join(path, "params.pkl")
     if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no {path}; python train.py makes one (see its --out)")
+        raise FileNotFoundError(f"there is no folder or file {path}; run python train.py first (see --out)")
     params, config = nn.load_params(path)
     try:
         return params, read_config(params, config)
@@ -787,15 +794,14 @@ def read_steps(steps, image_shape, inputs):
     ValueError
         A step that is none, or does not fit what comes before or after it.
     """
-    pictures, numbers, shape, seen = [], [], tuple(image_shape), set()
+    if len(steps) > len(STEP_KINDS):  # thousands of them would run for hours
+        raise ValueError(f"its {len(steps):,} preprocessing steps are too many")
+    pictures, numbers, shape = [], [], tuple(image_shape)
     with np.errstate(all="ignore"):  # numbers that are out of range are found in the end
         for step in steps:
             nn.check(step, {"name": str}, "a preprocessing step")
             what = f"the preprocessing step {step['name']}"
             nn.check(step, nn.choose("preprocessing step", step["name"], STEP_KINDS), what)
-            if step["name"] in seen:  # thousands of them would run for hours
-                raise ValueError(f"{what} is there twice")
-            seen.add(step["name"])
             if step["name"] not in PICTURE_STEPS:
                 numbers = _followed_by(numbers, **_as_affine(step))
             elif numbers or tuple(step["shape"]) != shape or step.get("number", 1) < 1:
@@ -1211,14 +1217,14 @@ def load_picture(path):
             picture = Image.open(io.BytesIO(content), formats=list(PICTURES))
             columns, rows = picture.size
             if min(rows, columns) < SMALLEST_SIDE or rows * columns > MOST_PIXELS:
-                raise ValueError(f"{columns}x{rows} pixels; from 8x8 to {MOST_PIXELS:,} can be")
+                raise ValueError(f"it has {columns}x{rows} pixels, not 8x8 to {MOST_PIXELS:,}")
             return _as_rgb(ImageOps.exif_transpose(picture))
     except MemoryError as error:
         raise MemoryError(f"there is not enough memory to read {path}") from error
     except Exception as error:  # a damaged picture can fail in any way
-        unknown = "of no known format: save it as JPEG or PNG" if content else "the file is empty"
+        unknown = "no known format, save it as JPEG or PNG" if content else "the file is empty"
         reason = unknown if isinstance(error, Image.UnidentifiedImageError) else message_of(error)
-        raise ValueError(f"{path} is no picture that can be read ({reason})") from error
+        raise ValueError(f"the picture {path} cannot be read: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -1467,7 +1473,7 @@ def message_of(error):
     text = str(error)
     if isinstance(error, OSError) and error.strerror:  # without its [Errno 2]
         text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    elif isinstance(error, ModuleNotFoundError) and error.name:
+    elif isinstance(error, ModuleNotFoundError) and error.name in ("PIL", "matplotlib"):
         text = f"{text} (pip install -r requirements.txt)"
     elif not text and isinstance(error, MemoryError):
         text = "there is not enough memory"

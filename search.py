@@ -359,7 +359,7 @@ def parse_space(text):
         try:
             nn.choose("setting", name, train.SETTINGS)
             if name in space:
-                raise ValueError(f"{name} stands twice in the space")
+                raise ValueError(f"{name} is in the space twice")
             check = train.SETTINGS[name][1]
             is_range = ":" in values and "," not in values
             space[name] = parse_range(values, check) if is_range else parse_choices(values, check)
@@ -397,7 +397,7 @@ def parse_choices(text, check):
     choices = [check(word) for word in text.split(",")]
     for choice in choices:
         if choices.count(choice) > 1:
-            raise ValueError(f"{shortened(data.setting_text(choice))} stands twice in the list")
+            raise ValueError(f"{shortened(data.setting_text(choice))} is in the list twice")
     return choices
 
 
@@ -937,7 +937,7 @@ def conclude(out, trials, searched, data_dir):
     """Print the ranking, and train the best network on all training images."""
     ranked = ranking(trials)
     if not ranked:
-        raise ValueError(f"no trial has ended well; see {out / 'trials.csv'}")
+        raise ValueError(f"every trial has failed; see {out / 'trials.csv'}")
     print(f"\n{ranking_text(trials, searched)}\n(all trials: {out / 'trials.csv'})\n")
     best = ranked[0]["number"]
     print(f"trial {best} is the best; its settings, trained on all training images:", flush=True)

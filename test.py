@@ -228,7 +228,7 @@ def report_pictures(flags, members):
             picture, image = read_picture(path, shape)
             seen = data.save_seen(path, picture, image) if flags.save else None
         except (ValueError, OSError) as error:
-            print(f"test.py: {error}", file=sys.stderr, flush=True)
+            print(f"test.py: {data.message_of(error)}", file=sys.stderr, flush=True)
             status = 2
             continue
         best = likeliest(members, image)

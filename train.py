@@ -396,7 +396,9 @@ def widths(value):
     try:
         result = [number(0, WIDEST, whole=True)(part) for part in words(value, "x")]
     except ValueError:
-        raise ValueError(f"must be whole numbers of at least 0, as 512 256, not {shown(value)}") from None
+        raise ValueError(
+            f"must be whole numbers of at least 0, such as 512 256, not {shown(value)}"
+        ) from None
     if 0 in result and len(result) > 1:
         raise ValueError("must be 0 alone, or widths above 0")
     return [width for width in result if width]
@@ -664,7 +666,7 @@ def check_state(state, config):
     expected = {"velocity": config["momentum"] or moments, "average": config["ema"] and epoch, "best": epoch}
     for name, there in expected.items():
         if (state[name] is not None) != bool(there):
-            raise ValueError(f"its {name} is missing, or there is one too many")
+            raise ValueError(f"its {name} does not go with its settings")
     if nn.layer_sizes(params)[1:-1] != config["hidden"]:
         raise ValueError("its params do not have the hidden layers of its config")
     if moments:
@@ -680,7 +682,7 @@ def check_state(state, config):
             if nn.layer_sizes(arrays) != nn.layer_sizes(params):
                 raise ValueError("its arrays differ in shape")
     if best and (not 1 <= best["epoch"] <= epoch or (best["accuracy"] is None) != (config["val_size"] == 0)):
-        raise ValueError("its best epoch is none of its epochs")
+        raise ValueError("its best epoch is not among its epochs")
 
 
 def load_history(out, epochs, validated):

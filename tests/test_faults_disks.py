@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, is_one_clear_line, write_dataset
+from conftest import ROOT, is_one_clear_line, run_apart, write_dataset
 from faults import Disk, call, call_refused, check_whole, command, start, wait_until_gone
 
 import data
@@ -385,6 +385,11 @@ def test_a_package_that_is_missing_is_one_line(tmp_path, script):
     process = start_importing(script, tmp_path, "import no_such_package")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2 and is_one_clear_line(err, script, "no_such_package", "pip install"), err
+
+
+def test_a_backend_that_matplotlib_does_not_know_is_one_line(whole):
+    done = run_apart("visualize.py", whole / "run", check=2, MPLBACKEND="nonsense")
+    assert is_one_clear_line(done.stderr, "visualize.py: ", "backend", "nonsense")
 
 
 def killed_at(number, *arguments):
