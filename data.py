@@ -801,9 +801,13 @@ def read_steps(steps, image_shape, inputs):
         for step in steps:
             nn.check(step, {"name": str}, "a preprocessing step")
             what = f"the preprocessing step {step['name']}"
-            nn.check(step, nn.choose("preprocessing step", step["name"], STEP_KINDS), what)
+            kinds = nn.choose("preprocessing step", step["name"], STEP_KINDS)
+            nn.check(step, kinds, what)
             if step["name"] not in PICTURE_STEPS:
-                numbers = _followed_by(numbers, **_as_affine(step))
+                held = {key: step.get(key) for key in (kind.removesuffix("?") for kind in kinds)}
+                factor = 1 / 255 if step["name"] == "scale" else held.get("factor", 1.0)
+                factor = float(np.divide(factor, held.get("std", 1.0)))
+                numbers = _followed_by(numbers, held.get("mean"), factor, held.get("basis"))
             elif numbers or tuple(step["shape"]) != shape or step.get("number", 1) < 1:
                 raise ValueError(f"{what} does not fit images of {shape}")
             else:
@@ -818,15 +822,6 @@ def read_steps(steps, image_shape, inputs):
     if affine["factor"] < 1 / LARGEST_NUMBER or not all((part < LARGEST_NUMBER).all() for part in parts):
         raise ValueError("the numbers of its preprocessing are out of range")
     return pictures + numbers
-
-
-def _as_affine(step):
-    """Mean, factor and basis of a step from a file that is not one on pictures."""
-    if step["name"] == "scale":
-        return {"factor": 1 / 255}
-    if step["name"] == "standardize":
-        return {"mean": step["mean"], "factor": float(np.divide(1, step["std"]))}
-    return {key: step[key] for key in ("mean", "factor", "basis") if key in step}
 
 
 # --- files: IDX, JSON and CSV -----------------------------------------------------------------

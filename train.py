@@ -396,9 +396,7 @@ def widths(value):
     try:
         result = [number(0, WIDEST, whole=True)(part) for part in words(value, "x")]
     except ValueError:
-        raise ValueError(
-            f"must be whole numbers of at least 0, such as 512 256, not {shown(value)}"
-        ) from None
+        raise ValueError(f"must be whole numbers from 0, such as 512 256, not {shown(value)}") from None
     if 0 in result and len(result) > 1:
         raise ValueError("must be 0 alone, or widths above 0")
     return [width for width in result if width]

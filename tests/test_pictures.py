@@ -238,7 +238,7 @@ def png_of(*size, mode="1"):
 BAD = {
     "empty.png": (lambda: b"", "is empty"),
     "text.png": (lambda: b"this is a text", "no known format"),
-    "cut.jpg": (cut_jpeg, "no picture that can be read"),
+    "cut.jpg": (cut_jpeg, "cannot be read"),
     "small.png": (lambda: png_of(7, 100), "7x100 pixels"),
     "large.png": (lambda: png_of(7100, 7100), "7100x7100 pixels"),
     "bomb.png": (lambda: png_of(20_000, 20_000), "bomb.png"),
