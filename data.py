@@ -1171,19 +1171,19 @@ MOST_PICTURE_BYTES = 1 << 28
 def expand_pictures(paths):
     """Files of pictures: those of a folder, those that a pattern fits, as ``photos/*.jpg``, or the path.
 
-    What ``save_seen`` has written is left out, unless there is nothing else. A path that is not there
-    remains. ValueError for a folder without pictures.
+    What test.py has written beside pictures is left out, unless there is nothing else. A path that is
+    not there remains. ValueError for a folder without pictures.
     """
     files, suffixes = [], tuple(suffix for suffixes in PICTURES.values() for suffix in suffixes)
     for path in map(str, paths):
         if os.path.isdir(path):
             found = [os.path.join(path, name) for name in os.listdir(path) if name.lower().endswith(suffixes)]
             if not found:
-                raise ValueError(f"there are no pictures in the folder {path} ({', '.join(PICTURES)})")
+                raise ValueError(f"--images: the folder {path} holds no pictures; name a run before --images")
         else:
             found = [] if os.path.exists(path) else glob.glob(path)  # cmd and PowerShell leave it to us
         files += sorted(found) or [path]
-    return [path for path in files if not path.endswith(".seen.png")] or files
+    return [path for path in files if not path.endswith((".seen.png", ".why.png"))] or files
 
 
 def load_picture(path):
@@ -1415,10 +1415,15 @@ def save_seen(path, picture, image):
     seen = ImageOps.contain(Image.fromarray(image), (side, side), Image.Resampling.NEAREST)
     for left, part in ((10, given), (side + 20, seen)):
         sheet.paste(part, (left + (side - part.width) // 2, 10 + (side - part.height) // 2))
-    buffer, target = io.BytesIO(), f"{path}.seen.png"
-    sheet.save(buffer, "PNG")
-    nn.save_bytes(target, buffer.getvalue())
-    return target
+    return save_png(f"{path}.seen.png", sheet)
+
+
+def save_png(path, picture):
+    """Write a Pillow image; returns the path."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    nn.save_bytes(path, buffer.getvalue())
+    return path
 
 
 # --- what every script does at its edges ------------------------------------------------------

@@ -85,7 +85,7 @@ def test_ten_real_digits_in_five_disturbed_forms_are_classified(real_data, tmp_p
     given += ["--epochs", 6, "--batch-size", 64, "--lr", 0.6, "--lr-schedule", "cosine"]
     train.main(list(map(str, given)))
     dataset = data.load_dataset("mnist", real_data)
-    _, report = judging.judge(*data.load_run(network), dataset["test_images"], dataset["test_labels"])
+    _, report, _ = judging.judge([data.load_run(network)], dataset["test_images"], dataset["test_labels"])
     assert report["accuracy"] >= 0.98
     capsys.readouterr()
 
@@ -298,7 +298,7 @@ def test_a_committee_may_have_an_mse_member(runs, capsys):
 def test_members_must_know_the_same_classes(runs, tmp_path):
     other = write_dataset(tmp_path / "other", classes=4, shape=(28, 28))
     train_briefly(other, tmp_path / "r")
-    with pytest.raises(ValueError, match="know different classes"):
+    with pytest.raises(ValueError, match="other classes"):
         judging.main([str(runs / "plain"), str(tmp_path / "r")])
 
 
@@ -343,6 +343,19 @@ def test_save_writes_what_the_network_saw_beside_what_was_given(runs, seven, tmp
     assert judging.main(again) == 0
     assert capsys.readouterr().out.count("\n") == 1
     assert sorted(os.listdir(tmp_path)) == ["ink.png", "ink.png.seen.png"]
+
+
+def test_a_folder_of_pictures_is_classified_and_json_has_all_classes(runs, seven, tmp_path, capsys):
+    for name in ("b.png", "a.png"):
+        save(tmp_path / name, larger(seven)[0])
+    for given in (tmp_path, tmp_path / "*.png"):
+        assert judging.main([str(runs / "plain"), "--json", "--images", str(given)]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert [row["file"] for row in rows] == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    classes = data.load_run(runs / "plain")[1]["data"]["class_names"]
+    assert {row["name"] for row in rows[0]["classes"]} == set(classes)
+    (odd,) = data.expand_pictures([save(tmp_path / "\x1b[31m.png", larger(seven)[0])])
+    assert "\x1b" not in run("test.py", runs / "plain", "--images", odd).stdout
 
 
 def test_bad_pictures_have_a_line_each_and_the_others_go_on(runs, seven, tmp_path):
@@ -432,7 +445,7 @@ def test_patterns_and_folders_of_pictures(tmp_path, monkeypatch):
     "arguments, words",
     [
         (["--save"], ["--save", "--images"]),
-        (["--images", "a.png", str(ROOT)], ["--images", "is a folder; a run is named before"]),
+        (["--images", "a.png", str(ROOT)], ["--images", "no pictures", "name a run before"]),
         (["--images", "a.png", "--dataset", "mnist"], ["--dataset", "--images"]),
     ],
 )
