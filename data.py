@@ -11,23 +11,58 @@ A dataset is a plain dict: ``name``, ``title``, ``train_images`` and ``test_imag
 Images stay uint8 until a batch is taken.
 """
 
+import os
+import signal
+import sys
+import threading
+
+
+def heed_signals(handler):
+    """Let a handler have Ctrl-C and SIGTERM, unless they are ignored, as in a worker."""
+    if threading.current_thread() is threading.main_thread():  # no other one gets signals
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(signum) != signal.SIG_IGN:
+                signal.signal(signum, handler)
+
+
+def _end_early(reason, status):
+    """One line instead of a traceback, and the end, for a script that is still importing."""
+    line = " ".join(f"{os.path.basename(sys.argv[0])}: {reason}".split())
+    os.write(2, f"{line}\n".encode(errors="replace"))
+    os._exit(status)  # an exception could get lost in an import
+
+
+def _end_import(kind, error, trace):
+    if issubclass(kind, ImportError):
+        _end_early(f"{error} (pip install -r requirements.txt)", 2)
+    if issubclass(kind, (ValueError, OSError)):  # Matplotlib's of MPLBACKEND and matplotlibrc
+        _end_early(error, 2)
+    sys.__excepthook__(kind, error, trace)
+
+
+if os.path.basename(sys.argv[0]) in ("train.py", "search.py", "test.py", "visualize.py"):
+    # what is imported from here on takes its time; then run_script takes over
+    heed_signals(lambda signum, frame: _end_early("stopped", 128 + signum))
+    sys.excepthook = _end_import
+
+# isort: split
 import argparse
 import contextlib
 import csv
 import difflib
+import glob
 import gzip
 import hashlib
 import importlib.util
 import io
 import json
 import math
-import os
 import pathlib
+import re
+import shlex
 import shutil
-import signal
 import struct
-import sys
-import threading
+import subprocess
 import time
 import warnings
 import zlib
@@ -95,7 +130,7 @@ def _load_auto(data_dir, download):
     print(
         f"{line}\nWARNING: this is NOT MNIST. MNIST could not be loaded, so the stand-in data set "
         f"`glyphs` (digits drawn from fonts) is used; its accuracy says nothing about MNIST.\n"
-        f"Why: {reason}\nTo get MNIST: connect to the internet and run again, or put its four "
+        f"Why: {message_of(reason)}\nTo get MNIST: connect to the internet and run again, or put its four "
         f"files into {data_dir / 'mnist'}, or name the folder above them with --data-dir or DATA_DIR."
         f"\n{line}",
         file=sys.stderr,
@@ -112,7 +147,10 @@ def _load_source(name, folder, download):
         file = f"{FILES[part]}.gz"
         urls = [mirror + file for mirror in source["mirrors"]]
         download_file(urls, folder / file, source["sha256"][part], SIZES[part])
-    dataset = _load_folder(folder, name, source["title"], source["class_names"])
+    try:
+        dataset = _load_folder(folder, name, source["title"], source["class_names"])
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it to download it anew") from error
     for part, digest in dataset["sha256"].items():
         if digest != source["sha256"][part]:
             raise ValueError(
@@ -130,7 +168,9 @@ def _load_folder(folder, name, title, class_names=None):
             raise FileNotFoundError(f"{folder} lacks {file} (or {file}.gz)")
         arrays[part], digests[part] = load_idx(path)
         if arrays[part].ndim != (3 if part.endswith("images") else 1) or not arrays[part].size:
-            raise ValueError(f"{path} holds an array of shape {arrays[part].shape}, which are no {part}")
+            raise ValueError(
+                f"{path} has the shape {arrays[part].shape}, not that of {part.replace('_', ' ')}"
+            )
     return _as_dataset(folder, name, title, arrays, digests, class_names)
 
 
@@ -152,7 +192,7 @@ def _as_dataset(folder, name, title, arrays, digests, class_names=None):
     if arrays["test_images"].shape[1:] != image_shape:
         raise ValueError(f"{folder}: training and test images differ in size")
     classes = 1 + int(max(arrays["train_labels"].max(), arrays["test_labels"].max()))
-    class_names = list(class_names or map(str, range(classes)))
+    class_names = [printable(name) for name in class_names or map(str, range(classes))]
     if classes > len(class_names):
         raise ValueError(f"{folder} has labels up to {classes - 1}; {title} has {len(class_names)} classes")
     flat = {
@@ -161,7 +201,7 @@ def _as_dataset(folder, name, title, arrays, digests, class_names=None):
     }
     return {
         "name": name,
-        "title": title,
+        "title": printable(title),
         **flat,
         "image_shape": image_shape,
         "class_names": class_names,
@@ -189,7 +229,7 @@ def load_dataset_of(config, data_dir=None, name=None):
     """
     own, trained_on = config["dataset"], config["data"]
     if name is None and own not in DATASET_NAMES and not os.path.isdir(own):
-        raise FileNotFoundError(f"there is no folder {own}, which the run was trained on, seen from here")
+        raise FileNotFoundError(f"the run was trained on the folder {own}, which is not here; see --dataset")
     dataset = load_dataset(name or own, data_dir)
     width, classes = math.prod(trained_on["image_shape"]), len(trained_on["class_names"])
     if dataset["test_images"].shape[1] != width or dataset["test_labels"].max() >= classes:
@@ -700,6 +740,7 @@ STEP_KINDS = {  # what each step holds; the last four were not yet one when olde
     "standardize": {"mean": float, "std": float},
     "pca": {"mean": np.ndarray, "basis": np.ndarray},
 }
+MOST_CLASSES = 256  # a label is a byte
 LARGEST_NUMBER = 1e30  # of what steps from a file hold; float32 ends at 3e38
 
 
@@ -716,7 +757,7 @@ def load_run(path):
     if os.path.isdir(path):
         path = os.path.join(path, "params.pkl")
     if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no {path}; python train.py makes one (see its --out)")
+        raise FileNotFoundError(f"there is no folder or file {path}; run python train.py first (see --out)")
     params, config = nn.load_params(path)
     try:
         return params, read_config(params, config)
@@ -746,7 +787,11 @@ def read_config(params, config):
     shape, names, sizes = config["data"]["image_shape"], config["data"]["class_names"], nn.layer_sizes(params)
     if len(shape) != 2 or len(names) != sizes[-1]:
         raise ValueError("its class_names or image_shape do not fit its params")
-    return {**config, "steps": read_steps(config["steps"], shape, sizes[0])}
+    if len(names) > MOST_CLASSES:
+        raise ValueError(f"it has {len(names):,} classes, more than {MOST_CLASSES}")
+    facts = {**config["data"], "class_names": [printable(name) for name in names]}
+    facts["title"] = printable(facts.get("title") or "unnamed data")
+    return {**config, "data": facts, "steps": read_steps(config["steps"], shape, sizes[0])}
 
 
 def read_steps(steps, image_shape, inputs):
@@ -764,14 +809,20 @@ def read_steps(steps, image_shape, inputs):
     ValueError
         A step that is none, or does not fit what comes before or after it.
     """
+    if len(steps) > len(STEP_KINDS):  # thousands of them would run for hours
+        raise ValueError(f"its {len(steps):,} preprocessing steps are too many")
     pictures, numbers, shape = [], [], tuple(image_shape)
     with np.errstate(all="ignore"):  # numbers that are out of range are found in the end
         for step in steps:
             nn.check(step, {"name": str}, "a preprocessing step")
             what = f"the preprocessing step {step['name']}"
-            nn.check(step, nn.choose("preprocessing step", step["name"], STEP_KINDS), what)
+            kinds = nn.choose("preprocessing step", step["name"], STEP_KINDS)
+            nn.check(step, kinds, what)
             if step["name"] not in PICTURE_STEPS:
-                numbers = _followed_by(numbers, **_as_affine(step))
+                held = {key: step.get(key) for key in (kind.removesuffix("?") for kind in kinds)}
+                factor = 1 / 255 if step["name"] == "scale" else held.get("factor", 1.0)
+                factor = float(np.divide(factor, held.get("std", 1.0)))
+                numbers = _followed_by(numbers, held.get("mean"), factor, held.get("basis"))
             elif numbers or tuple(step["shape"]) != shape or step.get("number", 1) < 1:
                 raise ValueError(f"{what} does not fit images of {shape}")
             else:
@@ -788,45 +839,47 @@ def read_steps(steps, image_shape, inputs):
     return pictures + numbers
 
 
-def _as_affine(step):
-    """Mean, factor and basis of a step from a file that is not one on pictures."""
-    if step["name"] == "scale":
-        return {"factor": 1 / 255}
-    if step["name"] == "standardize":
-        return {"mean": step["mean"], "factor": float(np.divide(1, step["std"]))}
-    return {key: step[key] for key in ("mean", "factor", "basis") if key in step}
-
-
 # --- files: IDX, JSON and CSV -----------------------------------------------------------------
+
+
+MOST_SHRUNK = 100  # times at most that gzip makes pictures smaller: MNIST's 5, blank ones 1,000
+SMALL_BYTES, MOST_TEXT = 1 << 26, 1 << 27  # of a data set that may shrink as it likes; of a JSON or CSV file
 
 
 def load_idx(path):
     """``(array, sha256)`` of an IDX file of unsigned bytes, which may be gzipped.
 
-    Never takes more memory than the sizes in the file's header ask for, or than it has content. The
-    SHA-256 is that of the uncompressed content.
+    Never takes more memory than its header announces, which is compared with the file's size first.
+    The SHA-256 is that of the uncompressed content.
 
     Raises
     ------
     ValueError
-        It holds neither labels nor images, is cut off, or goes on after its end.
-    OSError
+        It holds neither labels nor images, is cut off, goes on after its end, or holds too much.
+    OSError, MemoryError
         The file cannot be read.
     """
-    damage = (ValueError, struct.error, EOFError, gzip.BadGzipFile, zlib.error, OverflowError, MemoryError)
     try:
         with open(path, "rb") as file:
-            unzipped = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
+            room, unzipped = os.fstat(file.fileno()).st_size, file
+            if file.peek(2)[:2] == b"\x1f\x8b":
+                room, unzipped = max(MOST_SHRUNK * room, SMALL_BYTES), gzip.GzipFile(fileobj=file)
             magic = unzipped.read(4)
             if magic not in (b"\0\0\x08\x01", b"\0\0\x08\x03"):
                 raise ValueError("it does not start as labels or images of unsigned bytes do")
             sizes = unzipped.read(4 * magic[3])
             shape = struct.unpack(f">{magic[3]}I", sizes)
-            content = unzipped.read(math.prod(shape) + 1)  # the last byte should not be there
-        if len(content) != math.prod(shape):
-            wrong = "ends before" if len(content) < math.prod(shape) else "goes on after"
-            raise ValueError(f"it {wrong} the {math.prod(shape)} bytes that its header announces")
-    except damage as error:
+            announced = math.prod(shape)
+            if announced > min(room, nn.MOST_BYTES):
+                hint = "" if unzipped is file else "; unpack it with gunzip if that is right"
+                raise ValueError(f"its header announces {announced:,} bytes, too much for its size{hint}")
+            content = unzipped.read(announced + 1)  # the last byte should not be there
+        if len(content) != announced:
+            wrong = "ends before" if len(content) < announced else "goes on after"
+            raise ValueError(f"it {wrong} the {announced:,} bytes that its header announces")
+    except MemoryError as error:
+        raise MemoryError(f"there is not enough memory to read {path}") from error
+    except (ValueError, struct.error, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged or no IDX file: {error}") from error
     digest = hashlib.sha256(magic + sizes)
     digest.update(content)
@@ -840,13 +893,15 @@ def idx_bytes(array):
 
 
 def save_json(path, value):
-    nn.save_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    nn.save_bytes(path, text.encode(errors="backslashreplace"))  # JSON's own form of what is no text
 
 
 def load_json(path):
     """A JSON file's content; ValueError that names the file where it is damaged."""
+    content = nn.load_bytes(path, MOST_TEXT)
     try:
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
@@ -857,7 +912,7 @@ def save_rows(path, rows, columns):
     table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
-    nn.save_bytes(path, text.getvalue().encode())
+    nn.save_bytes(path, text.getvalue().encode(errors="backslashreplace"))
 
 
 def load_rows(path, words=False):
@@ -870,9 +925,10 @@ def load_rows(path, words=False):
     ValueError
         No header, a row of another length, a field that is no number (without ``words``).
     """
+    content = nn.load_bytes(path, MOST_TEXT)
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            header, *lines = list(csv.reader(file, strict=True)) or [[]]
+        text = io.StringIO(content.decode("utf-8-sig"), newline="")
+        header, *lines = list(csv.reader(text, strict=True)) or [[]]
         if not header or any(len(line) != len(header) for line in lines):
             raise ValueError("its rows differ in length")
         return [{name: _number(text, words) for name, text in zip(header, line)} for line in lines]
@@ -963,7 +1019,7 @@ def download_file(urls, path, sha256, size):
             nn.save_bytes(path, content)
             return
         except Exception as error:  # whatever goes wrong with one mirror, the next one is tried
-            failures.append(f"{url}: {str(error) or type(error).__name__}")
+            failures.append(f"{url}: {message_of(error)}")
     raise OSError(f"could not download {path.name} ({'; '.join(failures)})")
 
 
@@ -1016,8 +1072,8 @@ def _check_download(content, sha256, size):
         inflated = inflate.decompress(content, size + 1)
     except zlib.error:
         raise ValueError(f"no gzip file but {content[:20]!r}...") from None
-    if not inflate.eof or hashlib.sha256(inflated).hexdigest() != sha256:
-        raise ValueError("it is cut off, or its content has the wrong SHA-256")
+    if not inflate.eof or inflate.unused_data or hashlib.sha256(inflated).hexdigest() != sha256:
+        raise ValueError("it is cut off, goes on after its end, or its content has the wrong SHA-256")
 
 
 # --- glyphs: digits drawn from fonts ----------------------------------------------------------
@@ -1053,7 +1109,7 @@ def _load_glyphs(folder):
         for part, content in contents.items():
             nn.save_bytes(folder / FILES[part], content)
     except OSError as error:
-        print(f"glyphs could not be kept in {folder} ({error}); going on", file=sys.stderr)
+        print(f"glyphs could not be kept in {folder} ({message_of(error)}); going on", file=sys.stderr)
     digests = {part: hashlib.sha256(content).hexdigest() for part, content in contents.items()}
     return _as_dataset(folder, "glyphs", title, arrays, digests, DIGITS)
 
@@ -1120,8 +1176,33 @@ SEARCHED_SIDE = 256  # pixels of the longer side at which a digit is looked for,
 LEAST_CONTRAST = 16  # grey levels out of 255 between ink and paper
 
 
+PICTURES = {  # Pillow's name -> suffixes; of its other formats some run what is in a file, as EPS does
+    "PNG": [".png"], "JPEG": [".jpg", ".jpeg"], "BMP": [".bmp"], "GIF": [".gif"], "TIFF": [".tif", ".tiff"],
+    "WEBP": [".webp"], "PPM": [".ppm", ".pgm", ".pbm"],
+}  # fmt: skip
+MOST_PICTURE_BYTES = 1 << 28
+
+
+def expand_pictures(paths):
+    """Files of pictures: those of a folder, those that a pattern fits, as ``photos/*.jpg``, or the path.
+
+    What test.py has written beside pictures is left out, unless there is nothing else. A path that is
+    not there remains. ValueError for a folder without pictures.
+    """
+    files, suffixes = [], tuple(suffix for suffixes in PICTURES.values() for suffix in suffixes)
+    for path in map(str, paths):
+        if os.path.isdir(path):
+            found = [os.path.join(path, name) for name in os.listdir(path) if name.lower().endswith(suffixes)]
+            if not found:
+                raise ValueError(f"--images: the folder {path} holds no pictures; name a run before --images")
+        else:
+            found = [] if os.path.exists(path) else glob.glob(path)  # cmd and PowerShell leave it to us
+        files += sorted(found) or [path]
+    return [path for path in files if not path.endswith((".seen.png", ".why.png"))] or files
+
+
 def load_picture(path):
-    """Read a picture file of any kind that Pillow knows.
+    """Read a picture file of one of the kinds of PICTURES; its content decides which.
 
     Returns
     -------
@@ -1132,24 +1213,47 @@ def load_picture(path):
     ------
     ValueError
         An empty file, no picture, a damaged one, one under 8x8 or over 50 million pixels.
-    OSError
+    OSError, MemoryError
         The file cannot be read.
     """
     from PIL import Image, ImageOps
 
-    content = pathlib.Path(path).read_bytes()
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no picture {path}")
+    content = nn.load_bytes(path, MOST_PICTURE_BYTES)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_stderr():
             warnings.simplefilter("ignore")  # of large pictures, though our limit is lower, and of odd ones
-            picture = Image.open(io.BytesIO(content))
+            picture = Image.open(io.BytesIO(content), formats=list(PICTURES))
             columns, rows = picture.size
             if min(rows, columns) < SMALLEST_SIDE or rows * columns > MOST_PIXELS:
-                raise ValueError(f"{columns}x{rows} pixels; from 8x8 to {MOST_PIXELS:,} can be")
+                raise ValueError(f"it has {columns}x{rows} pixels, not 8x8 to {MOST_PIXELS:,}")
             return _as_rgb(ImageOps.exif_transpose(picture))
+    except MemoryError as error:
+        raise MemoryError(f"there is not enough memory to read {path}") from error
     except Exception as error:  # a damaged picture can fail in any way
-        unknown = "no known format" if content else "the file is empty"
-        reason = unknown if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"{path} is no picture that can be read ({reason})") from error
+        unknown = "no known format, save it as JPEG or PNG" if content else "the file is empty"
+        reason = unknown if isinstance(error, Image.UnidentifiedImageError) else message_of(error)
+        raise ValueError(f"the picture {path} cannot be read: {reason}") from error
+
+
+@contextlib.contextmanager
+def _without_stderr():
+    """Nothing on standard error, not even from C: libtiff writes there past Python."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        sys.stderr.flush()
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _as_rgb(picture):
@@ -1489,6 +1593,35 @@ def parse_flags(parser, argv):
     return flags
 
 
+def printable(text):
+    """Text without what could command a terminal or turn a line around: ``\\x1b`` is spelled out."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", _spelled, text)
+
+
+def _spelled(found):
+    return ascii(found[0])[1:-1]
+
+
+def message_of(error):
+    """What an error says, in one line that is never empty."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:  # without its [Errno 2]
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    elif isinstance(error, ModuleNotFoundError) and error.name in ("PIL", "matplotlib"):
+        text = f"{text} (pip install -r requirements.txt)"
+    elif not text and isinstance(error, MemoryError):
+        text = "there is not enough memory"
+    elif not text:  # the words of FloatingPointError
+        text = re.sub("(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
+    return printable(f"{' '.join(text.split()):.2000}")
+
+
+def command_text(*words):
+    """A command to copy into the shell that people have here, with quotes around what has spaces."""
+    words = [str(word) for word in words]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
 def setting_text(value):
     """A setting as one word, which its check turns into the same setting: ``512x256``."""
     if isinstance(value, list):
@@ -1524,13 +1657,10 @@ def run_script(main, argv=None):
     """Run a script's ``main(argv)``; returns its exit status.
 
     Bad input (ValueError), missing or unwritable files (OSError), a training that diverges
-    (ArithmeticError), a missing package and too little memory give one line on standard error
-    and 2; Ctrl-C gives 130, SIGTERM 143. Output that nobody reads on, as after ``| head``, ends the
-    script quietly, with 141.
+    (ArithmeticError), a missing package, too little memory and too few threads give one line on
+    standard error and 2; Ctrl-C gives 130, SIGTERM 143. Output that nobody reads on, as after
+    ``| head``, ends the script quietly, with 141.
     """
-    for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # it was closed when Python started
-            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
     name, complaint, signals = os.path.basename(sys.argv[0]), "", []
 
     def stop(signum, frame):
@@ -1538,7 +1668,8 @@ def run_script(main, argv=None):
         if not isinstance(sys.exc_info()[1], KeyboardInterrupt):  # while one is handled, no other counts
             raise KeyboardInterrupt
 
-    _heed_signals(stop)
+    _prepare_streams()
+    heed_signals(stop)
     try:
         try:
             status = main(argv) or 0
@@ -1547,13 +1678,15 @@ def run_script(main, argv=None):
         sys.stdout.flush()  # here, where a full disk behind it is an error like any other
     except BrokenPipeError:
         status = 141  # as of a Unix tool: 128 and the number of SIGPIPE
-    except (ValueError, OSError, ArithmeticError, ImportError, MemoryError) as error:
-        status, complaint = 2, f"{name}: {_one_line(error)}"
+    except (ValueError, OSError, ArithmeticError, ImportError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
+            raise
+        status, complaint = 2, f"{name}: {message_of(error)}"
     except KeyboardInterrupt as error:
-        _heed_signals(signal.SIG_IGN)
         status = 128 + (signals[0] if signals else signal.SIGINT)
         start = "\n" if sys.stderr.isatty() else ""  # below the ^C that a terminal shows
-        complaint = f"{start}{name}: stopped{_one_line(error) and ': '}{_one_line(error)}"
+        complaint = f"{start}{name}: stopped" + (f": {message_of(error)}" if error.args else "")
+    heed_signals(signal.SIG_IGN)  # all is done
     with contextlib.suppress(OSError):  # nobody reads it
         if complaint:
             print(complaint, file=sys.stderr, flush=True)
@@ -1562,14 +1695,14 @@ def run_script(main, argv=None):
     return status
 
 
-def _heed_signals(handler):
-    """Let a handler have Ctrl-C and SIGTERM, unless they are ignored, as in a worker."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(signum) != signal.SIG_IGN:
-            with contextlib.suppress(
-                ValueError
-            ):  # in another thread than the main one, which gets no signals
-                signal.signal(signum, handler)
+def _prepare_streams():
+    """Output that takes any text: a name that its encoding lacks is spelled out."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed when Python started
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _drop_output():
@@ -1578,7 +1711,3 @@ def _drop_output():
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _one_line(error):
-    return f"{' '.join(str(error).split()):.2000}"

@@ -9,6 +9,9 @@ Figures go to the run's figures/ folder, each as PNG and SVG, and all of them as
 report.pdf. A figure function takes data and returns a matplotlib Figure; it touches no file.
 """
 
+import data  # first: while the rest is imported, Ctrl-C is one line already
+
+# isort: split
 import io
 import math
 import pathlib
@@ -23,7 +26,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-import data
 import nn
 
 STYLE = {  # one look for every figure; a fixed salt makes the ids in an SVG the same each time

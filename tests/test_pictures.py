@@ -238,7 +238,7 @@ def png_of(*size, mode="1"):
 BAD = {
     "empty.png": (lambda: b"", "is empty"),
     "text.png": (lambda: b"this is a text", "no known format"),
-    "cut.jpg": (cut_jpeg, "no picture that can be read"),
+    "cut.jpg": (cut_jpeg, "cannot be read"),
     "small.png": (lambda: png_of(7, 100), "7x100 pixels"),
     "large.png": (lambda: png_of(7100, 7100), "7100x7100 pixels"),
     "bomb.png": (lambda: png_of(20_000, 20_000), "bomb.png"),
@@ -347,6 +347,19 @@ def test_save_writes_what_the_network_saw_beside_what_was_given(runs, seven, tmp
     assert sorted(os.listdir(tmp_path)) == ["ink.png", "ink.png.seen.png"]
 
 
+def test_a_folder_of_pictures_is_classified_and_json_has_all_classes(runs, seven, tmp_path, capsys):
+    for name in ("b.png", "a.png"):
+        save(tmp_path / name, larger(seven)[0])
+    for given in (tmp_path, tmp_path / "*.png"):
+        assert judging.main([str(runs / "plain"), "--json", "--images", str(given)]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert [row["file"] for row in rows] == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    classes = data.load_run(runs / "plain")[1]["data"]["class_names"]
+    assert {row["name"] for row in rows[0]["classes"]} == set(classes)
+    (odd,) = data.expand_pictures([save(tmp_path / "\x1b[31m.png", larger(seven)[0])])
+    assert "\x1b" not in run("test.py", runs / "plain", "--images", odd).stdout
+
+
 def test_bad_pictures_have_a_line_each_and_the_others_go_on(runs, seven, tmp_path):
     good = save(tmp_path / "good.png", larger(seven)[0])
     files = []
@@ -363,11 +376,78 @@ def test_bad_pictures_have_a_line_each_and_the_others_go_on(runs, seven, tmp_pat
     assert "missing.png" in lines[-1]
 
 
+PROGRAM = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28\n%%EndComments\n{ } loop\n%%EOF\n"
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.png", PROGRAM),
+        ("a.eps", PROGRAM),
+        ("a.pdf", b"%PDF-1.4\n"),
+        ("a.svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>'),
+        ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"),
+        ("a.ico", b"\0\0\1\0\1\0  \0\0\1\0 \0\x16\0\0\0\x16\0\0\0"),
+    ],
+)
+def test_programs_and_unknown_formats_are_to_be_saved_as_another(tmp_path, monkeypatch, name, content):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "load", lambda *_: pytest.fail("it ran"))
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}.*JPEG or PNG"):
+        data.load_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", data.PICTURES)
+def test_each_kind_of_picture_is_read_whatever_its_name(tmp_path, seven, kind):
+    path = tmp_path / "picture.dat"
+    Image.fromarray(seven).save(path, kind)
+    assert data.load_picture(path).shape == (28, 28, 3)
+    for suffix in data.PICTURES[kind]:
+        assert Image.registered_extensions()[suffix] == kind
+
+
+def test_what_c_writes_does_not_reach_standard_error(tmp_path, seven, capfd):
+    path = tmp_path / "damaged.tif"
+    Image.fromarray(np.tile(seven, (9, 9))).save(path, compression="tiff_lzw")
+    content = bytearray(path.read_bytes())
+    content[30:300] = bytes(270)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"damaged\.tif"):
+        data.load_picture(path)
+    os.write(2, b"ours")
+    assert capfd.readouterr().err == "ours"
+
+
+def test_a_picture_is_bounded_before_it_is_read_and_may_be_missing(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"there is no picture.*x\.png"):
+        data.load_picture(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes(bytes(100))
+    monkeypatch.setattr(data, "MOST_PICTURE_BYTES", 99)
+    with pytest.raises(ValueError, match=r"x\.png"):
+        data.load_picture(tmp_path / "x.png")
+
+
+def test_patterns_and_folders_of_pictures(tmp_path, monkeypatch):
+    (tmp_path / "photos" / "empty").mkdir(parents=True)
+    for name in ("b.JPG", "a.png", "a.png.seen.png", "notes.txt", "[1].png"):
+        (tmp_path / "photos" / name).write_bytes(b"")
+    monkeypatch.chdir(tmp_path / "photos")
+    assert data.expand_pictures(["*.png"]) == ["[1].png", "a.png"]
+    assert data.expand_pictures(["b.JPG", "[1].png", "no*.gif"]) == ["b.JPG", "[1].png", "no*.gif"]
+    assert data.expand_pictures(["a.png.seen.png"]) == ["a.png.seen.png"]
+    folder = tmp_path / "photos"
+    assert data.expand_pictures([folder]) == [str(folder / name) for name in ("[1].png", "a.png", "b.JPG")]
+    with pytest.raises(ValueError, match="empty"):
+        data.expand_pictures(["empty"])
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
         (["--save"], ["--save", "--images"]),
-        (["--images", "a.png", str(ROOT)], ["--images", "is a folder; a run is named before"]),
+        (["--images", "a.png", str(ROOT)], ["--images", "no pictures", "name a run before"]),
         (["--images", "a.png", "--dataset", "mnist"], ["--dataset", "--images"]),
     ],
 )
