@@ -1,9 +1,10 @@
 """Datasets: load, split, preprocess, augment; pictures of your own; the edges that every script has.
 
-In this order: data sets (``load_dataset``), ``split``, preprocessing (``fit_steps``, ``preprocess``,
-``batches``), distortions (``augment``), saved networks (``load_run``) and other files, the download,
-digits drawn from fonts, pictures of your own (``load_picture``, ``prepare_picture``), and what every
-script needs at its edges (``make_parser``, ``run_script``).
+In this order, after a few lines for scripts that are still importing: data sets (``load_dataset``),
+``split``, preprocessing (``fit_steps``, ``preprocess``, ``batches``), distortions (``augment``), saved
+networks (``load_run``) and other files, the download, digits drawn from fonts, pictures of your own
+(``load_picture``, ``prepare_picture``), and what every script needs at its edges (``make_parser``,
+``run_script``).
 
 A dataset is a plain dict: ``name``, ``title``, ``train_images`` and ``test_images`` (uint8,
 ``(n, rows * cols)``), ``train_labels`` and ``test_labels`` (uint8, ``(n,)``), ``image_shape``
@@ -1595,11 +1596,8 @@ def parse_flags(parser, argv):
 
 def printable(text):
     """Text without what could command a terminal or turn a line around: ``\\x1b`` is spelled out."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", _spelled, text)
-
-
-def _spelled(found):
-    return ascii(found[0])[1:-1]
+    odd = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    return re.sub(odd, lambda found: ascii(found[0])[1:-1], text)
 
 
 def message_of(error):
