@@ -1,0 +1,390 @@
+"""Runs that meet faults: full disks, a second run, signals, files that are damaged or say something odd."""
+
+import errno
+import json
+import os
+import pathlib
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ENDLESS, HANG, ROOT, call, is_one_clear_line, rows_of, write_dataset
+from faults import (
+    FEW,
+    MANY,
+    Disk,
+    altered,
+    call_refused,
+    check_whole,
+    damaged,
+    outcomes,
+    started,
+    wait_until,
+    wait_until_gone,
+    written,
+)
+
+import data
+import nn
+import train
+
+windows_has_none = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+OTHER_FLAGS = ("--val-size", 12, "--batch-size", 16, "--hidden", 7, "--momentum", 0.9, "--dropout", 0.2)
+
+
+def flags(folder, out, *more):
+    """Flags of a small run of five epochs; of a flag given twice the last counts."""
+    return ["--dataset", folder / "small", "--out", out, *OTHER_FLAGS, "--epochs", 5, *more]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder with a data set, ``small``, and unbroken runs of 5 epochs, ``run``, and 300, ``long``."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_dataset(folder / "small")
+    assert call(train.main, *flags(folder, folder / "run"))[0] == 0
+    assert call(train.main, *flags(folder, folder / "long", "--epochs", 300))[0] == 0
+    return folder
+
+
+def contents(folder):
+    """The content of each file in a folder and those below it, but for times and halves of files."""
+    found = {}
+    for path in pathlib.Path(folder).rglob("*"):
+        if path.is_file() and path.suffix in (".pkl", ".json", ".csv"):
+            found[str(path.relative_to(folder))] = path.read_bytes()
+    return found
+
+
+def check_same_run(out, other):
+    for file in ("params.pkl", "last.pkl"):
+        assert (out / file).read_bytes() == (other / file).read_bytes(), file
+    assert rows_of(out / "history.csv") == rows_of(other / "history.csv")
+    assert json.loads((out / "config.json").read_text())["status"] == "finished"
+
+
+# --- disks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error, once", [(errno.ENOSPC, False), (errno.EIO, True)])
+def test_a_write_that_fails_loses_nothing(whole, tmp_path, monkeypatch, error, once):
+    """An earlier run is in the folder; the new one meets the error at its first write, its second, ..."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # for speed; it still can fail
+    for number in range(1, 200):
+        out = tmp_path / str(number)
+        shutil.copytree(whole / "run", out)
+        earlier = set(contents(out).values())
+        with pytest.MonkeyPatch.context() as patch:
+            disk = Disk(patch, out, number, error, once)
+            status, _, err = call(train.main, *flags(whole, out))
+        if disk.count < number:
+            break
+        if not (once and status == 0):  # it is no harm when a folder cannot be made that is there
+            assert status == 2 and is_one_clear_line(err, os.strerror(error)), (number, err)
+        assert earlier <= set(contents(out).values()), (
+            f"failing write {number} lost a file of the earlier run"
+        )
+        assert not list(out.glob("*.part")), "a half-written file stays"
+        check_whole(out)
+        assert call(train.main, *flags(whole, out, "--resume"))[0] == 0
+        check_same_run(out, whole / "run")
+        shutil.rmtree(out)
+    assert number > 30
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
+def test_a_disk_that_is_full_in_the_middle_of_a_file(whole, tmp_path):
+    import resource
+
+    largest = max(path.stat().st_size for path in (whole / "run").iterdir())
+    for number, size in enumerate(np.linspace(0, largest - 1, 12).astype(int).tolist()):
+        out = tmp_path / str(number)
+        shutil.copytree(whole / "run", out)
+        earlier, before = set(contents(out).values()), resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            status, _, err = call(train.main, *flags(whole, out))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert status == 2 and is_one_clear_line(err, os.strerror(errno.EFBIG)), (size, err)
+        assert earlier <= set(contents(out).values())
+        assert call(train.main, *flags(whole, out, "--resume"))[0] == 0
+        check_same_run(out, whole / "run")
+
+
+def test_a_results_path_that_is_a_file_or_below_one(whole, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        call_refused(train.main, *flags(whole, out), words=[str(tmp_path / "file")])
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+# --- two runs in one folder -------------------------------------------------------------------
+
+
+def test_a_second_run_is_refused_while_the_first_lives(whole, tmp_path):
+    out = tmp_path / "run"
+    with started("train.py", *flags(whole, out, "--epochs", ENDLESS), stdout=subprocess.DEVNULL) as first:
+        wait_until((out / "last.pkl").exists, first)
+        for more in ([], ["--resume"]):
+            call_refused(train.main, *flags(whole, out, *more), words=[str(out)])
+        assert not (out / "previous-1").exists() and first.poll() is None
+        first.kill()
+        wait_until_gone(first)
+    assert (out / ".lock").exists(), "a killed run leaves its lock file ..."
+    assert call(train.main, *flags(whole, out))[0] == 0, "... which blocks nobody"
+    assert not (out / ".lock").exists()
+    check_same_run(out, whole / "run")
+
+
+def test_of_many_runs_started_at_once_one_goes_on(whole, tmp_path):
+    """Each run that ends removes the lock file, which the next ones may have opened already."""
+    code = (
+        "import sys, pathlib, train\n"
+        "out, mine = pathlib.Path(sys.argv[1]), 0\n"
+        "while mine < 100:\n"
+        "    try:\n"
+        "        with train.locked(out):\n"
+        "            (out / 'held').mkdir()\n"  # fails if another one is inside
+        "            (out / 'held').rmdir()\n"
+        "            mine += 1\n"
+        "    except BlockingIOError:\n"
+        "        pass\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment) for _ in range(4)
+    ]
+    assert [process.wait(HANG) for process in processes] == [0] * 4
+    assert os.listdir(tmp_path) == []
+
+
+def test_halves_of_files_are_cleared_and_locks_are_not_needed(whole, tmp_path, monkeypatch):
+    for name in ("last.pkl.123.part", "history.csv.123-456.part", "film.mkv.part"):
+        (tmp_path / name).write_bytes(b"half")
+    fcntl = pytest.importorskip("fcntl")
+
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    assert call(train.main, *flags(whole, tmp_path))[0] == 0
+    assert sorted(os.listdir(tmp_path)) == [
+        "config.json",
+        "film.mkv.part",  # of somebody else
+        "history.csv",
+        "last.pkl",
+        "params.pkl",
+    ]
+
+
+def test_the_lock_of_windows(tmp_path, monkeypatch):
+    """With a stand-in for msvcrt: nobody here has Windows."""
+    held = []
+
+    class Msvcrt:
+        LK_NBLCK = 2
+
+        @staticmethod
+        def locking(descriptor, mode, count):
+            if held:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            held.append(descriptor)
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", Msvcrt)
+    with train.locked(tmp_path), pytest.raises(BlockingIOError), train.locked(tmp_path):
+        pass
+
+
+# --- killed and stopped -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "seed, kills", [(0, 4), *(pytest.param(seed, 10, marks=pytest.mark.extended) for seed in range(1, 11))]
+)
+def test_killed_again_and_again_a_run_ends_with_the_same_bits(whole, tmp_path, seed, kills):
+    """100 moments in the extended run: half of them soon after the start, the others after some epochs."""
+    out, rng = tmp_path / "run", np.random.default_rng(seed)
+    given = flags(whole, out, "--epochs", 300, "--resume")
+    for kill in range(kills):
+        with started("train.py", *given) as process:
+            for _ in range(rng.integers(1, 40) if kill % 2 else 0):
+                process.stdout.readline()
+            time.sleep(rng.uniform(0, 0.02 if kill % 2 else 0.6))  # if it ends first, that is no harm
+            process.kill()
+            process.wait(HANG)
+        check_whole(out)
+        if (out / "last.pkl").exists():
+            train.load_last(out)
+    assert call(train.main, *given)[0] == 0
+    check_same_run(out, whole / "long")
+    assert sorted(os.listdir(out)) == ["config.json", "history.csv", "last.pkl", "params.pkl"]
+
+
+@windows_has_none
+@pytest.mark.parametrize("moments", [2, pytest.param(15, marks=pytest.mark.extended)])
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_what_was_reached(whole, tmp_path, number, status, moments):
+    rng = np.random.default_rng(int(number))
+    for moment in range(moments):
+        out = tmp_path / str(moment)
+        with started("train.py", *flags(whole, out, "--epochs", ENDLESS)) as process:
+            for _ in range(8 if moment % 2 else 1):  # the first lines say what it trains
+                assert process.stdout.readline()
+            time.sleep(rng.uniform(0, 0.3))  # it goes on however long this is
+            process.send_signal(number)
+            said, err = process.communicate(timeout=HANG)
+            assert process.returncode == status and is_one_clear_line(err, str(out), "--resume"), err
+        check_whole(out)
+        assert json.loads((out / "config.json").read_text())["status"] == "stopped"
+        if moment % 2 or (out / "last.pkl").exists():
+            state, rows, _ = train.load_last(out)
+            assert state["epoch"] == len(rows) >= said.count("epoch ")
+
+
+# --- damaged files ----------------------------------------------------------------------------
+
+KINDS = [
+    {"momentum": 0.9, "preprocess": ["scale", "center"], "patience": 9},
+    {"hidden": [], "preprocess": ["standardize"], "dropout": 0.2, "loss": "mse", "lr": 0.001},
+    {"val_size": 0, "dtype": "float64", "hidden": [5, 4], "activation": "sigmoid", "dropout": 0.3},
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folders of small whole runs, one for each of KINDS."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_dataset(folder / "small")
+    for number, settings in enumerate(KINDS):
+        usual = {
+            "dataset": str(folder / "small"),
+            "hidden": [7],
+            "val_size": 12,
+            "batch_size": 16,
+            "epochs": 3,
+        }
+        data.save_json(folder / "config.json", {**usual, **settings})
+        assert call(train.main, "--config", folder / "config.json", "--out", folder / f"{number}")[0] == 0
+    return [folder / f"{number}" for number in range(len(KINDS))]
+
+
+def use_run(out):
+    """Go on with a run for an epoch, as --resume does."""
+    state, rows, config, prepared = train.resume_run(out, {}, None)
+    config["epochs"] = min(config["epochs"], state["epoch"]) + 1
+    train.describe(config, prepared, state["params"])
+    state, rows = train.fit(state, prepared, config, rows)
+    train.save_epoch(out, state, rows, config, prepared["steps"])
+    train.save_record(out, config, "finished", rows, state["best"])
+
+
+def use_settings(path):
+    train.check_settings(train.load_settings(path))
+
+
+@pytest.fixture
+def fast_writes(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def copied(run, tmp_path):
+    for file in run.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize("count", [FEW, MANY])
+@pytest.mark.parametrize("file", ["last.pkl", "history.csv"])
+def test_damaged_runs_are_resumed_or_refused(runs, tmp_path, fast_writes, file, count):
+    rng, faults, fine = np.random.default_rng([3, len(file), count]), {}, 0
+    for run in runs:
+        out = tmp_path / run.name
+        out.mkdir()
+
+        def cases(run=run, out=out):
+            for _ in range(count // len(runs)):
+                copied(run, out)
+                (out / file).write_bytes(damaged((run / file).read_bytes(), rng))
+                yield out
+
+        good, bad = outcomes(cases(), use_run)
+        fine, faults = fine + good, faults | bad
+    assert not faults and 0 < fine < count
+
+
+@pytest.mark.parametrize("count", [FEW, MANY])
+def test_damaged_settings(runs, tmp_path, count):
+    rng, content = np.random.default_rng([4, count]), (runs[0] / "config.json").read_bytes()
+    contents = (damaged(content, rng) for _ in range(count))
+    fine, faults = outcomes(written(tmp_path / "c.json", contents), use_settings)
+    assert not faults and 0 < fine < count
+
+
+@pytest.mark.parametrize("count", [FEW, MANY])
+@pytest.mark.parametrize("file", ["last.pkl", "config.json"])
+def test_files_of_a_run_that_are_whole_but_say_something_odd(runs, tmp_path, fast_writes, file, count):
+    rng, faults, fine = np.random.default_rng([5, len(file), count]), {}, 0
+    for run in runs:
+        out = tmp_path / run.name
+        out.mkdir()
+        last, settings = nn.load_checkpoint(run / "last.pkl"), train.load_settings(run / "config.json")
+
+        def cases(run=run, out=out, last=last, settings=settings):
+            for _ in range(count // len(runs)):
+                if file == "config.json":
+                    (out / file).write_text(json.dumps(altered(settings, rng)))
+                    yield out / file
+                else:
+                    copied(run, out)
+                    (out / file).write_bytes(pickle.dumps(altered(last, rng, arrays=True)))
+                    yield out
+
+        good, bad = outcomes(cases(), use_run if file == "last.pkl" else use_settings)
+        fine, faults = fine + good, faults | bad
+    assert not faults and 0 < fine < count
+
+
+# --- long runs --------------------------------------------------------------------------------
+
+
+@pytest.mark.extended
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
+def test_the_memory_of_a_long_run_is_flat(tmp_path):
+    small = write_dataset(tmp_path / "small", train=600, test=100, shape=(10, 10))
+    code = (
+        "import sys, train\n"
+        "held, save = [], train.save_epoch\n"
+        "def save_epoch(*args):\n"
+        "    save(*args)\n"
+        "    held.append(4096 * int(open('/proc/self/statm').read().split()[1]))\n"
+        "train.save_epoch = save_epoch\n"
+        "train.main(sys.argv[1:])\n"
+        "print(held[19], held[-1], len(held))\n"
+    )
+    flags = [
+        "--dataset",
+        small,
+        "--val-size",
+        100,
+        "--epochs",
+        300,
+        "--hidden",
+        100,
+        "--out",
+        tmp_path / "run",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, flags), "--momentum", "0.5", "--lr", "0.02", "--quiet"],
+        capture_output=True, text=True, timeout=HANG,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    early, late, epochs = map(int, done.stdout.splitlines()[-1].split())
+    assert epochs == 300 and late - early < 4e6, f"{early / 1e6:.1f} MB became {late / 1e6:.1f} MB"
