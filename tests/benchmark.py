@@ -6,7 +6,8 @@
 Contestants that are not installed are skipped by name (pip install torch==2.13.0 jax scikit-learn).
 All use the same uint8 images, shapes, dtype and threads, and shuffle and gather their batches from
 them in every epoch. Runs are interleaved: ratios are taken run by run, so that a machine that is
-busy for a while slows all of them. The table is also written to results/benchmark.csv.
+busy for a while slows all of them. The table is also written to results/benchmark.csv, and with --write
+into results/reference/README.md.
 """
 
 import argparse
@@ -490,7 +491,7 @@ def machine():
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     a = np.random.default_rng(0).random((2048, 2048), dtype=np.float32)
     took = min(timed(lambda: a @ a)() for _ in range(5))
-    threads = os.environ["OPENBLAS_NUM_THREADS"]
+    threads = os.environ.get("OPENBLAS_NUM_THREADS", os.cpu_count())
     return (
         f"{cpu}, {os.cpu_count()} cores; {blas['name']} {blas['version']}, threads: {threads}; "
         f"Python {platform.python_version()}, NumPy {np.__version__}\n"
@@ -519,6 +520,7 @@ def main():
         "--quick", action="store_true", help="epoch: only 784-292-10, batch 128; search: few epochs"
     )
     parser.add_argument("--csv", default=str(ROOT / "results" / "benchmark.csv"), help="where the table goes")
+    parser.add_argument("--write", action="store_true", help="put the table into results/reference/README.md")
     parser.add_argument("--one-epoch-of", help=argparse.SUPPRESS)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -546,6 +548,31 @@ def main():
         child = subprocess.run([sys.executable, __file__, *map(str, arguments)], env=environment)
         if child.returncode:  # it has said why
             sys.exit(child.returncode)
+    if options.write:
+        import reproduce
+
+        import data
+
+        reproduce.write_section("speed", table(data.load_rows(pathlib.Path(options.csv), words=True)))
+
+
+def table(rows):
+    """The measured rows as Markdown: median (least to most), and times ours, for each number of threads."""
+    threads = sorted({row["threads"] for row in rows}, reverse=True)
+    heads = [f"{count} thread{'s' * (count > 1)} | times ours" for count in threads]
+    lines = [machine(), "", f"| | | {' | '.join(heads)} |", "|---|---|" + "---|---|" * len(threads)]
+    for case, contestant in dict.fromkeys((row["case"], row["contestant"]) for row in rows):
+        cells = []
+        for count in threads:
+            found = [
+                r for r in rows if (r["case"], r["contestant"], r["threads"]) == (case, contestant, count)
+            ]
+            cells += [
+                f"{r['median']:.3g} {r['unit']} ({r['min']:.3g} to {r['max']:.3g}) | {r['ratio']:.2f}"
+                for r in found
+            ] or [" | "]
+        lines.append(f"| {case} | {contestant} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def run_child(options):

@@ -50,7 +50,7 @@ def test_accuracy_and_loss(runs):
 def committee_accuracy(runs):
     members = judging.load_members([str(folder) for folder, _ in runs])
     dataset = data.load_dataset_of(members[0][1])
-    report, _ = judging.judge_committee(members, dataset["test_images"], dataset["test_labels"])
+    _, report, _ = judging.judge(members, dataset["test_images"], dataset["test_labels"])
     return f"**{100 * report['accuracy']:.2f} %**; its members {test_accuracy(runs)}"
 
 

@@ -63,11 +63,12 @@ def use_dataset(folder):
 
 
 def use_params(path):
-    ((params, config),) = judging.load_members([path])
+    members = judging.load_members([path])
+    config = members[0][1]
     dataset = data.load_dataset_of(config)
-    estimates, report = judging.judge(params, config, dataset["test_images"], dataset["test_labels"])
+    estimates, report, _ = judging.judge(members, dataset["test_images"], dataset["test_labels"])
     judging.report_text(report, config, "title")
-    judging.prediction_rows(estimates, dataset["test_labels"])
+    judging.prediction_rows(estimates, dataset["test_labels"], config["data"]["class_names"])
 
 
 def use_run(out):

@@ -209,7 +209,7 @@ def test_damaged_pictures(whole, tmp_path, kind, count):
             yield path
 
     def use(path):
-        _, image = judging.read_picture(str(path), (8, 9))
+        _, image = judging.read_picture(str(path), {"image_shape": (8, 9), "fit": "digit", "edge": 0.0})
         assert image.shape == (8, 9) and image.dtype == np.uint8
         assert np.isfinite([chance for _, chance in judging.likeliest(members, image)]).all()
 
@@ -249,7 +249,7 @@ def test_committees_with_a_bad_member(whole, tmp_path, count):
 
     def use(runs):
         members = judging.load_members(runs)
-        report, _ = judging.judge_committee(members, images["test_images"], images["test_labels"])
+        _, report, _ = judging.judge(members, images["test_images"], images["test_labels"])
         assert np.isfinite(report["loss"])
         judging.report_text(report, members[0][1], "committee")
 
