@@ -56,7 +56,7 @@ FIGURES = {  # name -> what a folder must hold for it, and how it is drawn from 
 COMPARED = ("loss", "accuracy", "error")  # what several runs are overlaid in
 TEST_SET = ("images", "hidden", "mistakes", "distorted")  # what needs the data set
 LACKING = {  # why a folder has no such thing
-    "settings": "there is no config.json",
+    "settings": "there is no config.json with settings",
     "rows": "there is no history.csv with an epoch",
     "params": "there is no params.pkl",
     "hidden": "the network has no hidden layer",
@@ -728,7 +728,7 @@ def summary_blocks(run):
         blocks["Search"] = name_lines(given)
         blocks["The best trial"] = name_lines(run["trials"][0])
     else:
-        blocks["Settings"] = name_lines(settings_of(run))
+        blocks["Settings"] = name_lines(run["settings"])
     facts = run["config"].get("data") or {}
     if facts.get("image_shape") and facts.get("class_names"):
         names = ", ".join(facts["class_names"])
@@ -768,8 +768,8 @@ def short(value):
 
 
 def printable(text, most):
-    """Text from outside on one line of at most so many characters, all of which can be drawn."""
-    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    """Text from outside on one line of at most so many characters."""
+    text = data.printable(text)
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
@@ -1022,9 +1022,9 @@ def load_folder(path):
         run["lacks"] = dict.fromkeys(TEST_SET, LACKING["params"])
     if rows := load_history(path / "history.csv"):
         run["rows"] = rows
-    if run["config"]:
-        run["settings"] = True
-        run["config"] = {**run["config"], "data": with_printable_names(run["config"].get("data") or {})}
+    if settings := settings_of(run):
+        run["settings"] = settings
+    run["config"] = {**run["config"], "data": with_printable_names(run["config"].get("data") or {})}
     return {**run, **titles_of(run), **load_search(path)}
 
 
