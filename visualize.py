@@ -1301,10 +1301,14 @@ def stroke(drawing, start, end, radius=PEN):
 
 def read_drawing(drawing, params, config):
     """What the network sees of a drawing, and its estimates (k,); blank and zeros of an empty one."""
-    shape, classes = config["data"]["image_shape"], len(config["data"]["class_names"])
+    facts = config["data"]
     if not drawing.any():
-        return np.zeros(shape, np.uint8), np.zeros(classes)
-    image = data.prepare_ink(drawing, shape)
+        return np.zeros(facts["image_shape"], np.uint8), np.zeros(len(facts["class_names"]))
+    if facts["fit"] == "digit":
+        image = data.prepare_ink(drawing, facts["image_shape"])
+    else:
+        on_paper = np.uint8(255 * (1 - drawing))[:, :, None]
+        image = data.fit_picture(np.repeat(on_paper, 3, axis=2), facts)
     x = data.preprocess(image.reshape(1, -1), config["steps"], params["W1"].dtype)
     return image, nn.predict(params, x, config["activation"], config["loss"])[0]
 

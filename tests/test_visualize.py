@@ -597,7 +597,7 @@ def test_drawing_with_the_mouse_moves_the_probabilities(trained):
     for y in range(50, 100, 15):
         mouse("motion_notify_event", 40, y)
     mouse("button_release_event", 40, 95)
-    assert ink() > 500 and np.asarray(window["seen"].get_array()).max() == 255
+    assert ink() > 500 and np.asarray(window["seen"].get_array()).max() > 50
     assert sum(bar.get_width() for bar in bars) == pytest.approx(100, abs=0.01)
     image, estimates = visualize.read_drawing(np.asarray(window["ink"].get_array()), params, config)
     np.testing.assert_allclose([bar.get_width() for bar in bars], 100 * estimates, rtol=1e-5)
