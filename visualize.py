@@ -35,37 +35,6 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 import nn
 
-FIGURES = {  # name -> what a folder must hold for it, and how it is drawn from what the folder holds
-    "summary": ("settings", lambda run: summary_figure(run)),
-    "loss": ("rows", lambda run: curves_figure(run, "loss")),
-    "accuracy": ("rows", lambda run: curves_figure(run, "accuracy")),
-    "error": ("rows", lambda run: curves_figure(run, "error")),
-    "twin": ("rows", lambda run: twin_figure(run)),
-    "weights": ("params", lambda run: weights_figures(run)),
-    "fields": ("params", lambda run: fields_figure(run)),
-    "histogram": ("params", lambda run: histogram_figure(run)),
-    "activations": ("hidden", lambda run: activations_figures(run)),
-    "confusion": ("images", lambda run: confusion_figure(run)),
-    "mistakes": ("mistakes", lambda run: mistakes_figure(run)),
-    "calibration": ("images", lambda run: calibration_figure(run)),
-    "augment": ("distorted", lambda run: augment_figure(run)),
-    "search": ("trials", lambda run: search_figure(run)),
-    "ranking": ("trials", lambda run: ranking_figure(run)),
-    "learning_curves": ("histories", lambda run: learning_curves_figure(run)),
-}
-COMPARED = ("loss", "accuracy", "error")  # what several runs are overlaid in
-TEST_SET = ("images", "hidden", "mistakes", "distorted")  # what needs the data set
-LACKING = {  # why a folder has no such thing
-    "settings": "there is no config.json with settings",
-    "rows": "there is no history.csv with an epoch",
-    "params": "there is no params.pkl",
-    "hidden": "the network has no hidden layer",
-    "mistakes": "no test image is classified wrongly",
-    "distorted": "the run has no --augment",
-    "trials": "there is no trials.csv with a trial that ended well",
-    "histories": "there is no trials/NNN/history.csv",
-}
-
 STYLE = {  # one look for every figure, on top of Matplotlib's defaults, whatever a matplotlibrc says
     "figure.dpi": 100,
     "savefig.dpi": 150,
@@ -114,77 +83,6 @@ RANKED_TRIALS = 25
 LABELLED_CLASSES = 20  # classes that are up to so many are named at an axis, and their errors counted
 DRAWING = (140, 140)  # pixels of the pad to draw on
 PEN = 5.5  # radius of its pen in pixels: strokes as wide as MNIST's
-
-
-# --- from folders to figures to files ---------------------------------------------------------
-
-
-def draw_folder(path, only, data_dir):
-    """``(figures, skipped)`` of a folder: figures by file name, and reason -> names left out."""
-    run = load_folder(path)
-    names = only or names_for(run)
-    if "params" in run and any(FIGURES[name][0] in TEST_SET for name in names):
-        run = add_test_set(run, data_dir)
-    figures, skipped = {}, {}
-    for name in names:
-        need, draw = FIGURES[name]
-        if need in run:
-            drawn = draw(run)
-            figures |= drawn if isinstance(drawn, dict) else {name: drawn}
-        else:
-            skipped.setdefault({**LACKING, **run["lacks"]}[need], []).append(name)
-    return figures, skipped
-
-
-def names_for(run):
-    """The figures that belong to what a folder is: a run, a search or both."""
-    is_search = "trials" in run
-    is_run = bool({"rows", "params"} & set(run)) or not is_search
-    belongs = {
-        "settings": "settings" in run,
-        "trials": is_search,
-        "histories": is_search,
-        "distorted": is_run and run["config"].get("augment"),
-    }
-    return [name for name, (need, _) in FIGURES.items() if belongs.get(need, is_run)]
-
-
-def draw_comparison(paths, only):
-    """``(figures, skipped)`` of several runs overlaid; as ``draw_folder``."""
-    skipped, runs = {}, []
-    for run in map(load_folder, paths):
-        if "rows" in run:
-            runs.append(run)
-        else:
-            skipped.setdefault(LACKING["rows"], []).append(str(run["path"]))
-    if others := [name for name in only or [] if name not in COMPARED]:
-        skipped["it is drawn for one run at a time"] = others
-    names = [name for name in only or COMPARED if name in COMPARED]
-    return {name: compare_figure(runs, name) for name in names if len(runs) > 1}, skipped
-
-
-def save_figures(figures, folder):
-    """Write each figure as PNG and SVG, and all of them as report.pdf; prints a line for each file.
-
-    The same figures give the same bytes: nothing written holds a date.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    report = io.BytesIO()
-    with PdfPages(report, metadata={"CreationDate": None}) as pages:
-        for name, figure in figures.items():
-            figure.draw_without_rendering()
-            figure.set_layout_engine(None)  # laid out once is enough for three files
-            for suffix, metadata in (("png", None), ("svg", {"Date": None})):
-                buffer = io.BytesIO()
-                figure.savefig(buffer, format=suffix, metadata=metadata)
-                save_file(folder / f"{name}.{suffix}", buffer.getvalue())
-            pages.savefig(figure)
-    save_file(folder / "report.pdf", report.getvalue())
-
-
-def save_file(path, content):
-    nn.save_bytes(path, content)
-    print(path, flush=True)
 
 
 # --- curves -----------------------------------------------------------------------------------
@@ -325,7 +223,7 @@ def weights_figures(run):
     for layer in range(1, depth + 1):
         weights = params[f"W{layer}"]  # (inputs, outputs)
         inputs, outputs = weights.shape
-        figure = new_figure(f"W{layer}: {inputs} × {outputs} weights", run["title"])
+        figure = new_figure(f"W{layer}: {inputs:,} × {outputs:,} weights", run["title"])
         ax = figure.add_subplot()
         along, up = (ax.xaxis, ax.yaxis) if inputs >= outputs else (ax.yaxis, ax.xaxis)
         image = signed_image(ax, weights.T if inputs >= outputs else weights, aspect="auto")
@@ -404,11 +302,11 @@ def activations_figures(run):
         if limits:
             low, high = limits
             counted = (activations < low) | (activations > high)
-            what, state = f"below {low:g} or above {high:g}", "saturated"
-            units = f"{int(counted.all(axis=0).sum())} of {width} units always saturated"
+            what, state = f"below {low:g} or above {high:g}".replace("-", "−"), "saturated"
+            units = f"{int(counted.all(axis=0).sum())} of {width:,} units always saturated"
         else:
             counted, what, state = activations > 0, "above 0", "active"
-            units = f"{int((~counted.any(axis=0)).sum())} of {width} units never fire"
+            units = f"{int((~counted.any(axis=0)).sum())} of {width:,} units never fire"
         figure = new_figure(f"Activations of hidden layer {layer}: {units}", run["title"])
         left, right = figure.subplots(1, 2)
         every = max(1, activations.size // 2_000_000)  # so many are enough for a histogram
@@ -422,7 +320,7 @@ def activations_figures(run):
         right.set(xlim=(0.5, width + 0.5), ylim=(0, 100), title=f"how often each unit is {state}")
         right.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         right.set_xlabel(f"hidden unit, the most often {state} first")
-        right.set_ylabel(f"test images with an activation {what} (%)")
+        right.set_ylabel("test images (%)")
         figures[f"activations_{layer}"] = figure
     return figures
 
@@ -706,16 +604,18 @@ def learning_curves_figure(run):
 def summary_figure(run):
     """What was trained or searched, on which data, and what it reached: the first page of a report."""
     figure = new_figure("Summary", run["search_title"] if "trials" in run else run["title"])
-    settings, *others = summary_blocks(run).items()
-    line = min(0.0225, 0.8 / len(settings[1]))  # of the page's height
-    for x, blocks in ((0.05, [settings]), (0.53, others)):
-        y = 0.87
-        for heading, lines in blocks:
+    blocks = list(summary_blocks(run).items())
+    sizes = [len(lines) + 3.5 for _, lines in blocks]  # in lines of text
+    columns = [(sum(sizes[:count]), sum(sizes[count:]), count) for count in range(1, len(blocks) + 1)]
+    count = min(columns, key=lambda column: max(column[:2]))[2]
+    line = min(0.0225, 0.87 / max(sum(sizes[:count]), sum(sizes[count:])))  # of the page's height
+    for x, column in ((0.05, blocks[:count]), (0.53, blocks[count:])):
+        y = 0.88
+        for heading, lines in column:
             figure.text(x, y, heading, va="top", weight="bold")
-            y -= 0.04
             style = {"family": "monospace", "size": 310 * line, "linespacing": 1.25}
-            figure.text(x, y, "\n".join(lines), va="top", **style)
-            y -= line * (len(lines) + 2)
+            figure.text(x, y - 2 * line, "\n".join(lines), va="top", **style)
+            y -= line * (len(lines) + 3.5)
     return figure
 
 
@@ -723,9 +623,9 @@ def summary_blocks(run):
     """Heading -> lines; the settings first."""
     blocks = {}
     if "trials" in run:
-        given = {name: value for name, value in run["definition"].items() if name not in ("data", "versions")}
-        given |= {"space": "", **run["space"], **(given.pop("settings", None) or {})}
-        blocks["Search"] = name_lines(given)
+        told = {**run["definition"], **(run["definition"].get("settings") or {}), **run["space"]}
+        apart = ("data", "versions", "settings", "space")
+        blocks["Search"] = name_lines({name: value for name, value in told.items() if name not in apart})
         blocks["The best trial"] = name_lines(run["trials"][0])
     else:
         blocks["Settings"] = name_lines(run["settings"])
@@ -736,15 +636,17 @@ def summary_blocks(run):
         about = f"{len(facts['class_names'])} classes of images of {rows} × {columns} pixels: {names}"
         blocks["Data"] = [run["data_title"], *textwrap.wrap(about, 60, max_lines=5, placeholder=" …")]
     rows = run.get("rows", [])
-    reached = {f"Epoch {row['epoch']}, the last": row for row in rows[-1:]}
-    reached |= {f"Epoch {row['epoch']}, kept": row for row in rows if row["epoch"] == run["chosen"]}
-    for heading, row in reached.items():
-        table = [["", "loss", "accuracy"]]
-        for part, (word, *_) in PARTS.items():
-            loss, accuracy = row[f"{part}_loss"], row[f"{part}_accuracy"]
-            if loss is not None and accuracy is not None:
-                table.append([word, f"{loss:.4f}", percent(accuracy)])
-        blocks[heading] = table_lines(table)
+    for row in rows:
+        words = ["the last"] * (row is rows[-1]) + ["kept"] * (row["epoch"] == run["chosen"])
+        if words:
+            blocks[f"Epoch {row['epoch']}, {' and '.join(words)}"] = table_lines(
+                [["", "loss", "accuracy"]]
+                + [
+                    [PARTS[part][0], f"{row[f'{part}_loss']:.4f}", percent(row[f"{part}_accuracy"])]
+                    for part in PARTS
+                    if None not in (row[f"{part}_loss"], row[f"{part}_accuracy"])
+                ]
+            )
     versions = run["config"].get("versions") or run.get("definition", {}).get("versions") or {}
     return blocks | ({"Made with": name_lines(versions)} if versions else {})
 
@@ -816,7 +718,7 @@ def folder_names(paths):
 def legend_texts(labels):
     """Labels folded to the page, and how many columns and lines their legend has, with its title."""
     folded = [textwrap.fill(label, 100, subsequent_indent="    ") for label in labels]
-    columns = max(1, min(4, 112 // (8 + max(map(len, labels)))))
+    columns = max(1, min(4, 122 // (8 + max(map(len, labels)))))
     return folded, columns, 1 + -(-sum(1 + label.count("\n") for label in folded) // columns)
 
 
@@ -901,21 +803,26 @@ def log_axis(ax, name, values, room=10):
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
     low, high = (values.min(), values.max()) if len(values) else (1, 10)
-    margin = (high / low) ** 0.04
+    margin = (high / low) ** 0.05
+    low, high = low / margin, high * margin
     while len(log_ticks(low, high, room)) < 2:
         low, high = low / 1.1, high * 1.1
-    ax.set(**{f"{name}scale": "log", f"{name}lim": (low / margin, high * margin)})
+    ax.set(**{f"{name}scale": "log", f"{name}lim": (low, high)})
     set_ticks(getattr(ax, f"{name}axis"), log_ticks(low, high, room))
 
 
 def log_ticks(low, high, room):
-    """1, 2, 5, 10, ... from low to high; of these only powers of ten where there is no room for all."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors, step in [((1, 2, 5), 1), *(((1,), step) for step in range(1, 1000))]:
+    """1, 2, 5, 10, ... from low to high; more where they are fewer than two, fewer where there is no room."""
+    powers = range(math.floor(math.log10(low)), math.ceil(min(308, math.log10(high))) + 1)
+
+    def ticks(factors, step=1):
         ticks = [float(f"{factor}e{power}") for power in powers if power % step == 0 for factor in factors]
-        ticks = [tick for tick in ticks if low <= tick * 1.000001 and tick <= high * 1.000001]
-        if len(ticks) <= room:
-            return ticks
+        return [tick for tick in ticks if low <= tick * 1.000001 and tick <= high * 1.000001]
+
+    if len(ticks((1, 2, 5))) < 2:
+        return ticks((1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9))
+    choices = [ticks((1, 2, 5)), *(ticks((1,), step) for step in range(1, 10))]
+    return next((choice for choice in choices if len(choice) <= room), ticks((1,), 100))
 
 
 def set_ticks(axis, ticks):
@@ -975,6 +882,108 @@ def picture_grid(figure, count, shape, lines=1):
     return axes[:count]
 
 
+# --- from folders to figures to files ---------------------------------------------------------
+
+FIGURES = {  # name -> what a folder must hold for it, the function that draws it, its options
+    "summary": ("settings", summary_figure, {}),
+    "loss": ("rows", curves_figure, {"quantity": "loss"}),
+    "accuracy": ("rows", curves_figure, {"quantity": "accuracy"}),
+    "error": ("rows", curves_figure, {"quantity": "error"}),
+    "twin": ("rows", twin_figure, {}),
+    "weights": ("params", weights_figures, {}),
+    "fields": ("params", fields_figure, {}),
+    "histogram": ("params", histogram_figure, {}),
+    "activations": ("hidden", activations_figures, {}),
+    "confusion": ("images", confusion_figure, {}),
+    "mistakes": ("mistakes", mistakes_figure, {}),
+    "calibration": ("images", calibration_figure, {}),
+    "augment": ("distorted", augment_figure, {}),
+    "search": ("trials", search_figure, {}),
+    "ranking": ("trials", ranking_figure, {}),
+    "learning_curves": ("histories", learning_curves_figure, {}),
+}
+COMPARED = ("loss", "accuracy", "error")  # what several runs are overlaid in
+TEST_SET = ("images", "hidden", "mistakes", "distorted")  # what needs the data set
+LACKING = {  # why a folder has no such thing
+    "settings": "there is no config.json with settings",
+    "rows": "there is no history.csv with an epoch",
+    "params": "there is no params.pkl",
+    "hidden": "the network has no hidden layer",
+    "mistakes": "no test image is classified wrongly",
+    "distorted": "the run has no --augment",
+    "trials": "there is no trials.csv with a trial that ended well",
+    "histories": "there is no trials/NNN/history.csv",
+}
+
+
+def draw_folder(path, only, data_dir):
+    """``(figures, skipped)`` of a folder: figures by file name, and reason -> names left out."""
+    run = load_folder(path)
+    names = only or names_for(run)
+    if "params" in run and any(FIGURES[name][0] in TEST_SET for name in names):
+        run = add_test_set(run, data_dir)
+    figures, skipped = {}, {}
+    for name in names:
+        need, function, options = FIGURES[name]
+        if need in run:
+            drawn = function(run, **options)
+            figures |= drawn if isinstance(drawn, dict) else {name: drawn}
+        else:
+            skipped.setdefault({**LACKING, **run["lacks"]}[need], []).append(name)
+    return figures, skipped
+
+
+def names_for(run):
+    """The figures that belong to what a folder is: a run, a search or both."""
+    is_search = "trials" in run
+    is_run = bool({"rows", "params"} & set(run)) or not is_search
+    belongs = {
+        "settings": "settings" in run,
+        "trials": is_search,
+        "histories": is_search,
+        "distorted": is_run and run["config"].get("augment"),
+    }
+    return [name for name, (need, *_) in FIGURES.items() if belongs.get(need, is_run)]
+
+
+def draw_comparison(paths, only):
+    """``(figures, skipped)`` of several runs overlaid; as ``draw_folder``."""
+    skipped, runs = {}, []
+    for run in map(load_folder, paths):
+        if "rows" in run:
+            runs.append(run)
+        else:
+            skipped.setdefault(LACKING["rows"], []).append(str(run["path"]))
+    if others := [name for name in only or [] if name not in COMPARED]:
+        skipped["it is drawn for one run at a time"] = others
+    names = [name for name in only or COMPARED if name in COMPARED]
+    return {name: compare_figure(runs, name) for name in names if len(runs) > 1}, skipped
+
+
+def save_figures(figures, folder):
+    """Write each figure as PNG and SVG, and all of them as report.pdf; prints a line for each file.
+
+    The same figures give the same bytes: nothing written holds a date.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    report = io.BytesIO()
+    with PdfPages(report, metadata={"CreationDate": None}) as pages:
+        for name, figure in figures.items():
+            figure.draw_without_rendering()
+            figure.set_layout_engine(None)  # laid out once is enough for three files
+            for suffix, metadata in (("png", None), ("svg", {"Date": None})):
+                buffer = io.BytesIO()
+                figure.savefig(buffer, format=suffix, metadata=metadata)
+                save_file(folder / f"{name}.{suffix}", buffer.getvalue())
+            pages.savefig(figure)
+    save_file(folder / "report.pdf", report.getvalue())
+
+
+def save_file(path, content):
+    nn.save_bytes(path, content)
+    print(path, flush=True)
+
+
 # --- what a folder holds ----------------------------------------------------------------------
 
 FACTS = {"title?": str, "image_shape?": [int], "class_names?": [str]}
@@ -986,8 +995,8 @@ CONFIG = {  # what config.json must hold, and what it may
     "versions?": {str: str},
     "result?": {"kept?": {"epoch?": int}},
 }
-FIGURE = (int, float, None)
-ROW = {"epoch": int, **{f"{part}_{figure}": FIGURE for part in PARTS for figure in ("loss", "accuracy")}}
+NUMBER = (int, float, None)
+ROW = {"epoch": int, **{f"{part}_{name}": NUMBER for part in PARTS for name in ("loss", "accuracy")}}
 TRIAL = {"trial": int, "status": str, "seed": int, "epochs": int, "val_accuracy": (int, float)}
 DEFINITION = {"space": str, "versions?": {str: str}}
 RANKED_STATUSES = ("finished", "stopped")  # of trials; the others have failed
@@ -1014,7 +1023,7 @@ def load_folder(path):
     path = pathlib.Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}; python train.py makes one (see its --out)")
-    run = {"path": path, "lacks": {}, "config": load_checked(path / "config.json", CONFIG, {})}
+    run = {"path": path, "lacks": {}, "config": load_checked(path / "config.json", CONFIG)}
     if (path / "params.pkl").exists():
         run["params"], config = data.load_run(path)
         run["config"] = {**run["config"], **config}
@@ -1028,12 +1037,11 @@ def load_folder(path):
     return {**run, **titles_of(run), **load_search(path)}
 
 
-def load_checked(path, kind, missing):
-    """A JSON file of that kind (see ``nn.check``); or what stands for it where it is missing."""
-    if not path.exists():
-        return missing
-    content = data.load_json(path)
-    nn.check(content, kind, str(path))
+def load_checked(path, kind):
+    """A JSON file of that kind (see ``nn.check``); an empty dict where there is no file."""
+    content = data.load_json(path) if path.exists() else {}
+    if content != {}:
+        nn.check(content, kind, str(path))
     return content
 
 
@@ -1083,13 +1091,13 @@ def load_search(path):
     """
     table = path / "trials.csv"
     rows = data.load_rows(table, words=True) if table.exists() else []
-    nn.check(rows, [{"status": FIGURE + (str,)}], str(table))
+    nn.check(rows, [{"status": NUMBER + (str,)}], str(table))
     trials = [row for row in rows if row["status"] in RANKED_STATUSES]
     nn.check(trials, [TRIAL], str(table))
     if not trials:
         return {}
-    definition = load_checked(path / "search.json", DEFINITION, None)
-    if definition is None:
+    definition = load_checked(path / "search.json", DEFINITION)
+    if not definition:
         raise FileNotFoundError(f"there is no {path / 'search.json'}, which says what was searched")
     words = [word.partition("=") for word in definition["space"].split()]
     space = {name: spec for name, _, spec in words if name in trials[0]} or {"seed": ""}
@@ -1097,7 +1105,7 @@ def load_search(path):
     histories = {trial: load_history(folder / "history.csv") for trial, folder in folders.items()}
     histories = {trial: rows for trial, rows in histories.items() if rows}
     best, failed = trials[0], len(rows) - len(trials)
-    config = load_checked(folders[best["trial"]] / "config.json", CONFIG, {})
+    config = load_checked(folders[best["trial"]] / "config.json", CONFIG)
     facts = with_printable_names(config.get("data") or {})
     title = [facts.get("title"), f"{len(rows)} trials", failed and f"{failed} failed"]
     title.append(f"best validation accuracy {percent(best['val_accuracy'])} (trial {best['trial']})")
@@ -1191,8 +1199,8 @@ def drawing_window(figure, params, config, title=""):
     Returns
     -------
     dict
-        ``pad`` (the axes to draw in), ``ink``, ``seen`` (images), ``bars``, ``button``,
-        ``handlers``; to be kept as long as the window is, as Matplotlib itself does not.
+        ``pad`` (the axes to draw in), ``ink``, ``seen`` (images), ``bars``, ``button``; to be kept
+        as long as the window is: Matplotlib itself does not keep the button.
     """
     facts, canvas = config["data"], figure.canvas
     window = drawing_axes(figure, facts["class_names"], facts["image_shape"], title)
@@ -1243,17 +1251,13 @@ def drawing_window(figure, params, config, title=""):
         if event.key == "c":
             clear(event)
 
-    handlers = {
-        "draw": drawn,
-        "button_press": press,
-        "motion_notify": move,
-        "button_release": release,
-        "key_press": key,
-    }
-    for name, handler in handlers.items():
-        canvas.mpl_connect(f"{name}_event", handler)
+    canvas.mpl_connect("draw_event", drawn)
+    canvas.mpl_connect("button_press_event", press)
+    canvas.mpl_connect("motion_notify_event", move)
+    canvas.mpl_connect("button_release_event", release)
+    canvas.mpl_connect("key_press_event", key)
     window["button"].on_clicked(clear)
-    return {**window, "handlers": [*handlers.values(), clear]}
+    return window
 
 
 def drawing_axes(figure, class_names, image_shape, title=""):

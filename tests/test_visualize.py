@@ -4,7 +4,7 @@ import shutil
 import matplotlib.style
 import numpy as np
 import pytest
-from conftest import is_one_clear_line, run, write_dataset
+from conftest import is_one_clear_line, run, run_apart, write_dataset
 from matplotlib.backend_bases import KeyEvent, MouseEvent
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -101,6 +101,18 @@ def test_error_is_on_a_log_axis_and_leaves_out_epochs_without_errors():
     ax = figure.axes[0]
     assert ax.get_yscale() == "log" and "no point where it is 0" in ax.get_ylabel()
     np.testing.assert_allclose(lines_of(ax)["train"].get_ydata(), [10, np.nan, 1])
+
+
+@pytest.mark.parametrize(
+    "low, high, ticks",
+    [(0.9, 60, [1, 2, 5, 10, 20, 50]), (5.88, 5.94, [5, 6, 7]), (8.2, 12, [9, 10]), (3, 3, [3, 4])],
+)
+def test_a_log_axis_has_two_round_ticks_or_more(low, high, ticks):
+    ax = Figure().add_subplot()
+    visualize.log_axis(ax, "y", [low, high])
+    assert [float(label.get_text()) for label in ax.get_yticklabels()] == ticks
+    assert ax.get_ylim()[0] <= min(low, *ticks) and ax.get_ylim()[1] >= max(high, *ticks)
+    assert visualize.log_ticks(1, 1e7, 4) == [1, 100, 1e4, 1e6]
 
 
 @pytest.mark.parametrize("first, epochs, outside", [(2.3, 6, True), (0.5, 6, False), (2.3, 5, False)])
@@ -484,6 +496,30 @@ def test_files_are_the_same_each_time_and_reported_line_by_line(trained, tmp_pat
     assert len(re.findall(rb"/Type /Page\b", (tmp_path / "a" / "report.pdf").read_bytes())) == 2
 
 
+def test_figures_do_not_depend_on_a_matplotlibrc(trained, tmp_path):
+    rc = "text.usetex: True\npath.sketch: 1, 100, 2\nfont.size: 30\nsavefig.bbox: tight\nsavefig.dpi: 20\n"
+    (tmp_path / "matplotlibrc").write_text(rc)
+    names = ["loss.png", "loss.svg", "report.pdf"]
+    for out, environment in (("a", {}), ("b", {"MATPLOTLIBRC": str(tmp_path)})):
+        run_apart("visualize.py", trained, "--only", "loss", "--out", tmp_path / out, **environment)
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_names_are_drawn_as_they_are_and_letters_that_no_font_has_are_one_note(tmp_path, capfd):
+    """A ``$`` is no formula; all missing letters of all figures are noted once, on one line."""
+    folder = write_dataset(tmp_path / "price$5_$x^{手写")
+    out = make_run(tmp_path / "_run", folder, "--hidden", 3, "--epochs", 1)
+    capfd.readouterr()
+    assert not visualize.main([str(out)])
+    assert is_one_clear_line(capfd.readouterr().err, "手", "写")
+    other = shutil.copytree(out, tmp_path / "_$other$")
+    assert not visualize.main([str(out), str(other)])
+    assert is_one_clear_line(capfd.readouterr().err, "手", "写")
+    figures, _ = visualize.draw_folder(out, ["loss"], None)
+    assert "price$5_$x^{手写" in title_of(figures["loss"])
+
+
 def test_the_default_folder_is_the_runs_own_figures(trained, capsys):
     assert not visualize.main([str(trained), "--only", "error"])
     assert str(trained / "figures" / "error.png") in capsys.readouterr().out
@@ -606,15 +642,39 @@ def test_drawing_with_the_mouse_moves_the_probabilities(trained):
     mouse("motion_notify_event", 100, 100)  # the button is up again
     assert ink() == before
 
-    canvas.callbacks.process("key_press_event", KeyEvent("key_press_event", canvas, "c"))
-    assert ink() == 0 and [bar.get_width() for bar in bars] == [0, 0, 0]
-    mouse("button_press_event", 40, 40)
-    assert ink() > 0
-    mouse("button_release_event", 40, 40)
-    button = window["button"].ax
+    button = window["button"].ax  # no key is down when it is pressed
     mouse("button_press_event", 0.5, 0.5, button)
     mouse("button_release_event", 0.5, 0.5, button)
-    assert ink() == 0
+    assert ink() == 0 and [bar.get_width() for bar in bars] == [0, 0, 0]
+    mouse("button_press_event", 40, 40)
+    mouse("button_release_event", 40, 40)
+    assert ink() > 0
+    for key, cleared in (("x", False), ("c", True)):
+        for name in ("key_press_event", "key_release_event"):
+            canvas.callbacks.process(name, KeyEvent(name, canvas, key))
+        assert (ink() == 0) == cleared
+
+
+def test_a_stroke_redraws_only_what_changes(trained, monkeypatch):
+    params, config = data.load_run(trained)
+    figure = Figure(figsize=visualize.PAGE, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    blitted = []
+    monkeypatch.setattr(canvas, "blit", blitted.append, raising=False)
+    window = visualize.drawing_window(figure, params, config)
+    canvas.draw()
+    empty = np.array(canvas.buffer_rgba())
+    monkeypatch.setattr(figure, "draw", lambda *_: pytest.fail("all of the window is drawn anew"))
+    for name, y in (("button_press_event", 40), ("motion_notify_event", 90)):
+        place = window["pad"].transData.transform((40, y))
+        canvas.callbacks.process(name, MouseEvent(name, canvas, *place, button=1))
+    assert len(blitted) == 2
+    changed = (np.array(canvas.buffer_rgba()) != empty).any(axis=2)
+    assert changed.any() and changed.mean() < 0.5
+    monkeypatch.undo()
+    stroke = np.array(canvas.buffer_rgba())
+    canvas.draw()
+    np.testing.assert_array_equal(canvas.buffer_rgba(), stroke)  # as if all of it had been
 
 
 def test_figures_of_real_mnist_show_what_was_learned(real_data, tmp_path):
