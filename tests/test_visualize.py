@@ -460,6 +460,7 @@ def test_the_page_of_an_overlay_grows_with_its_legend(count):
         figure = visualize.compare_figure(runs, "loss")
         figure.draw_without_rendering()
     *panels, below = figure.axes
+    assert all(panel.get_xlabel() == "epoch" for panel in panels)
     texts = below.get_legend().get_texts()
     assert [text.get_text().split("long")[0] for text in texts] == [f"_{n}" for n in range(count)]
     legend = below.get_legend().get_window_extent()
