@@ -74,12 +74,17 @@ LOSS_LABELS = {
     "cross_entropy": "cross-entropy (nats per image)",
     "mse": "half squared error (per image)",
 }
+RING = {"ls": "", "marker": "o", "ms": 10, "mfc": "none", "mew": 1.5}  # around what was kept
+ROUND = {"integer": True, "steps": [1, 2, 5, 10]}  # of ticks
 SATURATED = {"tanh": (-0.95, 0.95), "sigmoid": (0.025, 0.975)}  # beyond them the slope is below a tenth
 MARKED_EPOCHS = 30  # histories of up to so many epochs have a marker at each
 SHORT_RUN = 5  # a run of up to so many epochs is shown whole
 SHOWN_FIELDS = 300
 SHOWN_MISTAKES = 24
 RANKED_TRIALS = 25
+LABEL_SETTINGS = 6  # a label names no more of them
+# what a run found out, where the rest of its config is what it was told
+NO_SETTINGS = ("data", "versions", "status", "result", "steps", "epoch", "val_accuracy")
 LABELLED_CLASSES = 20  # classes that are up to so many are named at an axis, and their errors counted
 DRAWING = (140, 140)  # pixels of the pad to draw on
 PEN = 5.5  # radius of its pen in pixels: strokes as wide as MNIST's
@@ -103,38 +108,32 @@ def curves_figure(run, quantity):
     -------
     matplotlib.figure.Figure
     """
-    rows = run["rows"]
     figure = new_figure(f"{quantity.capitalize()} by epoch", run["title"])
     ax = figure.add_subplot()
-    parts = parts_with(rows, quantity)
+    parts = parts_with(run["rows"], quantity)
     lines = [plot_part(ax, run, quantity, part, PARTS[part][0]) for part in parts]
-    clipped = quantity_axis(ax, quantity, [values_of(rows, quantity, part) for part in parts], run["config"])
-    epoch_axis(ax, rows[-1]["epoch"], "the first lies outside the range shown" if clipped else "")
+    epoch_axis(ax, [run], quantity_axis(ax, [run], quantity, parts))
     legend_above(ax, [*lines, *mark_chosen(ax, run)])
     return figure
 
 
 def twin_figure(run):
     """Train and test loss on the left axis, test accuracy on the right one; see ``curves_figure``."""
-    rows = run["rows"]
     figure = new_figure("Loss and test accuracy by epoch", run["title"])
     left = figure.add_subplot()
     right = left.twinx()
-    lines, outside = [], []
+    lines, clipped = [], False
     for side, ax, quantity, parts in (
         ("left", left, "loss", {"train": PARTS["train"], "test": PARTS["val"]}),
         ("right", right, "accuracy", {"test": PARTS["test"]}),
     ):
         for part, style in parts.items():
-            label = f"{part} {quantity} ({side} axis)"
-            lines.append(plot_part(ax, run, quantity, part, label, style))
-        if quantity_axis(ax, quantity, [values_of(rows, quantity, part) for part in parts], run["config"]):
-            outside.append(side)
+            lines.append(plot_part(ax, run, quantity, part, f"{part} {quantity} ({side} axis)", style))
+        clipped |= quantity_axis(ax, [run], quantity, parts)
     right.set_ylabel("test accuracy (%)")
     right.grid(False)
     right.spines["right"].set_visible(True)
-    note = f"the first lies outside the {' and the '.join(outside)} axis" if outside else ""
-    epoch_axis(left, rows[-1]["epoch"], note)
+    epoch_axis(left, [run], clipped)
     legend_above(left, [*lines, *mark_chosen(left, run)], columns=2)
     return figure
 
@@ -146,26 +145,22 @@ def compare_figure(runs, quantity):
     """
     labels, columns, lines = legend_texts(run_labels(runs))
     below = 0.17 * lines + 0.25  # inches
-    figure = new_figure(
-        f"{quantity.capitalize()} of {len(runs)} runs by epoch", common_title(runs), max(PAGE[1], 4.4 + below)
-    )
+    heading = f"{quantity.capitalize()} of {len(runs)} runs by epoch"
+    figure = new_figure(heading, common_title(runs), max(PAGE[1], 4.4 + below))
     parts = [part for part in PARTS if any(part in parts_with(run["rows"], quantity) for run in runs)]
     parts = parts or ["train"]  # no error above 0 to show on a logarithmic axis
     height = figure.get_figheight() - 0.5
     grid = figure.add_gridspec(2, len(parts), height_ratios=[height - below, below])
-    curves = [values_of(run["rows"], quantity, part) for run in runs for part in parts]
-    losses = {run["config"].get("loss") for run in runs}
     axes = []
     for column, part in enumerate(parts):
-        ax = figure.add_subplot(grid[0, column], sharey=axes[0] if axes else None)
+        ax = figure.add_subplot(grid[0, column], sharey=axes[0] if axes else None, title=PARTS[part][0])
         axes.append(ax)
         handles = []
-        for number, run in enumerate(runs):
+        for number, (run, label) in enumerate(zip(runs, labels)):
             colour, line = RUN_COLOURS[number % len(RUN_COLOURS)], RUN_LINES[number % len(RUN_LINES)]
-            handles.append(plot_part(ax, run, quantity, part, labels[number], (None, colour, line, ".")))
-        ax.set_title(PARTS[part][0])
-        clipped = quantity_axis(ax, quantity, curves, {"loss": losses.pop()} if len(losses) == 1 else {})
-        epoch_axis(ax, max(run["rows"][-1]["epoch"] for run in runs), room=5)
+            handles.append(plot_part(ax, run, quantity, part, label, (None, colour, line, ".")))
+        clipped = quantity_axis(ax, runs, quantity, parts)
+        epoch_axis(ax, runs, room=5)
         if column:
             ax.set_ylabel("")
             ax.tick_params(labelleft=False)
@@ -184,9 +179,6 @@ def plot_part(ax, run, quantity, part, label, style=None):
         value = values[epochs.index(run["chosen"])]
         ax.plot([run["chosen"]], [value], **RING, mec=colour)
     return curve
-
-
-RING = {"ls": "", "marker": "o", "ms": 10, "mfc": "none", "mew": 1.5}
 
 
 def mark_chosen(ax, run):
@@ -230,7 +222,7 @@ def weights_figures(run):
         weight_colourbar(figure, image, "weight")
         ax.grid(False)
         for axis in (along, up):
-            axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+            axis.set_major_locator(MaxNLocator(**ROUND))
         below = "principal component" if of_components else "input pixel"
         along.set_label_text(below if layer == 1 else f"unit of hidden layer {layer - 1}")
         up.set_label_text("class" if layer == depth else f"unit of hidden layer {layer}")
@@ -318,7 +310,7 @@ def activations_figures(run):
         share = 100 * np.sort(counted.mean(axis=0))[::-1]  # (width,)
         right.stairs(share, np.arange(width + 1) + 0.5, fill=True, color=ORANGE)
         right.set(xlim=(0.5, width + 0.5), ylim=(0, 100), title=f"how often each unit is {state}")
-        right.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        right.xaxis.set_major_locator(MaxNLocator(**ROUND))
         right.set_xlabel(f"hidden unit, the most often {state} first")
         right.set_ylabel("test images (%)")
         figures[f"activations_{layer}"] = figure
@@ -371,7 +363,7 @@ def confusion_figure(run):
     most = max(1, int(errors.filled(0).max()))
     image = ax.imshow(errors, cmap=cmap, vmin=0, vmax=most, interpolation="none")
     bar = figure.colorbar(image, label="wrongly classified images", fraction=0.05)
-    bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    bar.ax.yaxis.set_major_locator(MaxNLocator(**ROUND))
     ax.grid(False)
     ax.set(xlabel="prediction", ylabel="label")
     label_classes(ax.xaxis, names)
@@ -493,7 +485,8 @@ def search_figure(run):
             axes[-1].tick_params(labelleft=False)
         else:
             axes[-1].set_ylabel("validation accuracy (%)")
-        plot_setting(axes[-1], name, spec, trials, floor)
+        place = setting_axis(axes[-1], name, spec, trials)
+        plot_trials(axes[-1], trials, place, lambda trial: max(floor, 100 * trial["val_accuracy"]))
     handles, labels = axes[0].get_legend_handles_labels()
     below = sum(100 * trial["val_accuracy"] < floor for trial in trials)
     if below:
@@ -503,44 +496,43 @@ def search_figure(run):
     return figure
 
 
-def plot_setting(ax, name, spec, trials, floor):
-    """Validation accuracy of trials, but at least floor, against one setting; the best is a star."""
-    place = setting_axis(ax, spec, [trial[name] for trial in trials])
+def plot_trials(ax, trials, x, y):
+    """A mark for each trial (the best first) at (x(trial), y(trial)): the best, all epochs, fewer of them."""
     longest = max(trial["epochs"] for trial in trials)
     groups = {
-        "all epochs": ([t for t in trials[1:] if t["epochs"] == longest], "o", BLUE, BLUE, 5),
-        "fewer epochs": ([t for t in trials[1:] if t["epochs"] < longest], "s", BLUE, "none", 5),
         "the best": (trials[:1], "*", ORANGE, ORANGE, 14),
+        "all epochs": ([t for t in trials[1:] if t["epochs"] == longest], "o", BLUE, BLUE, 5),
+        "fewer epochs": ([t for t in trials[1:] if t["epochs"] < longest], "o", BLUE, "none", 5),
     }
     for label, (chosen, marker, colour, inside, size) in groups.items():
         if chosen:
-            x = [place(trial[name]) for trial in chosen]
-            y = [max(floor, 100 * trial["val_accuracy"]) for trial in chosen]
-            ax.plot(x, y, marker, color=colour, mfc=inside, ms=size, label=label)
-    ax.set_xlabel(name)
+            places = list(map(x, chosen)), list(map(y, chosen))
+            ax.plot(
+                *places, marker, color=colour, mfc=inside, ms=size, label=label, zorder=3 if size > 5 else 2
+            )
 
 
-def setting_axis(ax, spec, values):
-    """Set up an x-axis for a setting; returns the function from its values to places on the axis.
+def setting_axis(ax, name, spec, trials):
+    """Set up an x-axis for a setting; returns the function from a trial to its place on the axis.
 
     Parameters
     ----------
     spec : str
         Its range, as ``0.1:1`` or ``1e-7:1e-4:log``, or its choices, as ``0,0.9``.
-    values : list
-        What the trials have.
     """
+    values = [trial[name] for trial in trials]
+    ax.set_xlabel(name)
     if ":" in spec and all(isinstance(value, (int, float)) for value in values):
         if spec.endswith(":log") and min(values) > 0:
             log_axis(ax, "x", values, room=4)
         else:
             ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
             ax.margins(x=0.1)
-        return lambda value: value
+        return lambda trial: trial[name]
     choices = sorted(set(values), key=lambda v: (0, v) if isinstance(v, (int, float)) else (1, str(v)))
     ax.set_xticks(range(len(choices)), map(short, choices))
     ax.set_xlim(-0.5, len(choices) - 0.5)
-    return choices.index
+    return lambda trial: choices.index(trial[name])
 
 
 def floor_of(values):
@@ -552,23 +544,20 @@ def floor_of(values):
 def ranking_figure(run):
     """The best trials, each a line with its settings and its validation accuracy."""
     trials, shown = run["trials"], run["trials"][:RANKED_TRIALS]
-    longest = max(trial["epochs"] for trial in trials)
     columns = ["trial", *run["space"]]
-    if any(trial["epochs"] < longest for trial in shown) and "epochs" not in columns:
+    if len({trial["epochs"] for trial in trials}) > 1 and "epochs" not in columns:
         columns.append("epochs")
     heading = f"The best {len(shown)} of {len(trials)} trials" if len(shown) < len(trials) else "All trials"
     figure = new_figure(f"{heading}, ranked by validation accuracy", run["search_title"])
     ax = figure.add_subplot()
-    places = np.arange(1, len(shown) + 1)
-    for place, trial in zip(places, shown):
-        inside = BLUE if trial["epochs"] == longest else "none"
-        style = {"marker": "*", "color": ORANGE, "ms": 14} if place == 1 else {"marker": "o", "color": BLUE}
-        ax.plot([100 * trial["val_accuracy"]], [place], **{"mfc": inside, **style} if place > 1 else style)
+    places = {trial["trial"]: place for place, trial in enumerate(shown, start=1)}
+    plot_trials(ax, shown, lambda trial: 100 * trial["val_accuracy"], lambda trial: places[trial["trial"]])
+    legend_above(ax, ax.lines)
     lines = table_lines([columns, *([short(trial[name]) for name in columns] for trial in shown)])
-    ax.set_yticks([0, *places], lines, family="monospace")
+    ax.set_yticks(range(len(lines)), lines, family="monospace")
     ax.set_ylim(len(shown) + 0.7, -0.5)
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel("validation accuracy (%)" + "; an open circle: after fewer epochs" * ("epochs" in columns))
+    ax.set_xlabel("validation accuracy (%)")
     return figure
 
 
@@ -583,17 +572,14 @@ def learning_curves_figure(run):
     histories, best = run["histories"], run["trials"][0]["trial"]
     figure = new_figure(f"Learning curves of {len(histories)} trials", run["search_title"])
     ax = figure.add_subplot()
-    curves = {trial: values_of(rows, "accuracy", "val") for trial, rows in histories.items()}
-    for trial in sorted(curves, key=lambda trial: trial == best):
-        epochs = [row["epoch"] for row in histories[trial]]
-        style = {"color": ORANGE, "lw": 2.5} if trial == best else {"color": "#999999", "lw": 0.8}
-        label = f"trial {trial}, the best" if trial == best else "the others"
-        marker = "." if len(epochs) <= MARKED_EPOCHS else None
-        ax.plot(epochs, curves[trial], marker=marker, label=label, **style)
-    clipped = quantity_axis(ax, "accuracy", list(curves.values()))
+    runs = {trial: {"rows": rows, "config": {}, "chosen": None} for trial, rows in histories.items()}
+    for trial in sorted(runs, key=lambda trial: trial == best):
+        label, colour = (f"trial {trial}, the best", ORANGE) if trial == best else ("the others", "#999999")
+        line = plot_part(ax, runs[trial], "accuracy", "val", label, (None, colour, "-", "."))
+        line.set_linewidth(2.5 if trial == best else 0.8)
+    clipped = quantity_axis(ax, runs.values(), "accuracy", ["val"])
     ax.set_ylabel("validation accuracy (%)")
-    epochs = max(rows[-1]["epoch"] for rows in histories.values())
-    epoch_axis(ax, epochs, "the first lies outside the range shown" if clipped else "")
+    epoch_axis(ax, runs.values(), clipped)
     legend_above(ax, list({line.get_label(): line for line in ax.lines[::-1]}.values()))
     return figure
 
@@ -638,15 +624,13 @@ def summary_blocks(run):
     rows = run.get("rows", [])
     for row in rows:
         words = ["the last"] * (row is rows[-1]) + ["kept"] * (row["epoch"] == run["chosen"])
+        scores = {PARTS[part][0]: (row[f"{part}_loss"], row[f"{part}_accuracy"]) for part in PARTS}
+        lines = [
+            [part, f"{pair[0]:.4f}", percent(pair[1])] for part, pair in scores.items() if None not in pair
+        ]
         if words:
-            blocks[f"Epoch {row['epoch']}, {' and '.join(words)}"] = table_lines(
-                [["", "loss", "accuracy"]]
-                + [
-                    [PARTS[part][0], f"{row[f'{part}_loss']:.4f}", percent(row[f"{part}_accuracy"])]
-                    for part in PARTS
-                    if None not in (row[f"{part}_loss"], row[f"{part}_accuracy"])
-                ]
-            )
+            heading = f"Epoch {row['epoch']}, {' and '.join(words)}"
+            blocks[heading] = table_lines([["", "loss", "accuracy"], *lines])
     versions = run["config"].get("versions") or run.get("definition", {}).get("versions") or {}
     return blocks | ({"Made with": name_lines(versions)} if versions else {})
 
@@ -680,9 +664,6 @@ def settings_of(run):
     return {name: value for name, value in run["config"].items() if name not in NO_SETTINGS}
 
 
-NO_SETTINGS = ("data", "versions", "status", "result", "steps", "epoch", "val_accuracy")
-
-
 def run_labels(runs):
     """A label for each run: its folder's name, what is particular to it, and how well it did."""
     settings = [settings_of(run) for run in runs]
@@ -700,9 +681,6 @@ def run_labels(runs):
             words.append(f"test {percent(row['test_accuracy'])}".replace(" ", "\xa0"))
         labels.append(f"{printable(folder, 60)}: {', '.join(words)}" if words else printable(folder, 60))
     return labels
-
-
-LABEL_SETTINGS = 6  # a label names no more of them
 
 
 def folder_names(paths):
@@ -753,19 +731,22 @@ def legend_below(figure, place, handles, labels, **options):
     legend.set_in_layout(False)  # it has its place, and must not take that of the axes
 
 
-def epoch_axis(ax, epochs, note="", room=10):
-    """Round epochs on the x-axis, which also has room for a note."""
-    ticks = MaxNLocator(room, integer=True, steps=[1, 2, 5, 10]).tick_values(0, epochs)
+def epoch_axis(ax, runs, clipped=False, room=10):
+    """Round epochs on the x-axis, which also says whether the first is outside the range shown."""
+    epochs = max(run["rows"][-1]["epoch"] for run in runs)
+    ticks = MaxNLocator(room, **ROUND).tick_values(0, epochs)
     ticks = [int(tick) for tick in ticks if 1 <= tick <= epochs]
     ax.set_xticks([1, *ticks] if ticks[0] >= 5 else ticks)
     margin = 0.2 + 0.02 * epochs
     ax.set_xlim(1 - margin, epochs + margin)
-    ax.set_xlabel(f"epoch ({note})" if note else "epoch")
+    ax.set_xlabel("epoch" + " (the first lies outside the range shown)" * clipped)
 
 
-def quantity_axis(ax, quantity, curves, config=None):
-    """Label and range of the y-axis; returns whether the first epoch is outside it."""
-    loss = LOSS_LABELS.get((config or {}).get("loss"), "loss")
+def quantity_axis(ax, runs, quantity, parts):
+    """Label and range of the y-axis for curves of runs; returns whether the first epoch is outside it."""
+    curves = [values_of(run["rows"], quantity, part) for run in runs for part in parts]
+    losses = {run["config"].get("loss") for run in runs}
+    loss = LOSS_LABELS.get(losses.pop() if len(losses) == 1 else None, "loss")
     ax.set_ylabel({"loss": loss, "accuracy": "accuracy (%)", "error": "error (%)"}[quantity])
     if quantity == "error":
         log_axis(ax, "y", np.concatenate([[np.nan], *curves]))
@@ -1009,9 +990,8 @@ def load_folder(path):
     -------
     dict
         ``path``, ``config``, ``chosen`` (the epoch whose params were kept), ``title`` and, where the
-        folder has them, ``settings`` (there are some), ``rows`` (the history), ``params`` and
-        ``trials`` (see ``load_search``). ``lacks`` says why what needs the data
-        set is not there.
+        folder has them, ``settings`` (what it was told), ``rows`` (the history), ``params`` and
+        ``trials`` (see ``load_search``). ``lacks`` says why what needs the data set is not there.
 
     Raises
     ------
@@ -1115,7 +1095,7 @@ def load_search(path):
         "space": space,
         **({"histories": histories} if histories else {}),
         "search_title": ", ".join(filter(None, title)),
-        "settings": True,
+        "settings": definition,
     }
 
 

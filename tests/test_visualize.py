@@ -379,6 +379,22 @@ def test_a_search_shows_each_setting_the_ranking_and_the_curves(tmp_path):
     assert "MNIST, 4 trials, 1 failed, best validation accuracy 87.50 %" in title_of(figures["search"])
 
 
+@pytest.mark.parametrize("settings", [3, 60])
+def test_the_first_page_holds_all_its_text(tmp_path, settings):
+    definition = {
+        "space": "lr=0.1:1",
+        **{f"setting{n}": n for n in range(settings)},
+        "versions": {"numpy": "2"},
+    }
+    search = visualize.load_folder(make_search(tmp_path))
+    with matplotlib.style.context(visualize.LOOK):
+        figure = visualize.summary_figure({**search, "definition": definition})
+        figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.texts]
+    assert all(box.y0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
+
+
 def test_a_search_without_histories_is_still_drawn(tmp_path):
     make_search(tmp_path)
     for path in tmp_path.glob("trials/*/*"):
@@ -460,6 +476,7 @@ def test_the_page_of_an_overlay_grows_with_its_legend(count):
         figure = visualize.compare_figure(runs, "loss")
         figure.draw_without_rendering()
     *panels, below = figure.axes
+    assert all(panel.get_xlabel() == "epoch" for panel in panels)
     texts = below.get_legend().get_texts()
     assert [text.get_text().split("long")[0] for text in texts] == [f"_{n}" for n in range(count)]
     legend = below.get_legend().get_window_extent()
