@@ -299,7 +299,7 @@ def split_dataset(dataset, config):
 def val_count(config, images):
     """How many of so many training images --val-size holds out: a share below 1 is one of them."""
     size = config["val_size"]
-    return round(size * images) if size < 1 else int(size)
+    return max(1, round(size * images)) if 0 < size < 1 else int(size)
 
 
 def part_figures(params, sets, part, config):
