@@ -14,18 +14,16 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import HANG, ROOT, call, is_one_clear_line, time_limit
+from conftest import CLEAR, HANG, ROOT, call, is_one_clear_line, time_limit
 
 import data
 import nn
 
-CLEAR = (ValueError, OSError, ArithmeticError, MemoryError)  # what run_script turns into one line
 
-
-def call_refused(main, *arguments, words=()):
-    """Run a script's main, which must end with status 2 and one clear line that says the words."""
+def call_refused(main, *arguments, names=()):
+    """Run a script's main, which must end with status 2 and one clear line with all of the names."""
     status, _, err = call(main, *arguments)
-    assert status == 2 and is_one_clear_line(err, *words), (status, err)
+    assert status == 2 and is_one_clear_line(err, *names), (status, err)
 
 
 def peak_memory():

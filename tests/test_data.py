@@ -8,7 +8,7 @@ import struct
 
 import numpy as np
 import pytest
-from conftest import write_dataset
+from conftest import refused, write_dataset
 from faults import Disk
 
 import data
@@ -33,34 +33,33 @@ def test_idx_files_are_read_exactly(tmp_path, zipped):
 
 
 @pytest.mark.parametrize(
-    "content, words",
+    "content",
     [
-        (b"", "magic"),
-        (b"\x00\x00", "magic"),
-        (b"<html>not found</html>", "magic"),
-        (idx((2,), b"ab", kind=0x0D), "unsigned bytes"),
-        (idx((2, 2), b"abcd"), "unsigned bytes"),
-        (idx((2,), b"ab")[:6], "header is cut"),
-        (idx((5,), b"abc"), "ends after 3 of 5"),
-        (idx((2,), b"abc"), "goes on after the 2"),
-        (idx((2**32 - 1,) * 3, b"abc"), "damaged"),
-        (idx((2**30,), b"abc"), "ends after 3 of"),
+        b"",
+        b"\x00\x00",
+        b"<html>not found</html>",
+        idx((2,), b"ab", kind=0x0D),  # not of unsigned bytes
+        idx((2, 2), b"abcd"),  # of 2 dimensions
+        idx((2,), b"ab")[:6],  # the header is cut
+        idx((5,), b"abc"),
+        idx((2,), b"abc"),  # goes on after its end
+        idx((2**32 - 1,) * 3, b"abc"),
+        idx((2**30,), b"abc"),
     ],
 )
 @pytest.mark.parametrize("zipped", [False, True])
-def test_damaged_idx_files_are_named(tmp_path, content, words, zipped):
+def test_damaged_idx_files_are_named(tmp_path, content, zipped):
     path = tmp_path / ("bad.gz" if zipped else "bad")
     path.write_bytes(gzip.compress(content) if zipped else content)
-    with pytest.raises(ValueError, match=words) as error:
+    with refused(path, error=ValueError):
         data.load_idx(path)
-    assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize("cut", [slice(0, 30), slice(0, -6), slice(10, None)])
 def test_damaged_gzip_is_named(tmp_path, cut):
     content = idx((50,), np.random.default_rng(0).bytes(50))
     (tmp_path / "bad.gz").write_bytes(gzip.compress(content)[cut])
-    with pytest.raises(ValueError, match=r"bad\.gz is damaged"):
+    with refused("bad.gz", error=ValueError):
         data.load_idx(tmp_path / "bad.gz")
 
 
@@ -94,26 +93,27 @@ def test_256_classes_and_dotted_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "part, array, words",
+    "part, shape",
     [
-        ("train_labels", np.zeros(59, np.uint8), "60 train images but 59 labels"),
-        ("test_images", np.zeros((20, 4, 4), np.uint8), "differ in size"),
-        ("test_images", np.zeros(20, np.uint8), "no test_images"),
-        ("train_labels", np.zeros((60, 1, 1), np.uint8), "no train_labels"),
-        ("train_images", np.zeros((60, 0, 5), np.uint8), "no train_images"),
+        ("train_labels", 59),
+        ("test_images", (20, 4, 4)),
+        ("test_images", 20),
+        ("train_labels", (60, 1, 1)),
+        ("train_images", (60, 0, 5)),
     ],
 )
-def test_files_that_do_not_match(small_set, part, array, words):
+def test_files_that_do_not_match(small_set, part, shape):
+    array = np.zeros(shape, np.uint8)
     (small_set / data.FILES[part]).write_bytes(data.idx_bytes(array))
-    with pytest.raises(ValueError, match=words):
+    with refused(small_set, error=ValueError):
         data.load_dataset(str(small_set))
 
 
 def test_missing_and_unknown(small_set):
     (small_set / data.FILES["test_labels"]).unlink()
-    with pytest.raises(FileNotFoundError, match="t10k-labels"):
+    with refused(data.FILES["test_labels"], error=FileNotFoundError):
         data.load_dataset(str(small_set))
-    with pytest.raises(ValueError, match="unknown dataset 'mnsit'"):
+    with refused("mnsit", "mnist", error=ValueError):
         data.load_dataset("mnsit")
 
 
@@ -130,7 +130,7 @@ def test_real_data_has_the_known_content(real_data):
 def test_other_content_under_a_known_name_is_refused(tmp_path):
     write_dataset(tmp_path / "mnist")
     for name in ("mnist", "auto"):
-        with pytest.raises(ValueError, match="SHA-256 differs"):
+        with refused(tmp_path / "mnist", error=ValueError):
             data.load_dataset(name, tmp_path)
 
 
@@ -204,7 +204,7 @@ def test_split_with_a_subset_and_without_validation():
 
 @pytest.mark.parametrize("val, train", [(100, None), (101, None), (-1, None), (30, 71), (0, 101)])
 def test_impossible_splits(val, train):
-    with pytest.raises(ValueError, match="100 images cannot be split"):
+    with refused("100", error=ValueError):
         data.split(np.zeros((100, 1)), np.zeros(100), val, np.random.default_rng(0), train)
 
 
@@ -250,7 +250,7 @@ def test_preprocessing_leaves_the_images_alone(pixels):
     before = pixels.copy()
     data.preprocess(pixels, data.fit_preprocess(["scale", "center", "standardize"], pixels))
     np.testing.assert_array_equal(pixels, before)
-    with pytest.raises(ValueError, match="unknown preprocessing"):
+    with refused("scale", error=ValueError):
         data.fit_preprocess(["skale"], pixels)
 
 
@@ -286,13 +286,13 @@ def test_rows_round_trip_exactly(tmp_path):
 @pytest.mark.parametrize("content", ["", "a,b\n1\n", "a\nx\n", "a\n1,2\n", 'a\n"1\n'])
 def test_damaged_rows_are_named(tmp_path, content):
     (tmp_path / "h.csv").write_text(content)
-    with pytest.raises(ValueError, match=r"h\.csv"):
+    with refused("h.csv", error=ValueError):
         data.load_rows(tmp_path / "h.csv")
 
 
 def test_damaged_json_is_named(tmp_path):
     (tmp_path / "c.json").write_text("{")
-    with pytest.raises(ValueError, match=r"c\.json"):
+    with refused("c.json", error=ValueError):
         data.load_json(tmp_path / "c.json")
 
 

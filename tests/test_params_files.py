@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import pickle
@@ -6,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import is_one_clear_line, refused
 
 import nn
 
@@ -108,41 +110,43 @@ class Runs:
 
 
 BAD_PICKLES = {
-    "code at the top": (lambda p: Runs(), "never run"),
-    "code in params": (lambda p: {"params": Runs(), "config": {}}, "never run"),
-    "code in config": (lambda p: {"params": p, "config": {"a": [Runs()]}}, "never run"),
-    "a function": (lambda p: {"params": p, "config": {"a": print}}, "never run"),
-    "an object array": (lambda p: {"params": {**p, "W1": np.array([[None]])}, "config": {}}, "numeric"),
-    "a text array": (lambda p: {"params": p, "config": {"a": np.array(["a"])}}, "numeric"),
-    "a set": (lambda p: {"params": p, "config": {"a": {1}}}, "SET"),
-    "bytes": (lambda p: {"params": p, "config": {"a": b"a"}}, "bytes"),
-    "a tuple": (lambda p: {"params": p, "config": {"a": (1, 2)}}, "tuple"),
-    "a key that is no string": (lambda p: {"params": p, "config": {1: 2}}, "key"),
-    "no config": (lambda p: {"params": p}, "no params and config"),
-    "a list": (lambda p: [1, 2], "no params and config"),
-    "config no dict": (lambda p: {"params": p, "config": 3}, "not a dict"),
-    "no layers": (lambda p: {"params": {}, "config": {}}, "W1, b1"),
-    "a missing bias": (lambda p: {"params": {k: p[k] for k in ("W1", "b1", "W2")}, "config": {}}, "b2"),
-    "a strange name": (lambda p: {"params": {**p, "U1": p["W1"]}, "config": {}}, "U1"),
-    "a bias of another length": (lambda p: {"params": {**p, "b1": p["b1"][:2]}, "config": {}}, "b1"),
-    "a flat weight": (lambda p: {"params": {**p, "W1": p["W1"].ravel()}, "config": {}}, "W1"),
-    "layers that do not chain": (lambda p: {"params": {**p, "W2": p["W2"][:4]}, "config": {}}, "W2 takes 4"),
-    "an empty layer": (lambda p: {"params": {**p, "W1": p["W1"][:0]}, "config": {}}, "W1"),
-    "whole numbers": (lambda p: {"params": {**p, "W1": p["W1"].astype(int)}, "config": {}}, "floating"),
-    "mixed dtypes": (lambda p: {"params": {**p, "W2": p["W2"].astype(float)}, "config": {}}, "float64"),
-    "nan": (lambda p: {"params": {**p, "b2": p["b2"] * np.nan}, "config": {}}, "nan or inf"),
-    "inf": (lambda p: {"params": {**p, "W2": p["W2"] + np.inf}, "config": {}}, "nan or inf"),
+    "code at the top": lambda p: Runs(),
+    "code in params": lambda p: {"params": Runs(), "config": {}},
+    "code in config": lambda p: {"params": p, "config": {"a": [Runs()]}},
+    "a function": lambda p: {"params": p, "config": {"a": print}},
+    "an object array": lambda p: {"params": {**p, "W1": np.array([[None]])}, "config": {}},
+    "a text array": lambda p: {"params": p, "config": {"a": np.array(["a"])}},
+    "a set": lambda p: {"params": p, "config": {"a": {1}}},
+    "bytes": lambda p: {"params": p, "config": {"a": b"a"}},
+    "a tuple": lambda p: {"params": p, "config": {"a": (1, 2)}},
+    "a key that is no string": lambda p: {"params": p, "config": {1: 2}},
+    "no config": lambda p: {"params": p},
+    "a list": lambda p: [1, 2],
+    "config no dict": lambda p: {"params": p, "config": 3},
+}
+BAD_PARAMS = {  # what is wrong -> params, and the name that the error says
+    "no layers": (lambda p: {}, "W1"),
+    "a missing bias": (lambda p: {k: p[k] for k in ("W1", "b1", "W2")}, "b2"),
+    "a strange name": (lambda p: {**p, "U1": p["W1"]}, "U1"),
+    "a bias of another length": (lambda p: {**p, "b1": p["b1"][:2]}, "b1"),
+    "a flat weight": (lambda p: {**p, "W1": p["W1"].ravel()}, "W1"),
+    "layers that do not chain": (lambda p: {**p, "W2": p["W2"][:4]}, "W2"),
+    "an empty layer": (lambda p: {**p, "W1": p["W1"][:0]}, "W1"),
+    "whole numbers": (lambda p: {**p, "W1": p["W1"].astype(int)}, "W1"),
+    "mixed dtypes": (lambda p: {**p, "W2": p["W2"].astype(float)}, "W2"),
+    "nan": (lambda p: {**p, "b2": p["b2"] * np.nan}, "b2"),
+    "inf": (lambda p: {**p, "W2": p["W2"] + np.inf}, "W2"),
 }
 
 
-@pytest.mark.parametrize("case", BAD_PICKLES)
+@pytest.mark.parametrize("case", [*BAD_PICKLES, *BAD_PARAMS])
 def test_bad_pickles_are_refused(tmp_path, monkeypatch, params, case):
     monkeypatch.chdir(tmp_path)
-    make, words = BAD_PICKLES[case]
-    (tmp_path / "p.pkl").write_bytes(pickle.dumps(make(params)))
-    with pytest.raises(ValueError, match=words) as error:
+    make, *name = BAD_PARAMS.get(case, [BAD_PICKLES.get(case)])
+    content = {"params": make(params), "config": {}} if name else make(params)
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps(content))
+    with refused("p.pkl", *name, error=ValueError):
         nn.load_params("p.pkl")
-    assert "p.pkl" in str(error.value)
     assert not (tmp_path / "it-ran").exists()
 
 
@@ -152,7 +156,7 @@ def test_shapes_that_lie_are_refused_without_taking_memory(tmp_path, params):
     assert content.count(shape) == 1
     huge = content.replace(shape, b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f")
     (tmp_path / "p.pkl").write_bytes(huge[:2] + huge[11:])  # without the frame and its length
-    with pytest.raises(ValueError, match="does not fit its 60 bytes"):
+    with refused("p.pkl", error=ValueError):
         nn.load_params(tmp_path / "p.pkl")
 
 
@@ -163,7 +167,7 @@ def test_a_cut_or_changed_file_is_an_error_or_the_same_network(tmp_path, params,
     content, rng = path.read_bytes(), np.random.default_rng(0)
     for length in rng.integers(0, len(content), 60):
         path.write_bytes(content[:length])
-        with pytest.raises(ValueError, match="not a usable params file"):
+        with refused(path, error=ValueError):
             nn.load_params(path)
     for _ in range(200):
         changed = bytearray(content)
@@ -172,7 +176,7 @@ def test_a_cut_or_changed_file_is_an_error_or_the_same_network(tmp_path, params,
         try:
             got, _ = nn.load_params(path)
         except ValueError as error:
-            assert "not a usable params file" in str(error)
+            assert is_one_clear_line(f"{error}\n", path)
         else:
             nn.check_params(got)
 
@@ -187,7 +191,7 @@ def test_npz_with_objects_or_text_instead_of_config(tmp_path, params):
         buffer = io.BytesIO()
         np.savez(buffer, **params, **extra)
         (tmp_path / "p.npz").write_bytes(buffer.getvalue())
-        with pytest.raises(ValueError, match="not a usable params file"):
+        with refused("p.npz", error=ValueError):
             nn.load_params(tmp_path / "p.npz")
 
 
@@ -196,25 +200,25 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, params):
     nn.save_params(path, params, {"lr": 1.0})
 
     def full(*_):
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with refused(os.strerror(errno.ENOSPC), error=OSError):
         nn.save_params(path, params, {"lr": 2.0})
     assert nn.load_params(path)[1] == {"lr": 1.0}
     assert os.listdir(tmp_path) == ["p.pkl"]
 
 
 def test_only_two_suffixes(tmp_path, params):
-    with pytest.raises(ValueError, match="unknown suffix"):
+    with refused(".json", error=ValueError):
         nn.save_params(tmp_path / "p.json", params, {})
-    with pytest.raises(ValueError, match="cannot be stored"):
+    with refused(error=ValueError):
         nn.save_params(tmp_path / "p.pkl", params, {"f": print})
 
 
 @pytest.mark.parametrize("config", [None, [], {1: 2}, {"a": {2: 3}}])
 @pytest.mark.parametrize("suffix", [".pkl", ".npz"])
 def test_a_config_that_could_not_be_read_back_is_not_written(tmp_path, params, config, suffix):
-    with pytest.raises(ValueError, match="dict"):
+    with refused(error=ValueError):
         nn.save_params(tmp_path / f"params{suffix}", params, config)
     assert os.listdir(tmp_path) == []

@@ -120,7 +120,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_file(whole, tmp_path):
 def test_a_results_path_that_is_a_file_or_below_one(whole, tmp_path):
     (tmp_path / "file").write_text("kept")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        call_refused(train.main, *flags(whole, out), words=[str(tmp_path / "file")])
+        call_refused(train.main, *flags(whole, out), names=[str(tmp_path / "file")])
     assert (tmp_path / "file").read_text() == "kept"
 
 
@@ -132,7 +132,7 @@ def test_a_second_run_is_refused_while_the_first_lives(whole, tmp_path):
     with started("train.py", *flags(whole, out, "--epochs", ENDLESS), stdout=subprocess.DEVNULL) as first:
         wait_until((out / "last.pkl").exists, first)
         for more in ([], ["--resume"]):
-            call_refused(train.main, *flags(whole, out, *more), words=[str(out)])
+            call_refused(train.main, *flags(whole, out, *more), names=[str(out)])
         assert not (out / "previous-1").exists() and first.poll() is None
         first.kill()
         wait_until_gone(first)

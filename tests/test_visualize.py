@@ -448,36 +448,36 @@ HEADER = ",".join(["epoch", *(column for column in row(1) if "_" in column)]) + 
 
 
 @pytest.mark.parametrize(
-    "make, arguments, words",
+    "made, arguments, names",
     [
-        (None, ["{tmp}/nowhere"], ["there is no folder", "nowhere", "train.py"]),
-        (None, ["{tmp}"], ["nothing to draw in", "no history.csv", "no params.pkl"]),
-        (None, ["{tmp}", "{tmp}"], ["nothing to draw in"]),
-        (None, ["{tmp}", "--only", "los"], ["unknown figure 'los'", "did you mean loss?"]),
-        (None, ["{tmp}", "--onyl", "loss"], ["did you mean --only"]),
-        (("history.csv", "epoch,x\n1,2\n"), ["{tmp}"], ["history.csv", "lacks the columns"]),
-        (("history.csv", "epoch\n1,2\n"), ["{tmp}"], ["history.csv", "differ in length"]),
-        (("params.pkl", "rubbish"), ["{tmp}"], ["params.pkl", "not a usable params file"]),
-        (("config.json", "[]"), ["{tmp}"], ["config.json", "settings"]),
-        (("config.json", '{"data": null}'), ["{tmp}"], ["config.json", "settings"]),
-        (("history.csv", HEADER + ",1,1,1,1,1,1\n"), ["{tmp}"], ["history.csv", "epoch"]),
-        (("trials.csv", "trial,status\n1,finished\n"), ["{tmp}"], ["trials.csv", "lacks the columns"]),
-        (None, ["{run}", "--draw", "--only", "loss"], ["--draw: goes with one FOLDER"]),
-        (None, ["{run}", "--show", "--out", "x"], ["--out: has no meaning"]),
-        (None, ["{run}", "--draw"], ["no window can be opened", "display"]),
-        (None, ["{run}", "--show", "--only", "loss"], ["no window can be opened", "display"]),
+        (None, ["{tmp}/nowhere"], ["nowhere"]),
+        (None, ["{tmp}"], ["{tmp}", "history.csv", "params.pkl"]),
+        (None, ["{tmp}", "{tmp}"], ["{tmp}"]),
+        (None, ["{tmp}", "--only", "los"], ["'los'", "loss"]),
+        (None, ["{tmp}", "--onyl", "loss"], ["--onyl", "--only"]),
+        (("history.csv", "epoch,x\n1,2\n"), ["{tmp}"], ["history.csv"]),
+        (("history.csv", "epoch\n1,2\n"), ["{tmp}"], ["history.csv"]),
+        (("params.pkl", "rubbish"), ["{tmp}"], ["params.pkl"]),
+        (("config.json", "[]"), ["{tmp}"], ["config.json"]),
+        (("config.json", '{"data": null}'), ["{tmp}"], ["config.json"]),
+        (("history.csv", HEADER + ",1,1,1,1,1,1\n"), ["{tmp}"], ["history.csv"]),
+        (("trials.csv", "trial,status\n1,finished\n"), ["{tmp}"], ["trials.csv"]),
+        (None, ["{run}", "--draw", "--only", "loss"], ["--draw"]),
+        (None, ["{run}", "--show", "--out", "x"], ["--out"]),
+        (None, ["{run}", "--draw"], ["window"]),
+        (None, ["{run}", "--show", "--only", "loss"], ["window"]),
     ],
 )
-def test_bad_input_gives_one_clear_line(trained, tmp_path, capsys, monkeypatch, make, arguments, words):
-    monkeypatch.setattr("sys.argv", ["visualize.py"])
-    if make:
-        (tmp_path / make[0]).write_text(make[1])
-    names = {"{tmp}": tmp_path, "{run}": trained}
-    for name, value in names.items():
-        arguments = [argument.replace(name, str(value)) for argument in arguments]
+def test_bad_input_gives_one_clear_line(trained, tmp_path, monkeypatch, made, arguments, names):
+    if made:
+        (tmp_path / made[0]).write_text(made[1])
+
+    def filled(words):
+        return [word.replace("{tmp}", str(tmp_path)).replace("{run}", str(trained)) for word in words]
+
     with matplotlib.rc_context({"backend": "agg"}):
-        assert data.run_script(visualize.main, arguments) == 2
-    assert is_one_clear_line(capsys.readouterr().err, "visualize.py", *words)
+        done = run("visualize.py", *filled(arguments), check=2)
+    assert is_one_clear_line(done.stderr, "visualize.py", *filled(names))
 
 
 # --- drawing ---
