@@ -65,16 +65,14 @@ def test_space_has_ranges_and_lists():
 @pytest.mark.parametrize(
     "text, name",
     [
-        *((text, "") for text in ("", "=0.1")),
+        ("", ""),
+        ("=0.1", ""),
         ("learning_rate=0.1", "learning_rate"),
         ("hiden=3", "hidden"),  # the nearest
         ("activation=relu,tahn", "tanh"),
-        *(
-            (f"lr{values}", "lr")
-            for values in ("", "=", "=0.2:0.1", "=0.1:0.1", "=0:0.1", "=nan:0.1", "=0.1:inf")
-        ),
-        *((f"lr={values}", "lr") for values in ("0.1:0.2:lin", "0.1:0.2:0.3", "1:2:log:log", "0.1,0.1")),
-        ("lr=0.1 lr=0.2", "lr"),
+        *((text, "lr") for text in ("lr", "lr=", "lr=0.2:0.1", "lr=0.1:0.1", "lr=0:0.1", "lr=nan:0.1")),
+        *((text, "lr") for text in ("lr=0.1:inf", "lr=0.1:0.2:lin", "lr=0.1:0.2:0.3", "lr=1:2:log:log")),
+        *((text, "lr") for text in ("lr=0.1,0.1", "lr=0.1 lr=0.2")),
         *((f"hidden={values}", "hidden") for values in ("300:200", "0:300", "8x4:9", "2.5:9")),
         ("weight_decay=0:1e-4:log", "weight_decay"),
         ("activation=relu:tanh", "activation"),

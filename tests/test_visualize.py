@@ -187,7 +187,7 @@ def test_a_network_without_hidden_layers_shows_its_class_templates(linear):
     for image, template in zip(images, params["W1"].T):
         np.testing.assert_array_equal(image, template.reshape(4, 5))
     assert [ax.get_title() for ax in figures["fields"].axes[:3]] == ["0", "1", "2"]
-    assert skipped == {"the network has no hidden layer": ["activations"]}
+    assert list(skipped.values()) == [["activations"]]
 
 
 def test_histograms_count_all_weights_of_each_layer(trained):
@@ -257,7 +257,7 @@ def test_figures_of_a_run_agree_with_its_network(trained, small):
     expected = {"loss", "accuracy", "error", "twin", "fields", "histogram", "confusion", "calibration"}
     expected |= {"weights_W1", "weights_W2", "weights_W3", "activations_1", "activations_2"}
     assert set(figures) == expected | ({"mistakes"} if wrong else set())
-    assert set(skipped) <= {"no test image is classified wrongly"}
+    assert list(skipped.values()) == ([] if wrong else [["mistakes"]])
     accuracy = 100 * (1 - wrong / 40)
     for figure in figures.values():
         assert f"small, 20-7-5-3, test accuracy {accuracy:.2f} %" in title_of(figure)
@@ -324,7 +324,8 @@ def test_a_search_without_its_definition_or_histories_is_still_drawn(tmp_path):
     figures, skipped = visualize.draw_folder(tmp_path, None, None)
     assert [ax.get_xlabel() for ax in figures["search"].axes[:3]] == ["lr", "weight_decay", "hidden"]
     assert set(figures) == {"search", "ranking"}
-    assert skipped == {"there is no trials/NNN/history.csv": ["learning_curves"]}
+    ((reason, names),) = skipped.items()
+    assert "history.csv" in reason and names == ["learning_curves"]
 
 
 def test_trials_far_below_the_others_do_not_flatten_them():
@@ -379,10 +380,7 @@ def test_comparing_skips_a_run_without_history(trained, linear, small, tmp_path)
     empty.mkdir()
     figures, skipped = visualize.draw_comparison([trained, linear, empty], ["loss", "fields"])
     assert set(figures) == {"loss"} and len(lines_of(figures["loss"].axes[0])) == 2
-    assert skipped == {
-        "there is no history.csv with an epoch": [str(empty)],
-        "it is drawn for one run at a time": ["fields"],
-    }
+    assert list(skipped.values()) == [[str(empty)], ["fields"]]
 
 
 # --- files, flags, errors ---
@@ -414,10 +412,10 @@ def test_missing_pieces_are_skipped_with_a_reason(trained, tmp_path, capsys):
     figures, skipped = visualize.draw_folder(tmp_path, None, None)
     assert set(figures) == {"loss", "accuracy", "error", "twin"}
     (reason,) = skipped
-    assert reason == "there is no params.pkl" and "fields" in skipped[reason]
+    assert "params.pkl" in reason and "fields" in skipped[reason]
     assert "small, 20-7-5-3, test accuracy" in title_of(figures["loss"])
     assert not visualize.main([str(tmp_path), "--only", "loss,fields"])
-    assert capsys.readouterr().err == "skipped fields: there is no params.pkl\n"
+    assert is_one_clear_line(capsys.readouterr().err, "fields", "params.pkl")
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError, ValueError])
@@ -428,7 +426,8 @@ def test_without_the_data_set_the_other_figures_are_drawn(trained, monkeypatch, 
     monkeypatch.setattr(data, "load_dataset_of", missing)
     figures, skipped = visualize.draw_folder(trained, ["weights", "confusion", "activations"], None)
     assert set(figures) == {"weights_W1", "weights_W2", "weights_W3"}
-    assert skipped == {"the data set is not at hand: gone": ["confusion", "activations"]}
+    ((reason, names),) = skipped.items()
+    assert "gone" in reason and names == ["confusion", "activations"]
 
 
 def test_a_run_is_compared_from_inside_its_folder(trained, tmp_path, monkeypatch):
