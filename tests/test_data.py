@@ -9,9 +9,10 @@ import struct
 import numpy as np
 import pytest
 from conftest import refused, write_dataset
-from faults import Disk
+from faults import FEW, MANY, MEGA, Disk, check_hostile, damaged, outcomes, written
 
 import data
+import train
 
 # --- IDX files --------------------------------------------------------------------------------
 
@@ -304,3 +305,54 @@ def test_a_progress_line_does_not_wrap(monkeypatch):
     with data.progress_line() as show:
         show("x" * 100)
     assert terminal.getvalue().count("x") == 39
+
+
+# --- damaged and hostile files ------------------------------------------------------------------
+
+
+def use_dataset(folder):
+    dataset = data.load_dataset(str(folder))
+    settings = {"hidden": [3], "val_size": 1, "preprocess": ["scale", "center", "standardize"], "lr": 0.01}
+    config = train.check_settings(settings)
+    prepared = train.prepare(dataset, config)
+    train.train_epoch(train.init_state(prepared, config), prepared, config)
+
+
+@pytest.mark.parametrize("count", [FEW, MANY])
+@pytest.mark.parametrize("way", ["raw", "gzipped", "before gzip"])
+def test_damaged_idx_files(tmp_path, way, count):
+    faults, fine, rng = {}, 0, np.random.default_rng([1, len(way), count])
+    for part in data.FILES:
+        folder = write_dataset(tmp_path / part, zipped=way != "raw")
+        path = folder / (data.FILES[part] + ("" if way == "raw" else ".gz"))
+        content = path.read_bytes()
+        if way == "before gzip":
+            honest = gzip.decompress(content)
+            contents = (gzip.compress(damaged(honest, rng), 1) for _ in range(count // 4))
+        else:
+            contents = (damaged(content, rng) for _ in range(count // 4))
+        good, bad = outcomes(written(path, contents, folder), use_dataset)
+        fine, faults = fine + good, faults | bad
+    assert not faults and 0 < fine < count
+
+
+HOSTILE = {
+    "images sizes that lie": lambda: idx((2**32 - 1, 28, 28), bytes(784)),
+    "images 3 GB announced": lambda: idx((4_000_000, 28, 28), bytes(784)),
+    "images.gz 3 GB announced": lambda: gzip.compress(idx((4_000_000, 28, 28), bytes(784))),
+    "images.gz bomb behind the end": lambda: gzip.compress(idx((1, 28, 28), bytes(100 * MEGA)), 9),
+    "images.gz bomb in many parts": lambda: gzip.compress(idx((1, 28, 28), bytes(784)))
+    + gzip.compress(bytes(4 * MEGA), 9) * 100,
+    "images.gz endless file name": lambda: b"\x1f\x8b\x08\x08" + bytes(6) + b"a" * (2 * MEGA),
+    "nested.json": lambda: b"[" * (4 * MEGA),
+    "digits.json": lambda: b'{"lr": ' + b"9" * (4 * MEGA) + b"}",
+    "quoted.csv": lambda: b'"' + b"a" * (8 * MEGA),
+    "digits.csv": lambda: b"epoch\n" + b"9" * 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_take_no_memory_or_time(tmp_path, name):
+    path = tmp_path / name.split()[0]
+    path.write_bytes(HOSTILE[name]())
+    check_hostile(path)

@@ -2,12 +2,15 @@ import errno
 import io
 import os
 import pickle
+import struct
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 from conftest import is_one_clear_line, refused
+from faults import MEGA, Runs, check_hostile
 
 import nn
 
@@ -100,13 +103,6 @@ def test_big_endian_params_become_native(tmp_path, params):
 
 
 # --- what must not load -----------------------------------------------------------------------
-
-
-class Runs:
-    """Unpickled by Python, it makes a folder."""
-
-    def __reduce__(self):
-        return os.mkdir, ("it-ran",)
 
 
 BAD_PICKLES = {
@@ -222,3 +218,66 @@ def test_a_config_that_could_not_be_read_back_is_not_written(tmp_path, params, c
     with refused(error=ValueError):
         nn.save_params(tmp_path / f"params{suffix}", params, config)
     assert os.listdir(tmp_path) == []
+
+
+# --- hostile ----------------------------------------------------------------------------------
+
+
+def pickled(body):
+    """A params pickle whose config holds what the opcodes in body leave on the stack."""
+    params = pickle.dumps(nn.init_params(np.random.default_rng(0), [2, 2]), protocol=2)[2:-1]
+    return b"\x80\x04(X\x06\0\0\0params" + params + b"X\x06\0\0\0config}X\x01\0\0\0a" + body + b"sd."
+
+
+def text(size):
+    return b"X" + struct.pack("<I", size) + b"a" * size
+
+
+def numbers_that_collide(count):
+    step = sys.hash_info.modulus
+    return b"".join(
+        b"\x8a" + bytes([len(raw)]) + raw + b"N"
+        for raw in ((i * step).to_bytes(16, "little") for i in range(1, count))
+    )
+
+
+def zipped(entries, **more):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def npy(shape, descr="<f4", content=b""):
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}}}".encode()
+    return b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header + content
+
+
+HOSTILE = {
+    "arrays.pkl of the same bytes": lambda: pickled(
+        b"cnumpy.core.multiarray\nscalar\nq\x01cnumpy\ndtype\n(X\x02\0\0\0u1K\0K\x01tRq\x02"
+        + text(MEGA // 2) + b"q\x03c_codecs\nencode\nq\x04("
+        + b"h\x04h\x03X\x06\0\0\0latin1\x86R" * 20_000 + b"l"
+    ),
+    "keys.pkl that collide": lambda: pickled(b"(" + numbers_that_collide(300_000) + b"d"),
+    "product.pkl without end": lambda: pickled(
+        b"cnumpy.core.numeric\n_frombuffer\n(C\x04aaaacnumpy\ndtype\n(X\x02\0\0\0f4K\0K\x01tR("
+        + b"\x8a\xff" + b"\x7f" * 255 + b"q\x05" + b"h\x05" * 200_000 + b"tX\x01\0\0\0CtR"
+    ),
+    "dicts.pkl by the million": lambda: pickled(b"(" + b"}" * (2 * MEGA) + b"l"),
+    "nested.pkl": lambda: pickled(b"(" * 100_000 + b"l" * 100_000),
+    "itself.pkl": lambda: pickled(b"]q\x01h\x01a"),
+    "bomb.npz": lambda: zipped({"W1.npy": npy((25 * MEGA,), content=bytes(100 * MEGA))}),
+    "shape.npz": lambda: zipped({"W1.npy": npy((2**31, 2**31)), "b1.npy": npy((2**40,))}),
+    "text.npz": lambda: zipped({"config.npy": npy((), "<U500000000", b"aaaa")}),
+    "objects.npz": lambda: zipped({"config.npy": npy((), "|O", pickle.dumps(Runs()))}),
+    "not-zip.npz": lambda: pickle.dumps(Runs()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_params_take_no_memory_or_time(tmp_path, name):
+    path = tmp_path / name.split()[0]
+    path.write_bytes(HOSTILE[name]())
+    check_hostile(path)

@@ -22,6 +22,7 @@ from faults import (
     call_refused,
     check_whole,
     damaged,
+    make_runs,
     outcomes,
     started,
     wait_until,
@@ -29,7 +30,6 @@ from faults import (
     written,
 )
 
-import data
 import nn
 import train
 
@@ -250,29 +250,10 @@ def test_signals_save_what_was_reached(whole, tmp_path, number, status, moments)
 
 # --- damaged files ----------------------------------------------------------------------------
 
-KINDS = [
-    {"momentum": 0.9, "preprocess": ["scale", "center"], "patience": 9},
-    {"hidden": [], "preprocess": ["standardize"], "dropout": 0.2, "loss": "mse", "lr": 0.001},
-    {"val_size": 0, "dtype": "float64", "hidden": [5, 4], "activation": "sigmoid", "dropout": 0.3},
-]
-
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Folders of small whole runs, one for each of KINDS."""
-    folder = tmp_path_factory.mktemp("runs")
-    write_dataset(folder / "small")
-    for number, settings in enumerate(KINDS):
-        usual = {
-            "dataset": str(folder / "small"),
-            "hidden": [7],
-            "val_size": 12,
-            "batch_size": 16,
-            "epochs": 3,
-        }
-        data.save_json(folder / "config.json", {**usual, **settings})
-        assert call(train.main, "--config", folder / "config.json", "--out", folder / f"{number}")[0] == 0
-    return [folder / f"{number}" for number in range(len(KINDS))]
+    return make_runs(tmp_path_factory.mktemp("runs"))
 
 
 def use_run(out):

@@ -169,13 +169,7 @@ def test_memory_that_runs_out_all_the_same_is_one_clear_line(tiny, tmp_path, mon
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30, before[1]))
     try:
         base = ["--dataset", tiny, "--val-size", 2, "--out", tmp_path]
-        call_refused(
-            train.main,
-            *base,
-            "--hidden",
-            40_000,
-            40_000,
-        )
+        call_refused(train.main, *base, "--hidden", 40_000, 40_000)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
