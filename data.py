@@ -29,6 +29,8 @@ import zlib
 
 import numpy as np
 
+import nn
+
 DIGITS = [str(digit) for digit in range(10)]
 FILES = {  # part -> name of its IDX file, which may also end in .gz
     "train_labels": "train-labels-idx1-ubyte",
@@ -751,7 +753,7 @@ def _fit_pca(images, steps, number):
     mean = _mean_over(images, steps, lambda x: x)
     if number > len(mean):
         raise ValueError(f"pca:{number}: an image has only {len(mean)} numbers there")
-    product = sum(x.T @ x for x, _ in batches(images, images[:, 0], steps, dtype=np.float64))
+    product = sum(b["x"].T @ b["x"] for b in batches(images, images[:, 0], steps, dtype=np.float64))
     _, vectors = np.linalg.eigh(product / len(images) - np.outer(mean, mean))
     basis = vectors[:, ::-1][:, :number]  # (d, number), the largest variance first
     largest = np.take_along_axis(basis, np.abs(basis).argmax(axis=0)[None], axis=0)
@@ -761,7 +763,7 @@ def _fit_pca(images, steps, number):
 def _mean_over(images, steps, function):
     """Mean over all images of a function of their numbers (d,), float64, after the steps so far."""
     taken = batches(images, images[:, 0], steps, dtype=np.float64)
-    return sum(function(x).sum(axis=0) for x, _ in taken) / len(images)
+    return sum(function(b["x"]).sum(axis=0) for b in taken) / len(images)
 
 
 FAINT = 32  # grey levels out of 255 that do not count for the width of the ink
@@ -1000,7 +1002,20 @@ def batches(images, labels, steps, batch_size=1000, dtype=np.float32):
     for start in range(0, len(images), batch_size):
         taken = images[start : start + batch_size]
         x = preprocess(taken, steps, out=buffer[: len(taken)])
-        yield x, labels[start : start + batch_size]
+        yield {"x": x, "y": None if labels is None else labels[start : start + batch_size]}
+
+
+def load_run(path):
+    params, config = nn.load_run(path)
+    check_steps(config["steps"], config["data"]["image_shape"], nn.layer_sizes(params)[0])
+    return params, config
+
+
+def setting_text(value):
+    """A setting as one word, which its check turns into the same setting: ``512x256``."""
+    if isinstance(value, list):
+        return ("+" if value and isinstance(value[0], str) else "x").join(map(str, value or [0]))
+    return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
 
 
 # --- augment ----------------------------------------------------------------------------------

@@ -463,25 +463,61 @@ def estimates(outputs, loss="cross_entropy"):
     return softmax(outputs) if loss == "cross_entropy" else outputs
 
 
-def hidden_activations(params, x, activation="relu"):
-    """What each hidden layer puts out for x (n, d): a list of arrays (n, width), without dropout."""
-    _, cache = forward(params, x, activation)
-    return cache["inputs"][1:]
-
-
 def outputs_of(params, batches, activation="relu"):
-    """Linear outputs (n, k) for all of an iterable of batches ``(x, y)``, a batch at a time.
+    """Linear outputs (n, k) for all of an iterable of batches, a batch at a time."""
+    return hidden_of(params, batches, activation)[0]
 
-    Raises
-    ------
-    ValueError
-        One of them is not finite.
-    """
+
+def hidden_of(params, batches, activation="relu"):
+    """``(outputs, layers)``: linear outputs (n, k) and the activations (n, width) of each hidden layer."""
+    outputs, layers = [], []
     with np.errstate(all="ignore"):  # found out by the check that follows
-        outputs = np.concatenate([forward(params, x, activation)[0] for x, _ in batches])
+        for batch in batches:
+            x = batch["x"] if isinstance(batch, dict) else batch[0]
+            out, cache = forward(params, x, activation)
+            outputs.append(out)
+            layers.append(cache["inputs"][1:])
+    outputs = np.concatenate(outputs)
     if not np.isfinite(outputs).all():
         raise ValueError("the network's outputs are not finite: its params or preprocessing are out of range")
-    return outputs
+    return outputs, [np.concatenate(layer) for layer in zip(*layers)]
+
+
+def check(value, kind, what):
+    """Stand-in."""
+    if isinstance(kind, tuple):
+        for option in kind:
+            try:
+                return check(value, option, what)
+            except ValueError as error:
+                last = error
+        raise last
+    if kind is None:
+        fits = value is None
+    elif isinstance(kind, list):
+        fits = isinstance(value, (list, tuple))
+    elif isinstance(kind, dict):
+        fits = isinstance(value, dict)
+    else:
+        fits = type(value) is kind
+    if not fits:
+        raise ValueError(f"{what} is of the wrong kind: {value!r:.40}")
+    if isinstance(kind, list):
+        for i, item in enumerate(value):
+            check(item, kind[0], f"{what}[{i}]")
+    if isinstance(kind, dict):
+        for name, of in kind.items():
+            if name is str:
+                for key, item in value.items():
+                    check(key, str, what)
+                    check(item, of, f"{what}: {key}")
+            elif name.endswith("?"):
+                if value.get(name[:-1]) is not None:
+                    check(value[name[:-1]], of, f"{what}: {name[:-1]}")
+            elif name not in value:
+                raise ValueError(f"{what} lacks {name}")
+            else:
+                check(value[name], of, f"{what}: {name}")
 
 
 def accuracy(outputs, y):
