@@ -9,6 +9,8 @@ A trial is a run of ``train.py`` in a folder of its own. Its settings and its se
 search's seed and the trial's number alone, so it does not matter where or when it runs. Trials
 are ranked by their accuracy on the same validation images; the best one is trained again on all
 training images. The test set is first looked at after that.
+
+In this order: the search, its definition and space, workers, files, what is printed, command line.
 """
 
 import argparse
@@ -20,42 +22,312 @@ import functools
 import itertools
 import logging
 import math
-import multiprocessing
 import os
 import pathlib
+import pickle
 import platform
 import queue
+import runpy
 import shlex
 import shutil
-import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-import weakref
+import types
 import zipfile
-from multiprocessing import resource_tracker
 
 import numpy as np
 
+import data
 import nn
 import train
-from data import (
-    check_split,
-    load_dataset,
-    load_json,
-    load_rows,
-    make_parser,
-    parse_flags,
-    picture_steps,
-    progress_line,
-    redraw,
-    run_script,
-    save_json,
-    save_rows,
-)
 
-# --- the search space -------------------------------------------------------------------------
+# --- the search -------------------------------------------------------------------------------
+#
+# A trial is a dict: ``number``, ``config``, ``rows`` (its history), ``status`` (of STATUSES; None
+# before it has run) and ``seconds``. Its params are on disk only.
+
+STRATEGIES = {
+    "random": "as many trials as --trials, drawn from the space",
+    "grid": "every combination of the lists",
+    "halving": "as random, but only the better third goes on to three times as many epochs, and so on",
+}
+RANKED = ("finished", "stopped")  # stopped before its last epoch, to go on if it is among the best
+STATUSES = (*RANKED, "diverged", "failed")
+ETA = 3  # of the trials of a rung, one in so many goes on to the next
+
+
+def run_search(trials, strategy, workers, out, searched, show):
+    """Run what is missing of all trials; write and print each as it ends.
+
+    Parameters
+    ----------
+    trials : list of dict
+    strategy : str
+        One of STRATEGIES.
+    workers : dict
+        From ``local_workers`` or ``cluster_workers``.
+    out : Path
+        The folder of the search.
+    searched : list of str
+        Names of the settings that differ from trial to trial.
+    show : function
+        From ``data.progress_line``.
+
+    Returns
+    -------
+    list of dict
+        The trials as they are now.
+    """
+    found = {trial["number"]: trial for trial in trials}
+    plan = rungs(strategy, len(trials), trials[0]["config"]["epochs"])
+    started, reached, worked = time.perf_counter(), 0, 0
+    for rung, (count, until) in enumerate(plan):
+        chosen = best_at(list(found.values()), reached, count)
+        missing = {trial["number"]: trial for trial in chosen if is_missing(trial, until)}
+        for running, ended in run_trials(list(missing.values()), until, workers, out):
+            for trial, result in ended:
+                before = missing.pop(trial["number"])
+                save_trial(out, trial, result, len(before["rows"]))
+                found[trial["number"]] = trial
+                save_table(out, list(found.values()), searched)
+                worked += len(trial["rows"]) - len(before["rows"])
+                show("")
+                done = f"{len(chosen) - len(missing)}/{len(chosen)}"
+                print(trial_line(trial, found.values(), searched, done), flush=True)
+            seconds = time.perf_counter() - started
+            left = seconds / worked * epochs_left(missing.values(), plan[rung:]) if worked else None
+            done = f"{len(chosen) - len(missing)}/{len(chosen)}"
+            show(live_line(found.values(), done, running, until, left))
+        reached = until
+    return list(found.values())
+
+
+def rungs(strategy, trials, epochs):
+    """How many trials go on to which epoch: ``[(50, 2), (17, 6), (6, 50)]``.
+
+    Successive halving (Jamieson & Talwalkar 2016) with the third instead of the half, as advised
+    for Hyperband (Li et al. 2018): a third of the trials, rounded up, get three times the epochs.
+    The last few are not thinned out again but trained to the end: by then they differ less than
+    the same settings with another seed. The other strategies have one rung; its epoch None stands
+    for the last of each trial.
+    """
+    if strategy != "halving":
+        return [(trials, None)]
+    counts, budgets = [trials], [epochs]
+    while counts[-1] >= ETA and budgets[-1] > 1:
+        counts.append(math.ceil(counts[-1] / ETA))
+        budgets.append(math.ceil(budgets[-1] / ETA))
+    plan = list(zip(counts, reversed(budgets)))
+    return plan if len(plan) < 3 else [*plan[:-2], (plan[-2][0], epochs)]
+
+
+def epochs_left(missing, plan):
+    """The epochs that ``missing`` trials of a plan's first rung lack, and those of its later rungs."""
+    until = plan[0][1]
+    left = sum((until or trial["config"]["epochs"]) - len(trial["rows"]) for trial in missing)
+    return left + sum(count * (end - start) for (_, start), (count, end) in itertools.pairwise(plan))
+
+
+def is_missing(trial, until):
+    """Whether a trial has yet to run to the epoch ``until``, or to its end where that is None."""
+    if trial["status"] in (None, "failed"):
+        return True
+    return trial["status"] == "stopped" and len(trial["rows"]) < (until or trial["config"]["epochs"])
+
+
+def best_first(trial, epochs=None):
+    """Sort key: validation accuracy after so many epochs (None: the last), ties by validation loss."""
+    row = trial["rows"][:epochs][-1]
+    return -row["val_accuracy"], row["val_loss"], trial["number"]
+
+
+def ranking(trials):
+    """The trials that can win, best first; behind all that finished, those that came further."""
+
+    def furthest_first(trial):
+        came = math.inf if trial["status"] == "finished" else len(trial["rows"])
+        return -came, *best_first(trial)
+
+    return sorted((trial for trial in trials if trial["status"] in RANKED), key=furthest_first)
+
+
+def best_at(trials, epochs, count):
+    """The ``count`` best trials after ``epochs``, in order of number.
+
+    A trial that ended by early stopping before that counts with its last epoch; one that diverged
+    or failed before that is out.
+    """
+    if not epochs:
+        return trials[:count]
+    able = [trial for trial in trials if len(trial["rows"]) >= epochs or trial["status"] in RANKED]
+    chosen = sorted(able, key=lambda trial: best_first(trial, epochs))[:count]
+    return sorted(chosen, key=lambda trial: trial["number"])
+
+
+def run_trials(trials, until, workers, out):
+    """Run trials up to an epoch.
+
+    Yields
+    ------
+    running : int
+        About once a second, and whenever a trial ends.
+    ended : list of (trial, result)
+        Those that have ended since; ``result`` is that of ``run_trial``, or None for a trial that
+        failed: whose worker died, and the next one too.
+    """
+    waiting, running, ended = collections.deque(trials), {}, []
+    deaths = collections.Counter()
+    while waiting or running or ended:
+        while waiting and len(running) < workers["capacity"]():
+            trial = waiting.popleft()
+            job = (trial["config"], *load_trial(out, trial), until, workers["source"](trial["config"]))
+            running[workers["submit"](run_trial, *job)] = trial
+        yield len(running), ended  # only now: the workers are busy while the caller writes
+        done, _ = concurrent.futures.wait(running, 1, concurrent.futures.FIRST_COMPLETED)
+        ended = []
+        for future in done:
+            trial = running.pop(future)
+            try:
+                result = future.result()
+                seconds = trial["seconds"] + result["seconds"]
+                new = {"rows": result["rows"], "status": result["status"], "seconds": seconds}
+                ended.append(({**trial, **new}, result))
+            except workers["lost"]:
+                deaths[trial["number"]] += 1
+                if deaths[trial["number"]] < workers["tries"]:
+                    waiting.appendleft(trial)
+                else:
+                    ended.append(({**trial, "status": "failed"}, None))
+
+
+def run_trial(config, state, rows, until, source):
+    """Train a trial up to an epoch, on a worker.
+
+    Parameters
+    ----------
+    config : dict
+    state : dict or None
+        Where to go on from; None is the beginning.
+    rows : list of dict
+        The history so far.
+    until : int or None
+        The epoch to pause after; None is the trial's last.
+    source : function
+        Gives the training and the validation images, as ``train.prepare`` does.
+
+    Returns
+    -------
+    dict
+        ``state``, ``rows``, ``status`` (``finished``; ``stopped`` before its last epoch;
+        ``diverged``), ``steps`` of the preprocessing, and the ``seconds`` that this took. Only the
+        last row has the loss and accuracy of the training images: they take as long as half a
+        training epoch.
+    """
+    started = time.perf_counter()
+    sets = {**source(), "evaluate": ("val",)}
+    state = state or train.init_state(sets, config)
+    epochs = max(0, (until or config["epochs"]) - state["epoch"])
+    try:
+        for after, row in itertools.islice(train.fit(state, sets, config, rows), epochs):
+            state, rows = after, [*rows, row]
+        ended = state["epoch"] == config["epochs"] or train.should_stop(rows, config)
+        status = "finished" if ended else "stopped"
+    except FloatingPointError:
+        status = "diverged"
+    if rows and rows[-1]["train_loss"] is None:
+        judged = state["average"] or state["params"]
+        rows = [*rows[:-1], rows[-1] | train.part_figures(judged, sets, "train", config)]
+    seconds = time.perf_counter() - started
+    return {"state": state, "rows": rows, "status": status, "steps": sets["steps"], "seconds": seconds}
+
+
+# --- the definition of a search ---------------------------------------------------------------
+
+DEFAULT_SEARCH = {
+    "space": "lr=0.15:0.25 weight_decay=1e-7:1e-4:log hidden=200:300",
+    "strategy": "random",
+    "trials": 50,
+    "seed": 0,
+    "settings": {"val_size": 12_000},
+}
+MOST_IN_ALL = 100_000  # trials of a search
+
+
+def define(given, base):
+    """A checked definition of a search: what is given, over a base.
+
+    Parameters
+    ----------
+    given : dict
+        ``space`` (list of words), ``strategy``, ``trials``, ``seed``, and any other of
+        ``train.SETTINGS``, which is then the same in all trials.
+    base : dict
+        Such as DEFAULT_SEARCH, with the same keys as the result.
+    """
+    definition = {**base, **{name: given[name] for name in base if name in given}}
+    if "space" in given:
+        definition["space"] = " ".join(given["space"])
+    space = parse_space(definition["space"])
+    nn.choose("strategy", definition["strategy"], STRATEGIES)
+    definition["seed"] = train.check_setting("seed", definition["seed"])
+    fixed = {name: value for name, value in given.items() if name in train.SETTINGS and name != "seed"}
+    for name in fixed:
+        if name in space:
+            raise ValueError(f"{train.flag(name)}: {name} is searched: {definition['space']} (see --space)")
+    settings = {**base["settings"], **fixed}
+    definition["settings"] = {name: train.check_setting(name, settings[name]) for name in settings}
+    if definition["strategy"] == "halving" and "epochs" in space:
+        raise ValueError("--space: halving itself finds the epochs of each trial; see --epochs")
+    if definition["strategy"] == "grid":
+        definition["trials"] = grid_size(space)
+        if "trials" in given:
+            raise ValueError("--trials: a grid has one for each combination of its lists")
+    definition["trials"] = check_count("--trials", definition["trials"], MOST_IN_ALL)
+    return definition
+
+
+def grid_size(space):
+    for name, dimension in space.items():
+        if isinstance(dimension, dict):
+            raise ValueError(f"--space: a grid needs a list of values for {name}, not a range")
+    return math.prod(map(len, space.values()))
+
+
+def check_count(flag, value, most=math.inf):
+    try:
+        return train.number(1, most, whole=True)(value)
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from None
+
+
+def trial_settings(definition):
+    """The checked settings of each trial, as a list; its first is that of trial 1.
+
+    Trial i draws its seed and its settings from ``np.random.default_rng([seed, i])``. Counting
+    from 1 matters: a seed sequence that ends in 0 is the same as one without that 0.
+    """
+    space = parse_space(definition["space"])
+    grid = list(itertools.product(*space.values())) if definition["strategy"] == "grid" else None
+    found = []
+    for number in range(1, definition["trials"] + 1):
+        rng = np.random.default_rng([definition["seed"], number])
+        seeds = {"split_seed": definition["seed"], "seed": int(rng.integers(2**32))}
+        values = grid[number - 1] if grid else [draw(dimension, rng) for dimension in space.values()]
+        drawn = dict(zip(space, values))
+        try:
+            settings = train.check_settings({**seeds, **definition["settings"], **drawn})
+            if not settings["val_size"]:
+                raise ValueError("--val-size: a search needs validation images")
+        except ValueError as error:
+            raise ValueError(f"trial {number} ({settings_text(drawn)}): {error}") from None
+        found.append(settings)
+    return found
+
+
+# --- its space --------------------------------------------------------------------------------
 
 
 def parse_space(text):
@@ -88,33 +360,30 @@ def parse_space(text):
             if name in space:
                 raise ValueError(f"{name} stands twice in the space")
             check = train.SETTINGS[name][1]
-            space[name] = (
-                _range(values, check) if ":" in values and "," not in values else _choices(values, check)
-            )
+            is_range = ":" in values and "," not in values
+            space[name] = parse_range(values, check) if is_range else parse_choices(values, check)
         except ValueError as error:
-            raise ValueError(f"--space {_shortened(part)}: {error}") from None
+            raise ValueError(f"--space {shortened(part)}: {error}") from None
     if not space:
         raise ValueError("--space: there is no setting to search; an example: lr=0.15:0.25")
     return space
 
 
-def _shortened(text):
-    return text if len(text) <= 80 else f"{text[:80]}..."
-
-
-def _range(text, check):
-    parts = text.split(":")
-    if len(parts) != 2 and not (len(parts) == 3 and parts[2] == "log"):
+def parse_range(text, check):
+    low, high, *rest = text.split(":")
+    if rest not in ([], ["log"]):
         raise ValueError("a range is low:high or low:high:log")
-    low, high = (_number(check(part)) for part in parts[:2])
+    low, high = as_number(check(low)), as_number(check(high))
+    if type(low) is not type(high):
+        raise ValueError("one end is a share, the other a number")
     if low >= high:
         raise ValueError("the range is empty: its low end must be below its high end")
-    if len(parts) == 3 and low <= 0:
+    if rest and low <= 0:
         raise ValueError("a log range must start above 0")
-    return {"low": low, "high": high, "log": len(parts) == 3}
+    return {"low": low, "high": high, "log": bool(rest)}
 
 
-def _number(value):
+def as_number(value):
     """The number that is a checked setting; hidden widths are one when there is one layer."""
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
@@ -123,12 +392,16 @@ def _number(value):
     return value
 
 
-def _choices(text, check):
+def parse_choices(text, check):
     choices = [check(word) for word in text.split(",")]
     for choice in choices:
         if choices.count(choice) > 1:
-            raise ValueError(f"{_shortened(train.setting_text(choice))} stands twice in the list")
+            raise ValueError(f"{shortened(data.setting_text(choice))} stands twice in the list")
     return choices
+
+
+def shortened(text):
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def draw(dimension, rng):
@@ -143,212 +416,15 @@ def draw(dimension, rng):
     return int(rng.integers(low, high)) if whole else float(rng.uniform(low, high))
 
 
-# --- the definition of a search ---------------------------------------------------------------
-
-STRATEGIES = {
-    "random": "as many trials as --trials, drawn from the space",
-    "grid": "every combination of the lists",
-    "halving": "as random, but only the better third goes on to three times as many epochs, and so on",
-}
-DEFAULT_SEARCH = {
-    "space": "lr=0.15:0.25 weight_decay=1e-7:1e-4:log hidden=200:300",
-    "strategy": "random",
-    "trials": 50,
-    "seed": 0,
-    "settings": {"val_size": 12_000},
-}
-MOST_IN_ALL = 100_000  # trials of a search
-ETA = 3  # of the trials of a rung, one in so many goes on to the next
-
-
-def define(given, base):
-    """A checked definition of a search: what was given on the command line, over a base.
-
-    Parameters
-    ----------
-    given : dict
-        ``space`` (list of words), ``strategy``, ``trials``, ``seed`` and any other of
-        ``train.SETTINGS``, which is then the same in all trials.
-    base : dict
-        Such as DEFAULT_SEARCH, with the same keys as the result.
-    """
-    definition = {name: given.get(name, base[name]) for name in ("space", "strategy", "trials", "seed")}
-    if "space" in given:
-        definition["space"] = " ".join(given["space"])
-    nn.choose("strategy", definition["strategy"], STRATEGIES)
-    definition["seed"] = train.check_setting("seed", definition["seed"])
-    fixed = {name: train.check_setting(name, given[name]) for name in given if name in train.SETTINGS}
-    definition["settings"] = {n: v for n, v in {**base["settings"], **fixed}.items() if n != "seed"}
-    space = parse_space(definition["space"])
-    for name in space:
-        if name in fixed and name != "seed":
-            raise ValueError(f"{train.flag(name)}: {name} is searched: {definition['space']} (see --space)")
-    if definition["strategy"] == "grid":
-        definition["trials"] = _grid_size(space, given)
-    elif definition["strategy"] == "halving" and "epochs" in space:
-        raise ValueError("--space: halving itself finds the epochs of each trial; see --epochs")
-    definition["trials"] = checked("--trials", train.number(1, MOST_IN_ALL, whole=True), definition["trials"])
-    return definition
-
-
-def _grid_size(space, given):
-    for name, dimension in space.items():
-        if isinstance(dimension, dict):
-            raise ValueError(f"--space: a grid needs a list of values for {name}, not a range")
-    if "trials" in given:
-        raise ValueError("--trials: a grid has one for each combination of its lists")
-    return math.prod(map(len, space.values()))
-
-
-def trial_settings(definition):
-    """The checked settings of each trial, as a list; its first is that of trial 1.
-
-    Trial i draws its seed and its settings from ``np.random.default_rng([seed, i])``. Counting
-    from 1 matters: a seed sequence that ends in 0 is the same as one without that 0.
-    """
-    space = parse_space(definition["space"])
-    grid = list(itertools.product(*space.values())) if definition["strategy"] == "grid" else None
-    found = []
-    for number in range(1, definition["trials"] + 1):
-        rng = np.random.default_rng([definition["seed"], number])
-        seeds = {"seed": int(rng.integers(2**32)), "split_seed": definition["seed"]}
-        values = grid[number - 1] if grid else [draw(dimension, rng) for dimension in space.values()]
-        drawn = dict(zip(space, values))
-        try:
-            settings = train.check_settings({**seeds, **definition["settings"], **drawn})
-            if not settings["val_size"]:
-                raise ValueError("--val-size: a search needs validation images")
-        except ValueError as error:
-            raise ValueError(f"trial {number} ({settings_text(drawn)}): {error}") from None
-        found.append(settings)
-    return found
-
-
-def rungs(strategy, trials, epochs):
-    """How many trials go on to which epoch: ``[(50, 2), (17, 6), (6, 50)]``.
-
-    Successive halving (Jamieson & Talwalkar 2016) with the third instead of the half, as advised
-    for Hyperband (Li et al. 2018): a third of the trials, rounded up, get three times the epochs.
-    The last few are not thinned out again but trained to the end: by then they differ less than
-    the same settings with another seed. The other strategies have one rung; its epoch None stands
-    for the last of each trial.
-    """
-    if strategy != "halving":
-        return [(trials, None)]
-    counts, budgets = [trials], [epochs]
-    while counts[-1] >= ETA and budgets[-1] > 1:
-        counts.append(math.ceil(counts[-1] / ETA))
-        budgets.append(math.ceil(budgets[-1] / ETA))
-    plan = list(zip(counts, reversed(budgets)))
-    return plan if len(plan) < 3 else [*plan[:-2], (plan[-2][0], epochs)]
-
-
-# --- one trial, on a worker -------------------------------------------------------------------
-
-
-def run_trial(config, state, rows, until, source):
-    """Train a trial up to an epoch.
-
-    Parameters
-    ----------
-    config : dict
-    state : dict or None
-        Where to go on from; None is the beginning.
-    rows : list of dict
-        The history so far.
-    until : int or None
-        The epoch to pause after; None is the trial's last.
-    source : dict
-        Where the images are; see ``trial_data``.
-
-    Returns
-    -------
-    dict
-        ``state``, ``rows``, ``status`` (``finished``; ``stopped`` before its last epoch;
-        ``diverged``), ``steps`` of the preprocessing, and the ``seconds`` that this took. Only the
-        last row has the loss and accuracy of the training images: they take as long as half a
-        training epoch.
-    """
-    started = time.perf_counter()
-    data = trial_data(config, source)
-    reached = {"state": state or train.init_state(data, config), "rows": rows}
-    try:
-        train.fit(
-            reached["state"], data, config, rows, lambda s, r: reached.update(state=s, rows=r), until=until
-        )
-        ended = reached["state"]["epoch"] == config["epochs"] or train.should_stop(reached["rows"], config)
-        status = "finished" if ended else "stopped"
-    except FloatingPointError:
-        status = "diverged"
-    state, rows = reached["state"], reached["rows"]
-    if rows and rows[-1]["train_loss"] is None:
-        judged = state["average"] or state["params"]
-        rows = [*rows[:-1], rows[-1] | train.part_figures(judged, data, "train", config)]
-    seconds = time.perf_counter() - started
-    return {"state": state, "rows": rows, "status": status, "steps": data["steps"], "seconds": seconds}
-
-
-def trial_data(config, source):
-    """What ``train.prepare`` gives, without the test images.
-
-    The split is mapped into memory from ``source["folder"]`` (see ``save_split``), where all
-    workers of a machine share it, or made from the data set in the worker's own data folder,
-    ``source["data_dir"]``.
-    """
-    if "folder" in source:
-        arrays = _map_split(source["folder"])
-    else:
-        arrays = split_arrays(_own_dataset(config, source["data_dir"]), config)
-    sorted_names, parts = ("images", "columns", "inked"), ("train", "val")
-    return {
-        **{part: (arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in parts},
-        "pixels": {part: {name: arrays[f"{part}_sorted_{name}"] for name in sorted_names} for part in parts},
-        **train.prepare_steps(arrays["train_images"], config, config["data"]["image_shape"]),
-        "classes": len(config["data"]["class_names"]),
-        "evaluate": ("val",),
-    }
-
-
-SPLIT_SETTINGS = ("dataset", "val_size", "train_size", "holdout", "split_seed", "preprocess")
-
-
-def split_arrays(dataset, config):
-    """All arrays of a trial's data by name; they depend on SPLIT_SETTINGS alone."""
-    arrays, pictures = {}, picture_steps(config["preprocess"], dataset["image_shape"])
-    for part, (images, labels) in zip(("train", "val"), train.split_dataset(dataset, config)):
-        images = redraw(images, pictures)
-        arrays |= {f"{part}_images": images, f"{part}_labels": labels}
-        pixels = train.sorted_pixels(images, config)
-        arrays |= {f"{part}_sorted_{name}": array for name, array in pixels.items()}
-    return arrays
-
-
-def _map_split(folder):
-    files = pathlib.Path(folder).glob("*.npy")
-    return {file.stem: np.asarray(np.load(file, mmap_mode="r")) for file in files}
-
-
-def _own_dataset(config, data_dir):
-    worker = f"the worker on {platform.node()}"
-    try:
-        dataset = load_dataset(config["dataset"], data_dir, download=False)
-    except (ValueError, OSError) as error:
-        raise FileNotFoundError(
-            f"{worker} does not have the data set {config['dataset']}: {error}; put it there, or name "
-            f"the folder that it has on the workers with --data-dir"
-        ) from None
-    if dataset["sha256"] != config["data"]["sha256"]:
-        raise ValueError(f"{worker} has another data set under the name {config['dataset']}")
-    return dataset
-
-
 # --- workers: on this machine, or on a cluster ------------------------------------------------
 #
-# Both give the same dict: ``submit(function, *args) -> Future`` of concurrent.futures,
-# ``capacity() -> int``, how many trials can run at once, ``source(config) -> dict``, where a
-# trial finds its images, ``lost``, the exception of a future whose worker died, and ``tries``, the
-# number of those after which a trial has failed.
+# Both give the same dict: ``submit(function, *args) -> Future`` of concurrent.futures;
+# ``capacity() -> int``, how many trials can run at once; ``source(config)``, a function that gives a
+# trial its images, on the worker; ``lost``, the exception of a future whose worker died; ``tries``,
+# the number of those after which a trial has failed.
 
+SPLIT_SETTINGS = ("dataset", "val_size", "train_size", "holdout", "split_seed", "preprocess")
+SPLIT_PARTS = ("train", "val")
 ONE_THREAD = {
     f"{library}_THREADS": "1" for library in ("OPENBLAS_NUM", "OMP_NUM", "MKL_NUM", "VECLIB_MAXIMUM")
 }
@@ -358,20 +434,22 @@ ONE_THREAD = {
 def local_workers(count, folder, datasets):
     """``count`` processes with one BLAS thread each; they end with the block, however it ends.
 
-    The splits of the data are in ``folder`` for as long as the block lasts.
+    The images are prepared once for all trials with the same SPLIT_SETTINGS; they are in ``folder``
+    for as long as the block lasts.
     """
     splits = {}
 
     def source(config):
-        key = tuple(str(config[name]) for name in SPLIT_SETTINGS)
+        key = str([config[name] for name in SPLIT_SETTINGS])
         if key not in splits:
-            splits[key] = save_split(folder / str(len(splits)), datasets[config["dataset"]], config)
-        return {"folder": str(splits[key])}
+            sets = train.prepare(datasets[config["dataset"]], config, SPLIT_PARTS)
+            splits[key] = save_sets(folder / str(len(splits)), sets)
+        return functools.partial(load_sets, splits[key])
 
     shutil.rmtree(folder, ignore_errors=True)  # of a search that was killed
     lost = concurrent.futures.BrokenExecutor
     try:
-        with _environment(ONE_THREAD), _processes(count) as submit:  # read when a process loads NumPy
+        with _processes(count) as submit:
             yield {"submit": submit, "capacity": lambda: count, "source": source, "lost": lost, "tries": 2}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -379,135 +457,130 @@ def local_workers(count, folder, datasets):
 
 @contextlib.contextmanager
 def _processes(count):
-    """``submit(function, *args) -> Future`` on processes of which each has a pipe of its own.
+    """``submit(function, *args) -> Future`` on processes of which each has pipes of its own.
 
     Such a pipe breaks when its process dies, even in the middle of a message. The processes of a
-    ProcessPoolExecutor share one that the parent keeps open: when one is killed in the middle of
-    a message, the parent waits for the rest of it forever.
+    ProcessPoolExecutor share one that the parent keeps open: when one is killed in the middle of a
+    message, the parent waits for the rest of it forever. A process ends when its pipe does, so
+    none outlives the parent, however that dies.
     """
-    processes, idle, closing = [], queue.SimpleQueue(), threading.Event()
+    calls, processes, closing = queue.SimpleQueue(), [], threading.Event()
+    work = functools.partial(hand_out, calls, processes, closing)
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
 
-    def start():
-        try:
-            process, connection = _start_process()
-        except BrokenPipeError:  # it died while it started
-            raise concurrent.futures.BrokenExecutor("a worker died") from None
-        processes.append(process)
-        if closing.is_set():
+    def submit(function, *args):
+        future = concurrent.futures.Future()
+        calls.put((future, (function, args)))
+        return future
+
+    try:
+        for thread in threads:
+            thread.start()
+        yield submit
+    finally:
+        closing.set()
+        for process in list(processes):
             process.kill()
-        return connection
+        for _ in threads:
+            calls.put(None)
+        for thread in threads:
+            if thread.is_alive():  # not if Ctrl-C came while it was started
+                thread.join()
+        for process in processes:
+            process.communicate()  # closes the pipes
 
-    def call(function, *args):  # in a thread, one for each process
-        connection = idle.get()
+
+def hand_out(calls, processes, closing):
+    """What each thread of ``_processes`` does: hand calls to a process, and another if that one dies."""
+    process = None
+    for future, call in iter(calls.get, None):
         try:
-            connection = connection or start()
-            try:
-                connection.send((function, args))
-                result, error = connection.recv()
-            except (EOFError, OSError):
-                connection = None  # the next call starts another process
-                raise concurrent.futures.BrokenExecutor("a worker died") from None
-        finally:
-            idle.put(connection)
-        if error:
-            raise error
-        return result
-
-    for _ in range(count):
-        idle.put(None)
-    threads = concurrent.futures.ThreadPoolExecutor(count)
-    try:
-        yield functools.partial(threads.submit, call)
-    finally:
-        with _unstoppable():  # a second Ctrl-C must not leave a process behind
-            closing.set()
-            for process in list(processes):
+            if process is None:
+                process = start_process()
+                processes.append(process)
+            if closing.is_set():  # it may have come too late to be killed with the others
                 process.kill()
-            threads.shutdown(cancel_futures=True)
-            for process in processes:
-                process.join()
+            result, error = ask(process, call)
+        except Exception as failure:
+            process, result, error = None, None, failure
+        future.set_exception(error) if error else future.set_result(result)
+        if closing.is_set():
+            break
 
 
-@contextlib.contextmanager
-def _environment(variables):
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
+def start_process():
+    """A process that answers calls; in a session of its own, where no Ctrl-C reaches it."""
+    code = f"import sys; sys.path[:] = {sys.path!r}; import search; search.answer_calls()"
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *([main] if main else [])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, **ONE_THREAD},
+        start_new_session=True,
+    )
+
+
+def ask(process, call):
+    """Have a process make a call ``(function, args)``: its result and None, or None and its exception."""
     try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+        pickle.dump(call, process.stdin)
+        process.stdin.flush()
+        return pickle.load(process.stdout)
+    except (EOFError, OSError, pickle.UnpicklingError):
+        process.kill()
+        raise concurrent.futures.BrokenExecutor("a worker died") from None
 
 
-def _start_process():
-    """A process that does what is sent to it, and our end of the pipe to it."""
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
-    with _without_interrupts():
-        process.start()
-    theirs.close()  # so that the pipe breaks when the process ends
-    return process, ours
+def answer_calls():
+    """What a process of ``_processes`` does: answer the calls on its standard input until that ends."""
+    calls, answers = queue.SimpleQueue(), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing that is printed may get among the answers
+    sys.stdout = sys.stderr
+    if len(sys.argv) > 1:  # the parent's script, where functions and activations of its own may be
+        main = types.ModuleType("__main__")
+        vars(main).update(runpy.run_path(sys.argv[1], run_name="__mp_main__"))
+        sys.modules["__main__"] = main
+
+    def listen():
+        try:
+            while True:
+                calls.put(pickle.load(sys.stdin.buffer))
+        finally:
+            os._exit(1)  # the parent has ended, it may be in the middle of a call
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        function, args = calls.get()
+        try:
+            outcome = function(*args), None
+        except Exception as error:  # it is raised again where the call came from
+            outcome = None, error
+        pickle.dump(outcome, answers)
+        answers.flush()
 
 
-@contextlib.contextmanager
-def _without_interrupts():
-    """Block SIGINT in this thread: a process inherits that, before it can say that it ignores Ctrl-C."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    resource_tracker.ensure_running()  # now: the first process would start it, and that ends the block
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def save_sets(folder, sets):
+    """Write what ``train.prepare`` gives so that processes can share it in memory; returns the folder.
 
-
-@contextlib.contextmanager
-def _unstoppable():
-    """Ignore Ctrl-C and SIGTERM, which only the main thread hears of."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _serve(connection):
-    """Answer calls until the parent ends, which may be in the middle of one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
-
-    def follow_parent():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
-    with contextlib.suppress(EOFError, OSError):  # the pipe breaks when the parent ends
-        while True:
-            function, args = connection.recv()
-            connection.send(_outcome(function, args))
-
-
-def _outcome(function, args):
-    try:
-        return function(*args), None
-    except Exception as error:  # it is raised again where the call came from
-        return None, error
-
-
-def save_split(folder, dataset, config):
-    """Write the split of a dataset as .npy files that workers can map; returns the folder."""
+    Each array is a file, to be mapped; pickle writes the rest without them (PEP 574).
+    """
     folder.mkdir(parents=True)
-    for name, array in split_arrays(dataset, config).items():
-        np.save(folder / f"{name}.npy", array)
+    arrays = []
+    (folder / "rest.pickle").write_bytes(pickle.dumps(sets, protocol=5, buffer_callback=arrays.append))
+    for number, array in enumerate(arrays):
+        (folder / f"{number:03}.array").write_bytes(array.raw())
     return folder
+
+
+def load_sets(folder):
+    """What ``save_sets`` has written, its arrays mapped into memory, read-only."""
+    arrays = [np.memmap(path, mode="r") for path in sorted(folder.glob("*.array"))]
+    return pickle.loads((folder / "rest.pickle").read_bytes(), buffers=arrays)
+
+
+ANSWER_SECONDS = 20  # for the cluster to answer
+GONE = (concurrent.futures.CancelledError, asyncio.CancelledError)  # of a client without a scheduler
 
 
 @contextlib.contextmanager
@@ -533,20 +606,13 @@ def cluster_workers(address, data_dir):
             client.wait_for_workers(1, timeout=ANSWER_SECONDS)
         except (TimeoutError, concurrent.futures.TimeoutError):
             raise ConnectionError(f"no worker has joined the scheduler at {address}") from None
-        client.upload_file(_zip_program(pathlib.Path(folder)))
-        threads = concurrent.futures.ThreadPoolExecutor(MOST_TRIALS)
-        futures = weakref.WeakSet()
-
-        def call(function, *args):  # in a thread, one for each running trial
-            future = client.submit(function, *args, pure=False)
-            futures.add(future)
-            return future.result()
-
+        client.upload_file(zip_program(pathlib.Path(folder)))
+        executor = client.get_executor(pure=False)
         try:
             yield {
-                "submit": functools.partial(threads.submit, call),
-                "capacity": lambda: min(max(1, sum(client.nthreads().values())), MOST_TRIALS),
-                "source": lambda config: {"data_dir": data_dir},
+                "submit": executor.submit,
+                "capacity": lambda: max(1, sum(client.nthreads().values())),
+                "source": lambda config: functools.partial(own_sets, config, data_dir),
                 "lost": distributed.scheduler.KilledWorker,
                 "tries": 1,  # Dask has tried it on several workers by then
             }
@@ -556,16 +622,10 @@ def cluster_workers(address, data_dir):
                 f"runs the others"
             ) from None
         finally:
-            client.cancel(list(futures))
-            threads.shutdown(cancel_futures=True)
+            executor.shutdown(wait=False)  # cancels what runs
 
 
-ANSWER_SECONDS = 20  # for the cluster to answer
-MOST_TRIALS = 1000  # that a cluster runs at once
-GONE = (concurrent.futures.CancelledError, asyncio.CancelledError)  # of a client without a scheduler
-
-
-def _zip_program(folder):
+def zip_program(folder):
     here = pathlib.Path(__file__).resolve().parent
     with zipfile.ZipFile(folder / "program.zip", "w") as file:
         for name in ("nn.py", "data.py", "train.py", "search.py"):
@@ -573,196 +633,33 @@ def _zip_program(folder):
     return str(folder / "program.zip")
 
 
-# --- all trials -------------------------------------------------------------------------------
-#
-# A trial is a dict: ``number``, ``config``, ``rows`` (its history), ``status`` (None before it
-# has run) and ``seconds``. Its params are on disk only.
-
-
-def ranking(trials):
-    """The trials that can win, best first: by validation accuracy, ties by validation loss.
-
-    Of trials that were stopped early, those that have come further stand before the others.
-    """
-    return sorted((trial for trial in trials if trial["status"] in ("finished", "stopped")), key=_merit)
-
-
-def _merit(trial):
-    last, finished = trial["rows"][-1], trial["status"] == "finished"
-    come = 0 if finished else -len(trial["rows"])
-    return (not finished, come, -last["val_accuracy"], last["val_loss"], trial["number"])
-
-
-def best_at(trials, epochs, count):
-    """The ``count`` trials with the best validation accuracy after ``epochs``, in order of number.
-
-    A trial that ended by early stopping before that counts with its last epoch; one that diverged
-    or failed before that is out.
-    """
-    able = [t for t in trials if len(t["rows"]) >= epochs or t["status"] in ("finished", "stopped")]
-
-    def merit(trial):
-        row = trial["rows"][min(epochs, len(trial["rows"])) - 1]
-        return -row["val_accuracy"], row["val_loss"], trial["number"]
-
-    return sorted(sorted(able, key=merit)[:count], key=lambda trial: trial["number"])
-
-
-def is_missing(trial, until):
-    """Whether a trial has yet to run to the epoch ``until``, or to its end where that is None."""
-    if trial["status"] in (None, "failed"):
-        return True
-    until = trial["config"]["epochs"] if until is None else until
-    return trial["status"] == "stopped" and len(trial["rows"]) < until
-
-
-def run_trials(trials, until, workers, out):
-    """Run trials up to an epoch.
-
-    Yields ``(running, ended)`` about once a second and whenever a trial ends: how many are
-    running, and a list of ``(trial, result)`` of those that have ended since. ``result`` is that
-    of ``run_trial``, or None for a trial that failed: whose worker died, and the next one too.
-    """
-    waiting, running, ended = collections.deque(trials), {}, []
-    deaths = collections.Counter()
-    while waiting or running or ended:
-        while waiting and len(running) < workers["capacity"]():
-            trial = waiting.popleft()
-            state, rows = load_trial(out, trial)
-            job = (trial["config"], state, rows, until, workers["source"](trial["config"]))
-            running[workers["submit"](run_trial, *job)] = trial
-        yield len(running), ended  # only now: the workers are busy while the caller writes
-        done, _ = concurrent.futures.wait(running, 1, concurrent.futures.FIRST_COMPLETED)
-        ended = []
-        for future in done:
-            trial = running.pop(future)
-            try:
-                ended.append(_after(trial, future.result()))
-            except workers["lost"]:
-                deaths[trial["number"]] += 1
-                if deaths[trial["number"]] < workers["tries"]:
-                    waiting.appendleft(trial)
-                else:
-                    ended.append(({**trial, "status": "failed"}, None))
-
-
-def _after(trial, result):
-    seconds = trial["seconds"] + result["seconds"]
-    return {**trial, "rows": result["rows"], "status": result["status"], "seconds": seconds}, result
-
-
-def run_search(trials, strategy, workers, out, searched, show):
-    """Run what is missing of all trials and write it; a line for each that ends. Returns the trials."""
-    found = {trial["number"]: trial for trial in trials}
-    plan = rungs(strategy, len(trials), trials[0]["config"]["epochs"])
-    clock = {"started": time.perf_counter(), "epochs": 0, "left": epochs_left(trials, plan)}
-    reached = 0
-    for count, until in plan:
-        chosen = best_at(list(found.values()), reached, count) if reached else trials
-        missing = [trial for trial in chosen if is_missing(trial, until)]
-        done, reached = len(chosen) - len(missing), until
-        for running, ended in run_trials(missing, until, workers, out):
-            for trial, result in ended:
-                before = len(found[trial["number"]]["rows"])
-                save_trial(out, trial, result, before)
-                found[trial["number"]], done = trial, done + 1
-                save_table(out, list(found.values()), searched)
-                clock["epochs"] += len(trial["rows"]) - before
-                clock["left"] -= (trial["config"]["epochs"] if until is None else until) - before
-                show("")
-                print(trial_line(trial, found.values(), searched, f"{done}/{len(chosen)}"), flush=True)
-            show(live_line(found.values(), clock, f"{done}/{len(chosen)}", running, until))
-    return list(found.values())
-
-
-def epochs_left(trials, plan):
-    """How many epochs the rungs of a plan ask for, beyond what the trials have."""
-    if plan[0][1] is None:
-        return sum(trial["config"]["epochs"] - len(trial["rows"]) for trial in trials)
-    before = [0, *(until for _, until in plan)]
-    planned = sum(count * (until - start) for (count, until), start in zip(plan, before))
-    return planned - sum(len(trial["rows"]) for trial in trials)
-
-
-# --- what is printed --------------------------------------------------------------------------
-
-
-def settings_text(settings):
-    return "   ".join(f"{name} {_short(value)}" for name, value in settings.items())
-
-
-def _short(value):
-    return f"{value:.4g}" if isinstance(value, float) else train.setting_text(value)
-
-
-def trial_line(trial, trials, searched, done):
-    """One line for a trial that has ended, with its rank among those that have."""
-    words = [f"{done} trial {trial['number']}", settings_text({n: trial["config"][n] for n in searched})]
-    words.append(f"epoch {len(trial['rows'])}")
-    if trial["status"] in ("finished", "stopped"):
-        rank = [other["number"] for other in ranking(trials)].index(trial["number"]) + 1
-        words += [train.figures_text(trial["rows"][-1]), f"{trial['seconds']:.1f} s", f"rank {rank}"]
-    else:
-        words.append({"diverged": "diverged", "failed": "FAILED: its workers died"}[trial["status"]])
-    return "   ".join(words)
-
-
-def live_line(trials, clock, done, running, until):
-    """Trials done and running, the best so far, and the time left."""
-    words = [f"{done} trials done" + (f" to epoch {until}" if until else ""), f"{running} running"]
-    for best in ranking(trials)[:1]:
-        words.append(f"best {100 * best['rows'][-1]['val_accuracy']:.2f} % (trial {best['number']})")
-    if clock["epochs"]:
-        seconds = (time.perf_counter() - clock["started"]) / clock["epochs"] * clock["left"]
-        words.append(f"{duration(seconds)} left")
-    return "   ".join(words)
-
-
-def duration(seconds):
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def ranking_text(trials, searched, top=10):
-    """The first rows of the ranking as an aligned table."""
-    searched = [name for name in searched if name != "epochs"]  # shown anyway: those done
-    lines = [["rank", "trial", *searched, "epochs", "train loss", "train acc", "val loss", "val acc"]]
-    for rank, trial in enumerate(ranking(trials)[:top], start=1):
-        last = trial["rows"][-1]
-        lines.append([str(rank), str(trial["number"]), *(_short(trial["config"][n]) for n in searched)])
-        lines[-1].append(str(len(trial["rows"])))
-        for part in ("train", "val"):
-            lines[-1] += [f"{last[f'{part}_loss']:.4f}", f"{100 * last[f'{part}_accuracy']:.2f} %"]
-    wide = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("   ".join(word.rjust(w) for word, w in zip(line, wide)) for line in lines)
+def own_sets(config, data_dir):
+    """What ``train.prepare`` gives, on a cluster's worker: from the data that its machine has."""
+    worker = f"the worker on {platform.node()}"
+    try:
+        dataset = data.load_dataset(config["dataset"], data_dir, download=False)
+    except (ValueError, OSError) as error:
+        raise FileNotFoundError(
+            f"{worker} does not have the data set {config['dataset']}: {error}; put it there, or name "
+            f"the folder that it has on the workers with --data-dir"
+        ) from None
+    if dataset["sha256"] != config["data"]["sha256"]:
+        raise ValueError(f"{worker} has another data set under the name {config['dataset']}")
+    return train.prepare(dataset, config, SPLIT_PARTS)
 
 
 # --- the files of a search --------------------------------------------------------------------
 
-STATUSES = ("finished", "stopped", "diverged", "failed")
 FIGURES = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
-
-
-def load_definition(path):
-    """The definition in a search.json, and the SHA-256 of its data sets."""
-    record = load_json(path)
-    try:
-        definition = {name: record[name] for name in DEFAULT_SEARCH}
-        kinds = {"space": str, "strategy": str, "settings": dict}
-        for name, kind in kinds.items():
-            if not isinstance(definition[name], kind):
-                raise ValueError(f"its {name} is {definition[name]!r:.60}")
-        settings = definition["settings"]
-        definition["settings"] = {name: train.check_setting(name, settings[name]) for name in settings}
-        return define({}, definition), dict(record["data"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not define a search: {error}") from error
+NUMBER = (int, float)
+DEFINITION = {"space": str, "strategy": str, "trials": int, "seed": int, "settings": dict, "data": dict}
+TABLE_ROW = {"trial": int, "status": str, "seed": int, "epochs": int, "seconds": NUMBER}
 
 
 def open_search(out, given, resume):
     """``(definition, data)``: of the search in ``out``, or a new one (data is None).
+
+    ``data`` has the SHA-256 of the files of each data set.
 
     Raises
     ------
@@ -772,26 +669,31 @@ def open_search(out, given, resume):
     path = out / "search.json"
     if not path.exists():
         return define(given, DEFAULT_SEARCH), None
-    saved, data = load_definition(path)
+    record = data.load_json(path)
+    nn.check(record, DEFINITION, path)
+    try:
+        saved = define({}, {name: record[name] for name in DEFAULT_SEARCH})
+    except ValueError as error:
+        raise ValueError(f"{path} does not define a search: {error}") from error
     definition = define(given, saved if resume else DEFAULT_SEARCH)
-    new, old = ({**train.DEFAULTS, **d, **d["settings"]} for d in (definition, saved))
-    if resume and definition["strategy"] == "random" and new["trials"] > old["trials"]:
-        old["trials"] = new["trials"]  # the trials so far are the same, whatever comes after them
-    for name in [*DEFAULT_SEARCH, *train.SETTINGS]:
-        if name != "settings" and new.get(name) != old.get(name):
+    new, old = ({**train.DEFAULTS, **d["settings"], **d, "settings": None} for d in (definition, saved))
+    if resume and new["strategy"] == "random":  # the trials so far are the same, whatever comes after them
+        old["trials"] = max(old["trials"], new["trials"])
+    for name in new:
+        if new[name] != old[name]:
             raise ValueError(
-                f"{out} holds another search: its {name} is {old.get(name)}, not {new.get(name)}; "
+                f"{out} holds another search: its {name} is {old[name]}, not {new[name]}; "
                 "name another folder with --out"
             )
     if not resume:
         raise ValueError(f"{out} holds this search already: go on with --resume, or name another --out")
-    return definition, data
+    return definition, record["data"]
 
 
 def save_definition(out, definition, datasets):
     versions = {"python": platform.python_version(), "numpy": np.__version__}
-    data = {dataset["name"]: dataset["sha256"] for dataset in datasets.values()}
-    save_json(out / "search.json", {**definition, "data": data, "versions": versions})
+    sums = {dataset["name"]: dataset["sha256"] for dataset in datasets.values()}
+    data.save_json(out / "search.json", {**definition, "data": sums, "versions": versions})
 
 
 def trial_folder(out, trial):
@@ -819,17 +721,16 @@ def load_trial(out, trial):
 
 def save_table(out, trials, searched):
     """Write trials.csv: the ranking, and below it the trials that are not ranked."""
-    ranked = ranking(trials)
-    others = [trial for trial in trials if trial["status"] and trial not in ranked]
+    others = [trial for trial in trials if trial["status"] and trial["status"] not in RANKED]
     columns = ["trial", "status", "seed", *(name for name in searched if name not in ("seed", "epochs"))]
     columns += ["epochs", *FIGURES, "seconds"]
-    save_rows(out / "trials.csv", [table_row(trial) for trial in ranked + others], columns)
+    data.save_rows(out / "trials.csv", [table_row(trial) for trial in ranking(trials) + others], columns)
 
 
 def table_row(trial):
     last = trial["rows"][-1] if trial["rows"] else dict.fromkeys(FIGURES)
     return {
-        **{name: train.setting_text(trial["config"][name]) for name in train.SETTINGS},
+        **{name: data.setting_text(trial["config"][name]) for name in train.SETTINGS},
         "trial": trial["number"],
         "status": trial["status"],
         "epochs": len(trial["rows"]),
@@ -847,26 +748,71 @@ def load_trials(out, trials):
         A file is damaged, or does not belong to these trials.
     """
     path, found = out / "trials.csv", {trial["number"]: trial for trial in trials}
-    for row in load_rows(path, words=True) if path.exists() else []:
-        try:
-            trial, status, epochs, seconds = (row[k] for k in ("trial", "status", "epochs", "seconds"))
-            trial = found[trial]
-            if status not in STATUSES or row["seed"] != trial["config"]["seed"]:
-                raise ValueError(f"trial {trial['number']} is not one of this search")
-            if not isinstance(epochs, int) or not isinstance(seconds, (int, float)):
-                raise ValueError(f"trial {trial['number']} lacks its epochs or seconds")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not the table of this search: {error}") from error
-        rows = load_rows(trial_folder(out, trial) / "history.csv")[:epochs] if epochs else []
-        needed = [row.get(name) for row in rows for name in ("val_loss", "val_accuracy")]
-        if status in ("finished", "stopped"):
-            needed += [(rows or [{}])[-1].get(name) for name in FIGURES]
-        if len(rows) != epochs or not all(isinstance(figure, (int, float)) for figure in needed):
-            raise ValueError(
-                f"{trial_folder(out, trial) / 'history.csv'} does not hold all of {epochs} epochs"
-            )
-        found[trial["number"]] = {**trial, "rows": rows, "status": status, "seconds": seconds}
+    for row in data.load_rows(path, words=True) if path.exists() else []:
+        nn.check(row, TABLE_ROW, path)
+        trial, status = found.get(row["trial"]), row["status"]
+        if not trial or status not in STATUSES or row["seed"] != trial["config"]["seed"]:
+            raise ValueError(f"{path} is not the table of this search: see its trial {row['trial']}")
+        history = trial_folder(out, trial) / "history.csv"
+        rows = data.load_rows(history)[: row["epochs"]] if row["epochs"] else []
+        if len(rows) != row["epochs"] or (status in RANKED and not rows):
+            raise ValueError(f"{history} does not hold all of {row['epochs']} epochs")
+        nn.check(rows, [{"val_loss": NUMBER, "val_accuracy": NUMBER}], history)
+        nn.check(rows[-1:] if status in RANKED else [], [dict.fromkeys(FIGURES, NUMBER)], history)
+        found[row["trial"]] = {**trial, "rows": rows, "status": status, "seconds": row["seconds"]}
     return list(found.values())
+
+
+# --- what is printed --------------------------------------------------------------------------
+
+
+def settings_text(settings):
+    return "  ".join(f"{name} {short(value)}" for name, value in settings.items())
+
+
+def short(value):
+    return f"{value:.4g}" if isinstance(value, float) else data.setting_text(value)
+
+
+def trial_line(trial, trials, searched, done):
+    """``7/50 trial 6  lr 0.2186  hidden 280  val 97.91%  rank 2``, of those that have ended."""
+    words = [f"{done} trial {trial['number']}", settings_text({n: trial["config"][n] for n in searched})]
+    if len(trial["rows"]) != trial["config"]["epochs"]:
+        words.append(f"epoch {len(trial['rows'])}")
+    if trial["status"] in RANKED:
+        rank = [other["number"] for other in ranking(trials)].index(trial["number"]) + 1
+        words += [f"val {100 * trial['rows'][-1]['val_accuracy']:.2f}%", f"rank {rank}"]
+    else:
+        words.append({"diverged": "diverged", "failed": "FAILED: its workers died"}[trial["status"]])
+    return "  ".join(words)
+
+
+def live_line(trials, done, running, until, seconds):
+    """Trials done and running, the best so far, and the time left, where it is known."""
+    words = [f"{done} trials done" + (f" to epoch {until}" if until else ""), f"{running} running"]
+    for best in ranking(trials)[:1]:
+        words.append(f"best {100 * best['rows'][-1]['val_accuracy']:.2f}% (trial {best['number']})")
+    return "  ".join(words if seconds is None else [*words, f"{duration(seconds)} left"])
+
+
+def duration(seconds):
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def ranking_text(trials, searched, top=10):
+    """The first rows of the ranking as an aligned table."""
+    searched = [name for name in searched if name != "epochs"]  # shown anyway: those done
+    lines = [["rank", "trial", *searched, "epochs", "train %", "val %", "val loss"]]
+    for rank, trial in enumerate(ranking(trials)[:top], start=1):
+        last = trial["rows"][-1]
+        words = [rank, trial["number"], *(short(trial["config"][name]) for name in searched)]
+        words += [len(trial["rows"]), f"{100 * last['train_accuracy']:.2f}"]
+        lines.append([*map(str, words), f"{100 * last['val_accuracy']:.2f}", f"{last['val_loss']:.4f}"])
+    wide = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(word.rjust(w) for word, w in zip(line, wide)) for line in lines)
 
 
 # --- command line -----------------------------------------------------------------------------
@@ -888,13 +834,14 @@ def make_trials(definition, data_dir, known, workers=1):
     runs = min(workers, len(settings))
     for s in settings:
         train.check_memory(s, *train.least_size(s["dataset"]), runs)
-    loaded = {name: load_dataset(name, data_dir) for name in dict.fromkeys(s["dataset"] for s in settings)}
+    names = dict.fromkeys(s["dataset"] for s in settings)
+    loaded = {name: data.load_dataset(name, data_dir) for name in names}
     configs = [train.run_config(s, loaded[s["dataset"]]) for s in settings]
     datasets = {dataset["name"]: dataset for dataset in loaded.values()}
     for config in configs:
         images = datasets[config["dataset"]]["train_images"]
         train.check_memory(config, *images.shape, len(config["data"]["class_names"]), runs)
-        check_split(len(images), config["val_size"], config["train_size"])
+        data.check_split(len(images), config["val_size"], config["train_size"])
         if known is not None and known.get(config["dataset"]) != config["data"]["sha256"]:
             raise ValueError(f"the data set {config['dataset']} is not the one that the search used")
     empty = {"rows": [], "status": None, "seconds": 0.0}
@@ -907,76 +854,55 @@ def retrain(out, trial, data_dir):
     It runs for as many epochs as the trial did, or for all where lr falls along them to the last.
     """
     settings = {name: trial["config"][name] for name in train.SETTINGS}
-    settings |= {"val_size": 0, "train_size": None, "split_seed": None}
+    for name in ("train_size", "split_seed", "patience", "min_delta"):
+        settings[name] = train.DEFAULTS[name]
+    settings["val_size"] = 0
     if settings["lr_schedule"] not in ("linear", "cosine"):
         settings["epochs"] = len(trial["rows"])
-    settings |= {name: train.DEFAULTS[name] for name in ("patience", "min_delta")}
     words = train.as_flags(settings) + (["--data-dir", data_dir] if data_dir else [])
     there = all((out / name).exists() for name in ("last.pkl", "config.json"))  # or it was killed between
-    record = load_json(out / "config.json") if there else {}
-    same = isinstance(record, dict) and all(record.get(name) == settings[name] for name in settings)
+    same = there and settings.items() <= train.load_settings(out / "config.json").items()
     train.main([*words, "--out", str(out), "--quiet", *(["--resume"] if same else [])])
     return shlex.join(["python", "train.py", *words])
 
 
-def count_cores():
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def count_workers(flags):
-    """The number of processes on this machine; default: one for each core."""
+    """The number of processes on this machine; default: one for each core that this one may use."""
     if flags.workers is None:
-        return count_cores()
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if flags.scheduler:
         raise ValueError("--workers: is for this machine; the cluster of --scheduler has its own")
-    return checked("--workers", train.number(1, whole=True), flags.workers)
-
-
-def checked(flag, check, value):
-    try:
-        return check(value)
-    except ValueError as error:
-        raise ValueError(f"{flag}: {error}") from None
+    return check_count("--workers", flags.workers)
 
 
 def add_flags(parser):
-    parser.add_argument(
-        "--space",
-        nargs="+",
-        metavar="NAME=VALUES",
-        default=argparse.SUPPRESS,
+    group = parser.add_argument_group("search")
+    add = functools.partial(group.add_argument, default=argparse.SUPPRESS)
+    add(
+        "--space", nargs="+", metavar="NAME=VALUES",
         help="what to search: ranges low:high or low:high:log, and lists a,b,c (two layers: 512x256; "
         f"two steps of preprocessing: scale+center) (default: {DEFAULT_SEARCH['space']})",
-    )
+    )  # fmt: skip
     strategies = "; ".join(f"{name}: {what}" for name, what in STRATEGIES.items())
-    parser.add_argument(
-        "--strategy", metavar="X", default=argparse.SUPPRESS, help=f"{strategies} (default: random)"
-    )
-    parser.add_argument(
-        "--trials", metavar="N", default=argparse.SUPPRESS, help="trials of random and halving (default: 50)"
-    )
-    parser.add_argument(
-        "--workers", metavar="N", help="processes on this machine (default: one for each core)"
-    )
-    parser.add_argument("--scheduler", metavar="ADDRESS", help="run on this Dask cluster: tcp://host:8786")
-    parser.add_argument("--resume", action="store_true", help="run what the search in --out is missing")
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        default="results/search",
-        help="folder of the search (default: results/search)",
-    )
-    train.add_settings(parser.add_argument_group("settings that are the same in all trials"))
+    add("--strategy", metavar="NAME", help=f"{strategies} (default: random)")
+    add("--trials", metavar="N", help="trials of random and halving (default: 50)")
+    add = group.add_argument
+    add("--workers", metavar="N", help="processes on this machine (default: one for each core)")
+    add("--scheduler", metavar="ADDRESS", help="run on this Dask cluster: tcp://host:8786")
+    add("--resume", action="store_true", help="run what the search in --out is missing")
+    folder = "results/search"
+    add("--out", metavar="DIR", default=folder, help=f"folder of the search (default: {folder})")
+    train.add_settings(parser)
 
 
 def main(argv=None):
-    parser = make_parser(
-        "Search for the best settings, and train the best network on all training images. --seed is "
-        "the seed of the search; --val-size is 12000 unless given."
+    parser = data.make_parser(
+        "Search for the best settings, and train the best network on all training images. Settings that "
+        "are not searched are the same in all trials; --seed is the seed of the search; --val-size is "
+        "12000 unless given."
     )
     add_flags(parser)
-    flags = parse_flags(parser, argv)
+    flags = data.parse_flags(parser, argv)
     given = {n: v for n, v in vars(flags).items() if n in DEFAULT_SEARCH or n in train.SETTINGS}
     out, count = pathlib.Path(flags.out), count_workers(flags)
     definition, known = open_search(out, given, flags.resume)
@@ -985,37 +911,37 @@ def main(argv=None):
         print(f"no search to resume in {out}: starting a new one")
     out.mkdir(parents=True, exist_ok=True)
     titles = " and ".join(dataset["title"] for dataset in datasets.values())
-    print(
-        f"{definition['strategy']} search on {titles}: {len(trials)} trials of {definition['space']}",
-        flush=True,
-    )
-
-    searched = list(parse_space(definition["space"]))
+    what = f"{definition['strategy']} search on {titles}: {len(trials)} trials of {definition['space']}"
+    print(what, flush=True)
     if flags.scheduler:
         opened = cluster_workers(flags.scheduler, flags.data_dir)
     else:
         opened = local_workers(min(count, len(trials)), out / ".split", datasets)
     try:
-        with train.locked(out), progress_line() as show, opened as workers:
+        with train.locked(out), data.progress_line() as show, opened as workers:
             if known is None and (out / "search.json").exists():
                 raise ValueError(f"another search has been written to {out} meanwhile; name another --out")
             for half in out.glob("trials/*/*.part"):  # of a search that was killed
                 half.unlink()
             trials = load_trials(out, trials) if known is not None else trials
             save_definition(out, definition, datasets)
+            searched = list(parse_space(definition["space"]))
             trials = run_search(trials, definition["strategy"], workers, out, searched, show)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"every trial that has ended is in {out}; --resume runs the others") from None
+    conclude(out, trials, searched, flags.data_dir)
 
+
+def conclude(out, trials, searched, data_dir):
+    """Print the ranking, and train the best network on all training images."""
     ranked = ranking(trials)
     if not ranked:
         raise ValueError(f"no trial has ended well; see {out / 'trials.csv'}")
     print(f"\n{ranking_text(trials, searched)}\n(all trials: {out / 'trials.csv'})\n")
-    best = ranked[0]
-    print(f"trial {best['number']} is the best; its settings, trained on all training images:", flush=True)
-    command = retrain(out, best, flags.data_dir)
-    print(f"to train it again: {command}")
+    best = ranked[0]["number"]
+    print(f"trial {best} is the best; its settings, trained on all training images:", flush=True)
+    print(f"to train it again: {retrain(out, ranked[0], data_dir)}")
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(data.run_script(main))

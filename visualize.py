@@ -12,6 +12,7 @@ and returns a matplotlib Figure, or a dict of them by name; it touches no file.
 
 import io
 import math
+import os
 import pathlib
 import sys
 import textwrap
@@ -180,7 +181,7 @@ def save_figures(figures, folder):
 
 
 def save_file(path, content):
-    data.save_bytes(path, content)
+    nn.save_bytes(path, content)
     print(path, flush=True)
 
 
@@ -1340,7 +1341,7 @@ def main(argv=None):
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="folder for the files (default: FOLDER/figures; for several runs comparison/ beside the first)",
+        help="folder for the files (default: FOLDER/figures; for several runs comparison/ beside them)",
     )
     parser.add_argument("--show", action="store_true", help="open windows and write no files")
     parser.add_argument(
@@ -1365,8 +1366,7 @@ def draw(flags, only):
     first = pathlib.Path(flags.folders[0])
     if len(flags.folders) > 1:
         figures, skipped = draw_comparison(flags.folders, only)
-        beside = first if first.name.strip(".") else first.resolve()  # the parent of . is not .
-        out = beside.parent / "comparison"
+        out = pathlib.Path(os.path.commonpath(map(os.path.abspath, flags.folders))) / "comparison"
     else:
         figures, skipped = draw_folder(first, only, flags.data_dir)
         out = first / "figures"

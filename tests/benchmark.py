@@ -6,7 +6,8 @@
 Contestants that are not installed are skipped by name (pip install torch==2.13.0 jax scikit-learn).
 All use the same uint8 images, shapes, dtype and threads, and shuffle and gather their batches from
 them in every epoch. Runs are interleaved: ratios are taken run by run, so that a machine that is
-busy for a while slows all of them. The table is also written to results/benchmark.csv.
+busy for a while slows all of them. The table is also written to results/benchmark.csv, and with --write
+into results/reference/README.md.
 """
 
 import argparse
@@ -91,8 +92,9 @@ def mnist():
 def ours(dataset, sizes, batch, momentum):
     import train
 
-    settings = {"hidden": sizes[1:-1], "batch_size": batch, "momentum": momentum, "val_size": 0, "lr": LR / 4}
-    config = train.check_settings({**settings, "weight_decay": WEIGHT_DECAY})
+    step = {"optimizer": "adam"} if momentum == "adam" else {"momentum": momentum, "lr": LR / 4}
+    settings = {"hidden": sizes[1:-1], "batch_size": batch, "val_size": 0, "weight_decay": WEIGHT_DECAY}
+    config = train.check_settings({**settings, **step})
     prepared = train.prepare(dataset, config)
     reached = [train.init_state(prepared, config)]
 
@@ -140,9 +142,12 @@ def pytorch(dataset, sizes, batch, momentum, compiled=False):
     for fan_in, fan_out in zip(sizes, sizes[1:]):
         layers += [torch.nn.Linear(fan_in, fan_out), torch.nn.ReLU()]
     model = torch.nn.Sequential(*layers[:-1])
-    optimiser = torch.optim.SGD(
-        model.parameters(), lr=LR / 4, momentum=momentum, weight_decay=WEIGHT_DECAY, fused=True
-    )
+    if momentum == "adam":
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=WEIGHT_DECAY, fused=True)
+    else:
+        optimiser = torch.optim.SGD(
+            model.parameters(), lr=LR / 4, momentum=momentum, weight_decay=WEIGHT_DECAY, fused=True
+        )
 
     def loss_of(x, y):
         return torch.nn.functional.cross_entropy(model(x.float().div_(255)), y)
@@ -187,14 +192,26 @@ def jax_jitted(dataset, sizes, batch, momentum):
         logits = x @ params[-1][0] + params[-1][1]
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1).mean()
 
+    def adam(params, state, grads):
+        m, v, t = state
+        m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, grads)
+        v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, grads)
+        rate, root = 1e-3 / (1 - 0.9**t), jnp.sqrt(1 - 0.999**t)
+        params = jax.tree.map(lambda w, m, v: w - rate * m / (jnp.sqrt(v) / root + 1e-8), params, m, v)
+        return params, (m, v, t + 1)
+
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, velocity, images, labels, rows):
         x = images[rows].astype(jnp.float32) / 255
         grads = jax.grad(loss_of)(params, x, labels[rows])
+        if momentum == "adam":
+            return adam(params, velocity, grads)
         grads = [(g + WEIGHT_DECAY * w, h) for (g, h), (w, _) in zip(grads, params)]
         velocity = jax.tree.map(lambda v, g: momentum * v - LR / 4 * g, velocity, grads)
         return jax.tree.map(jnp.add, params, velocity), velocity
 
+    if momentum == "adam":
+        velocity = (velocity, jax.tree.map(jnp.zeros_like, params), jnp.float32(1))
     reached = [params, velocity]
 
     def epoch():
@@ -211,10 +228,18 @@ def sklearn_mlp(dataset, sizes, batch, momentum):
     from sklearn.neural_network import MLPClassifier
 
     x = dataset["train_images"].astype(np.float32) / np.float32(255)
+    if momentum == "adam":
+        step = {"solver": "adam", "learning_rate_init": 1e-3}
+    else:
+        step = {"solver": "sgd", "learning_rate_init": LR / 4, "momentum": momentum}
     model = MLPClassifier(
-        sizes[1:-1], solver="sgd", alpha=WEIGHT_DECAY * batch, batch_size=batch, learning_rate_init=LR / 4,
-        momentum=momentum, nesterovs_momentum=False, random_state=0,
-    )  # fmt: skip
+        sizes[1:-1],
+        alpha=WEIGHT_DECAY * batch,
+        batch_size=batch,
+        nesterovs_momentum=False,
+        random_state=0,
+        **step,
+    )
     classes = np.arange(10)
     return timed(lambda: model.partial_fit(x, dataset["train_labels"], classes=classes))
 
@@ -256,9 +281,10 @@ def section_epoch(options):
     cases = [([784, 292, 10], 128, 0.0)]
     if not options.quick:
         cases += [([784, 292, 10], 128, 0.9), ([784, 800, 10], 128, 0.0), ([784, 512, 256, 10], 128, 0.0)]
-        cases += [([784, 292, 10], 1024, 0.0), ([784, 292, 10], 16, 0.0)]
+        cases += [([784, 292, 10], 1024, 0.0), ([784, 292, 10], 16, 0.0), ([784, 292, 10], 128, "adam")]
     for sizes, batch, momentum in cases:
-        case = f"{'-'.join(map(str, sizes))} batch {batch}" + (f" momentum {momentum}" if momentum else "")
+        case = f"{'-'.join(map(str, sizes))} batch {batch}"
+        case += " adam" if momentum == "adam" else f" momentum {momentum}" if momentum else ""
         made = make_contestants(["ours", "floor", *OTHERS], dataset, sizes, batch, momentum)
         yield contest("epoch", case, made, options.runs, options.threads)
 
@@ -465,7 +491,7 @@ def machine():
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     a = np.random.default_rng(0).random((2048, 2048), dtype=np.float32)
     took = min(timed(lambda: a @ a)() for _ in range(5))
-    threads = os.environ["OPENBLAS_NUM_THREADS"]
+    threads = os.environ.get("OPENBLAS_NUM_THREADS", os.cpu_count())
     return (
         f"{cpu}, {os.cpu_count()} cores; {blas['name']} {blas['version']}, threads: {threads}; "
         f"Python {platform.python_version()}, NumPy {np.__version__}\n"
@@ -494,6 +520,7 @@ def main():
         "--quick", action="store_true", help="epoch: only 784-292-10, batch 128; search: few epochs"
     )
     parser.add_argument("--csv", default=str(ROOT / "results" / "benchmark.csv"), help="where the table goes")
+    parser.add_argument("--write", action="store_true", help="put the table into results/reference/README.md")
     parser.add_argument("--one-epoch-of", help=argparse.SUPPRESS)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -521,6 +548,31 @@ def main():
         child = subprocess.run([sys.executable, __file__, *map(str, arguments)], env=environment)
         if child.returncode:  # it has said why
             sys.exit(child.returncode)
+    if options.write:
+        import reproduce
+
+        import data
+
+        reproduce.write_section("speed", table(data.load_rows(pathlib.Path(options.csv), words=True)))
+
+
+def table(rows):
+    """The measured rows as Markdown: median (least to most), and times ours, for each number of threads."""
+    threads = sorted({row["threads"] for row in rows}, reverse=True)
+    heads = [f"{count} thread{'s' * (count > 1)} | times ours" for count in threads]
+    lines = [machine(), "", f"| | | {' | '.join(heads)} |", "|---|---|" + "---|---|" * len(threads)]
+    for case, contestant in dict.fromkeys((row["case"], row["contestant"]) for row in rows):
+        cells = []
+        for count in threads:
+            found = [
+                r for r in rows if (r["case"], r["contestant"], r["threads"]) == (case, contestant, count)
+            ]
+            cells += [
+                f"{r['median']:.3g} {r['unit']} ({r['min']:.3g} to {r['max']:.3g}) | {r['ratio']:.2f}"
+                for r in found
+            ] or [" | "]
+        lines.append(f"| {case} | {contestant} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def run_child(options):

@@ -3,20 +3,22 @@
     python tests/reproduce.py                # every row: hours
     python tests/reproduce.py A C            # these rows
     python tests/reproduce.py --show         # the table of what is there already, without training
+    python tests/reproduce.py --write        # and put it into results/reference/README.md
 
 Each run is one ``python train.py`` command in a folder of its own below results/reproduce. A run
 that was stopped is resumed, one that has ended is not run again. The table is made from the files
-that the runs leave. Settings were chosen on validation images, never on the test set.
+that the runs leave. Settings were chosen on validation images, never on the test set. Each run takes
+as many threads as it can get: with --jobs 2 set OPENBLAS_NUM_THREADS=1.
 """
 
 import argparse
-import concurrent.futures
-import os
 import pathlib
 import shlex
 import statistics
 import subprocess
 import sys
+import textwrap
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -48,7 +50,7 @@ def test_accuracy_and_loss(runs):
 def committee_accuracy(runs):
     members = judging.load_members([str(folder) for folder, _ in runs])
     dataset = data.load_dataset_of(members[0][1])
-    report, _ = judging.judge_committee(members, dataset["test_images"], dataset["test_labels"])
+    _, report, _ = judging.judge(members, dataset["test_images"], dataset["test_labels"])
     return f"**{100 * report['accuracy']:.2f} %**; its members {test_accuracy(runs)}"
 
 
@@ -200,42 +202,72 @@ def finished(flags, folder):
 
 
 def train_missing(names, out, jobs):
-    """Run what has not ended of the rows, ``jobs`` runs at a time, and share the cores among them."""
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    runs = [run for name in names for run in runs_of(name, out) if not finished(*run)]
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": threads}
-
-    def run(flags, folder):
-        resume = ["--resume"] if record_of(flags, folder) else []
-        command = [sys.executable, str(ROOT / "train.py"), *flags, *resume, "--quiet"]
-        subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
-
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        try:
-            for done in [pool.submit(run, *each) for each in runs]:
-                done.result()
-        except subprocess.CalledProcessError as error:
-            pool.shutdown(cancel_futures=True)
-            sys.exit(f"failed: {shlex.join(error.cmd)}")
+    """Run what has not ended of the rows, ``jobs`` runs at a time."""
+    every = [(name, number, run) for name in names for number, run in enumerate(runs_of(name, out), start=1)]
+    waiting = [each for each in every if not finished(*each[2])]
+    running = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                name, number, (flags, folder) = waiting.pop(0)
+                print(f"row {name}, run {number} of {len(ROWS[name][3])}", flush=True)
+                resume = ["--resume"] if record_of(flags, folder) else []
+                command = [sys.executable, str(ROOT / "train.py"), *flags, *resume, "--quiet"]
+                running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+            time.sleep(0.1)
+            for ended in [process for process in running if process.poll() is not None]:
+                running.remove(ended)
+                if ended.returncode:
+                    raise ValueError(f"failed: {shlex.join(ended.args)}")
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on with what is missing") from None
+    finally:
+        for process in running:
+            process.terminate()  # it saves what it has reached
+            process.wait()
 
 
 def table_line(name, out):
     """A row of the table, or None when none of its runs has ended."""
-    network, reported, flags, of_each, reached = ROWS[name]
+    network, reported, _, of_each, reached = ROWS[name]
     runs = [(folder, record) for flags, folder in runs_of(name, out) if (record := finished(flags, folder))]
     if not runs:
         return None
     seconds = statistics.mean(record["result"]["seconds"] for _, record in runs)
-    time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+    took = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
     lacking = len(of_each) - len(runs)
     missing = f", {lacking} run{'s' * (lacking > 1)} missing" if lacking else ""
-    command = f"`python train.py {flags}`"
-    if of_each not in SEEDS.values():
-        command += " and in turn " + ", ".join(f"`{more}`" for more in of_each)
-    return f"| {name} | {network} | {command} | {reported} | {reached(runs)}{missing} | {time} |"
+    return f"| {name} | {network} | {reported} | {reached(runs)}{missing} | {took} |"
 
 
-def main():
+def command_lines(name):
+    """The command of a row, and what its runs have of their own, folded."""
+    _, _, flags, of_each, _ = ROWS[name]
+    more = "--seed 0, 1, ..." if of_each in SEEDS.values() else f"in turn {', '.join(of_each)}"
+    text = f"{name}: python train.py --dataset mnist {flags}, {more}"
+    options = {"subsequent_indent": "    ", "break_on_hyphens": False, "break_long_words": False}
+    return textwrap.wrap(text.replace("--dataset mnist --dataset", "--dataset"), 90, **options)
+
+
+def table(names, out):
+    """The table of the rows that there are, in Markdown, and below it their commands."""
+    lines = {name: line for name in names if (line := table_line(name, out))}
+    head = ["| | network | reported | test accuracy, mean ± std (each seed) | steps of a run |"]
+    commands = [folded for name in lines for folded in command_lines(name)]
+    return "\n".join([*head, "|---|---|---|---|---|", *lines.values(), "", "```", *commands, "```"])
+
+
+def write_section(name, text, path=ROOT / "results" / "reference" / "README.md"):
+    """Put text between the marks of a section in a Markdown file."""
+    start, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, found, rest = path.read_text(encoding="utf-8").partition(start)
+    if not found or end not in rest:
+        raise ValueError(f"{path} has no section {name}")
+    after = rest.partition(end)[2]
+    nn.save_bytes(path, f"{before}{start}\n{text}\n{end}{after}".encode())
+
+
+def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -243,23 +275,19 @@ def main():
     parser.add_argument("--out", default=str(ROOT / "results" / "reproduce"), help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--show", action="store_true", help="train nothing")
-    flags = parser.parse_args()
+    parser.add_argument("--write", action="store_true", help="put the table into results/reference/README.md")
+    flags = parser.parse_args(argv)
     for name in flags.rows:
-        try:
-            nn.choose("row", name, ROWS)
-        except ValueError as error:
-            parser.error(error)
+        nn.choose("row", name, ROWS)
     if flags.jobs < 1:
-        parser.error("--jobs must be at least 1")
+        raise ValueError("--jobs must be at least 1")
     names, out = flags.rows or list(ROWS), pathlib.Path(flags.out)
     if not flags.show:
         train_missing(names, out, flags.jobs)
-    print("| | network | command | reported | test accuracy, mean ± std (each seed) | training, each |")
-    print("|---|---|---|---|---|---|")
-    for name in names:
-        if line := table_line(name, out):
-            print(line)
+    print(table(names, out))
+    if flags.write:
+        write_section("reproduce", table(names, out))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(data.run_script(main))

@@ -27,7 +27,7 @@ def moments(picture):
 
 def redrawn(names, pictures):
     images = pictures.reshape(len(pictures), -1)
-    steps = data.fit_preprocess(names, images, pictures.shape[1:])
+    steps = data.fit_steps(names, images, pictures.shape[1:])
     return data.redraw(images, steps).reshape(len(images), *data.shape_after(steps, pictures.shape[1:]))
 
 
@@ -97,7 +97,7 @@ def test_steps_come_in_the_order_given():
 def test_impossible_steps_are_named(names, words):
     images = np.random.default_rng(0).integers(0, 256, (50, 12), dtype=np.uint8)
     with pytest.raises(ValueError, match=words):
-        data.fit_preprocess(names, images, (3, 4))
+        data.fit_steps(names, images, (3, 4))
 
 
 # --- principal components ---------------------------------------------------------------------
@@ -106,7 +106,7 @@ def test_impossible_steps_are_named(names, words):
 def test_pca_keeps_the_directions_of_the_largest_variance():
     rng = np.random.default_rng(0)
     images = np.clip(128 + rng.normal(size=(400, 3)) @ rng.normal(0, 25, (3, 12)), 0, 255).astype(np.uint8)
-    steps = data.fit_preprocess(["scale", "pca:3"], images)
+    steps = data.fit_steps(["scale", "pca:3"], images, (3, 4))
     x = images / 255
     centered = x - x.mean(axis=0)
     _, spread, directions = np.linalg.svd(centered, full_matrices=False)
@@ -121,7 +121,7 @@ def test_weights_in_pixels_give_the_same_sums(names):
     """x @ W on preprocessed inputs differs from pixels @ (W in pixels) by the same for every image."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 64, (50, 24), dtype=np.uint8) * 4  # 4x6; their 2x2 means are whole
-    steps = data.fit_preprocess(names, images, (4, 6))
+    steps = data.fit_steps(names, images, (4, 6))
     inputs = data.preprocess(images, steps, np.float64)
     weights = rng.normal(size=(inputs.shape[1], 3))
     in_pixels = data.weights_in_pixels(weights, steps)

@@ -32,16 +32,16 @@ def test_idx_files_are_read_exactly(tmp_path, zipped):
 @pytest.mark.parametrize(
     "content, words",
     [
-        (b"", "magic"),
-        (b"\x00\x00", "magic"),
-        (b"<html>not found</html>", "magic"),
+        (b"", "does not start"),
+        (b"\x00\x00", "does not start"),
+        (b"<html>not found</html>", "does not start"),
         (idx((2,), b"ab", kind=0x0D), "unsigned bytes"),
         (idx((2, 2), b"abcd"), "unsigned bytes"),
-        (idx((2,), b"ab")[:6], "header is cut"),
-        (idx((5,), b"abc"), "ends after 3 of 5"),
+        (idx((2,), b"ab")[:6], "damaged"),
+        (idx((5,), b"abc"), "ends before the 5"),
         (idx((2,), b"abc"), "goes on after the 2"),
         (idx((2**32 - 1,) * 3, b"abc"), "damaged"),
-        (idx((2**30,), b"abc"), "ends after 3 of"),
+        (idx((2**30,), b"abc"), "ends before"),
     ],
 )
 @pytest.mark.parametrize("zipped", [False, True])
@@ -51,6 +51,14 @@ def test_damaged_idx_files_are_named(tmp_path, content, words, zipped):
     with pytest.raises(ValueError, match=words) as error:
         data.load_idx(path)
     assert str(path) in str(error.value)
+
+
+def test_gzip_is_told_by_content_not_by_name(tmp_path):
+    content = data.idx_bytes(np.arange(5, dtype=np.uint8))
+    (tmp_path / "raw.gz").write_bytes(content)
+    (tmp_path / "zipped").write_bytes(gzip.compress(content))
+    for name in ("raw.gz", "zipped"):
+        np.testing.assert_array_equal(data.load_idx(tmp_path / name)[0], np.arange(5))
 
 
 @pytest.mark.parametrize("cut", [slice(0, 30), slice(0, -6), slice(10, None)])
@@ -218,35 +226,35 @@ def test_preprocessing_against_direct_calculation(pixels, dtype):
         ("center", "standardize"): (x - x.mean(axis=0)) / (x - x.mean(axis=0)).std(),
     }
     for names, right in expected.items():
-        got = data.preprocess(pixels, data.fit_preprocess(names, pixels), dtype)
+        got = data.preprocess(pixels, data.fit_steps(names, pixels, (3, 4)), dtype)
         assert got.dtype == dtype
         np.testing.assert_allclose(got, right, rtol=1e-4, atol=1e-4 if dtype == np.float32 else 1e-9)
 
 
 def test_preprocessing_is_fitted_on_the_images_given_and_no_others(pixels):
-    steps = data.fit_preprocess(["scale", "center"], pixels[:10])
-    np.testing.assert_allclose(steps[1]["mean"], (pixels[:10] / 255).mean(axis=0))
+    steps = data.fit_steps(["scale", "center"], pixels[:10], (3, 4))
+    np.testing.assert_allclose(steps[0]["mean"], pixels[:10].mean(axis=0))
     assert data.preprocess(pixels[:10], steps).mean() == pytest.approx(0, abs=1e-6)
     assert abs(data.preprocess(pixels[10:], steps).mean()) > 1e-4
 
 
 def test_constant_images_are_no_division_by_zero():
     black = np.zeros((5, 4), np.uint8)
-    steps = data.fit_preprocess(["scale", "standardize"], black)
+    steps = data.fit_steps(["scale", "standardize"], black, (2, 2))
     assert not data.preprocess(black, steps).any()
 
 
 def test_preprocessing_leaves_the_images_alone(pixels):
     before = pixels.copy()
-    data.preprocess(pixels, data.fit_preprocess(["scale", "center", "standardize"], pixels))
+    data.preprocess(pixels, data.fit_steps(["scale", "center", "standardize"], pixels, (3, 4)))
     np.testing.assert_array_equal(pixels, before)
     with pytest.raises(ValueError, match="unknown preprocessing"):
-        data.fit_preprocess(["skale"], pixels)
+        data.fit_steps(["skale"], pixels, (3, 4))
 
 
 def test_batches_cover_everything_once(pixels):
-    steps = data.fit_preprocess(["scale"], pixels)
-    taken = [(x.copy(), y) for x, y in data.batches(pixels, np.arange(3000), steps, 128)]
+    steps = data.fit_steps(["scale"], pixels, (3, 4))
+    taken = [(batch["x"].copy(), batch["y"]) for batch in data.batches(pixels, np.arange(3000), steps, 128)]
     np.testing.assert_array_equal(np.concatenate([x for x, _ in taken]), data.preprocess(pixels, steps))
     np.testing.assert_array_equal(np.concatenate([y for _, y in taken]), np.arange(3000))
 

@@ -63,11 +63,12 @@ def use_dataset(folder):
 
 
 def use_params(path):
-    ((params, config),) = judging.load_members([path])
+    members = judging.load_members([path])
+    config = members[0][1]
     dataset = data.load_dataset_of(config)
-    estimates, report = judging.judge(params, config, dataset["test_images"], dataset["test_labels"])
+    estimates, report, _ = judging.judge(members, dataset["test_images"], dataset["test_labels"])
     judging.report_text(report, config, "title")
-    judging.prediction_rows(estimates, dataset["test_labels"])
+    judging.prediction_rows(estimates, dataset["test_labels"], config["data"]["class_names"])
 
 
 def use_run(out):
@@ -75,7 +76,8 @@ def use_run(out):
     state, rows, config, prepared = train.resume_run(out, {}, None)
     config["epochs"] = min(config["epochs"], state["epoch"]) + 1
     train.describe(config, prepared, state["params"])
-    state, rows = train.fit(state, prepared, config, rows)
+    for after, row in train.fit(state, prepared, config, rows):
+        state, rows = after, [*rows, row]
     train.save_epoch(out, state, rows, config, prepared["steps"])
     train.save_record(out, config, "finished", rows, state["best"])
 

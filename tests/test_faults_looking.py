@@ -249,7 +249,7 @@ def test_committees_with_a_bad_member(whole, tmp_path, count):
 
     def use(runs):
         members = judging.load_members(runs)
-        report, _ = judging.judge_committee(members, images["test_images"], images["test_labels"])
+        _, report, _ = judging.judge(members, images["test_images"], images["test_labels"])
         assert np.isfinite(report["loss"])
         judging.report_text(report, members[0][1], "committee")
 

@@ -97,13 +97,13 @@ def test_a_second_search_is_refused_while_the_first_lives(whole, tmp_path, here)
 
 def test_a_search_that_came_first_is_not_overwritten(whole, tmp_path, here, monkeypatch):
     """Another one has taken the folder and ended while this one loaded its data."""
-    load = search.load_dataset
+    load = data.load_dataset
 
     def load_slowly(*args):
         shutil.copytree(whole / "half", tmp_path / "out")
         return load(*args)
 
-    monkeypatch.setattr(search, "load_dataset", load_slowly)
+    monkeypatch.setattr(data, "load_dataset", load_slowly)
     words = flags(whole / "small", tmp_path / "out", "--seed", 1)
     call_refused(search.main, *words, words=["another search", str(tmp_path / "out")])
     for path in (whole / "half").rglob("*.*"):
@@ -210,7 +210,7 @@ OWN_FLAGS = ("--strategy", "--trials", "--workers", "--scheduler", "--data-dir",
 
 @pytest.mark.parametrize("flag", [*OWN_FLAGS, *map(train.flag, train.SETTINGS)])
 def test_nonsense_on_the_command_line_is_refused_before_the_data_is_loaded(flag, tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "load_dataset", not_loaded)
+    monkeypatch.setattr(data, "load_dataset", not_loaded)
     monkeypatch.setitem(sys.modules, "distributed", None)  # --scheduler: no answer is waited for
     for value in WORDS:
         words = ["--out", tmp_path / "out", *([] if flag == "--space" else ["--space", "smooth=1,2"])]
@@ -236,7 +236,7 @@ def test_nonsense_in_a_space_is_named(name):
 
 
 def test_a_grid_beyond_any_machine_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "load_dataset", not_loaded)
+    monkeypatch.setattr(data, "load_dataset", not_loaded)
     choices = ",".join(map(str, range(1, 1001)))
     words = ["--space", *(f"{name}={choices}" for name in ("lr", "hidden", "seed", "batch_size"))]
     call_refused(search.main, *words, "--strategy", "grid", "--out", tmp_path, words=["1000000000000"])
@@ -272,14 +272,15 @@ def test_a_search_in_which_all_diverges_says_so(whole, tmp_path, here):
 # --- long -------------------------------------------------------------------------------------
 
 MANY_TRIALS = """
-import multiprocessing, os, sys, search
+import os, pathlib, sys, search
 held, save = [], search.save_trial
 
 def save_trial(*args):
     save(*args)
-    pages = [open(f"/proc/{pid}/statm").read().split()[1] for pid in
-             [os.getpid(), *(child.pid for child in multiprocessing.active_children())]]
-    held.append([4096 * int(n) for n in pages])
+    stats = pathlib.Path("/proc").glob("[0-9]*/stat")
+    parents = {path.parent: path.read_text().rpartition(")")[2].split()[1] for path in stats}
+    ours = [p for p in sorted(parents) if str(os.getpid()) in (p.name, parents[p])]
+    held.append([4096 * int((p / "statm").read_text().split()[1]) for p in ours])
 
 if __name__ == "__main__":
     search.save_trial = save_trial

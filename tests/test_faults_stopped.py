@@ -39,15 +39,15 @@ def test_a_space_with_a_hidden_layer_of_a_million_is_refused_before_anything_run
     tmp_path, monkeypatch, workers, who
 ):
     monkeypatch.setattr(train, "available_memory", lambda: 4e9)
-    monkeypatch.setattr(search, "load_dataset", None)
-    words = [who, "would need about", "GB of memory, and 4.0 GB are free", "--hidden"]
+    monkeypatch.setattr(data, "load_dataset", None)
+    words = [who, "4.0 GB are free", "--hidden"]
     given = flags("mnist", tmp_path / "out", "--workers", workers, space="hidden=100,1000000")
     call_refused(search.main, *given, words=words)
     assert not (tmp_path / "out").exists()
 
 
 def test_trials_that_fit_into_memory_one_by_one_may_not_fit_together(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "available_memory", lambda: 3e6)
+    monkeypatch.setattr(train, "available_memory", lambda: 9e6)
     space = "hidden=2000:2100"
     together = flags(small, tmp_path / "together", space=space)
     call_refused(search.main, *together, words=["2 trials at once", "fewer --workers"])

@@ -300,6 +300,82 @@ def test_a_blank_corner_of_x_may_be_left_out(depth, blank):
     assert all_bytes((again, nn.backward(params, my_cache, y, out=my_grads))) == bits
 
 
+@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize("blank", [(0, 4), (0, 0), (3, 2), (8, 1), (2, 100)])
+def test_x_may_be_cut_off_behind_its_ink(depth, blank):
+    params, x, y = network(depth)
+    x[:, 4:] = 0
+    x[: blank[0], blank[1] :] = 0
+    outputs, cache = nn.forward(params, x)
+    grads = nn.backward(params, cache, y)
+    mine, my_cache = nn.forward(params, x[:, :4], blank=blank)
+    np.testing.assert_allclose(mine, outputs, rtol=1e-12)
+    out = {key: np.full_like(w, np.nan) for key, w in params.items()}
+    for given in (None, out):
+        my_grads = nn.backward(params, my_cache, y, out=given)
+        assert my_grads["W1"].shape == (4, params["W1"].shape[1])
+        for key in params:
+            expected = grads[key][:4] if key == "W1" else grads[key]
+            np.testing.assert_allclose(my_grads[key], expected, rtol=1e-12, atol=1e-15)
+    assert np.shares_memory(my_grads["W1"], out["W1"]) and out["W1"].shape == params["W1"].shape
+    with pytest.raises(ValueError):
+        nn.forward(params, x[:, :4])
+    with pytest.raises(ValueError):
+        nn.forward(params, np.pad(x, ((0, 0), (0, 1))), blank=blank)
+    with pytest.raises(ValueError):
+        nn.backward(params, my_cache, y, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("momentum, nesterov", [(0.0, False), (0.9, False), (0.9, True)])
+@pytest.mark.parametrize("decay", [0.0, 0.02])
+@pytest.mark.parametrize("rows", [0, 1, 4, 6])
+def test_missing_rows_of_the_first_gradient_are_zero(monkeypatch, rows, momentum, nesterov, decay):
+    monkeypatch.setattr(nn, "UPDATE_BLOCK", 10)
+    params, x, y = network()
+    x[:, rows:] = 0
+    velocity = {key: np.full_like(w, 0.3) for key, w in params.items()}
+    grads = nn.backward(params, nn.forward(params, x)[1], y)
+    step = (velocity, 0.1, momentum, nesterov, decay)
+    whole = nn.sgd_step(params, grads, *step)
+    assert all_bytes(nn.sgd_step(params, {**grads, "W1": grads["W1"][:rows]}, *step)) == all_bytes(whole)
+
+
+@pytest.mark.parametrize("momentum, nesterov", [(0.0, False), (0.9, False), (0.9, True)])
+def test_a_step_goes_into_any_arrays_that_are_handed_over(momentum, nesterov):
+    params, x, y = network()
+    grads = nn.backward(params, nn.forward(params, x)[1], y)
+    velocity = {key: np.full_like(w, 0.3) for key, w in params.items()}
+    step = (0.1, momentum, nesterov, 0.01)
+    right = nn.sgd_step(params, grads, velocity, *step)
+    before = all_bytes((params, velocity))
+    out = tuple({k: np.full(w.shape, np.nan, order="F") for k, w in params.items()} for _ in range(2))
+    got = nn.sgd_step(params, grads, velocity, *step, out=out)
+    assert got[0] is out[0] and got[1] is out[1] and all_bytes((params, velocity)) == before
+    assert all_bytes(out) == all_bytes(right)
+    nn.sgd_step(params, grads, velocity, *step, out=(params, velocity))
+    assert all_bytes((params, velocity)) == all_bytes(right)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_a_network_runs_over_batches(depth):
+    params, x, _ = network(depth, "tanh")
+    x[:3, 4:] = 0
+    whole, cache = nn.forward(params, x, "tanh")
+    batches = [{"x": x[:3, :4], "y": None, "blank": (0, 4)}, {"x": x[3:]}]
+    np.testing.assert_allclose(nn.outputs_of(params, iter(batches), "tanh"), whole, rtol=1e-12)
+    outputs, hidden = nn.hidden_of(params, iter(batches), "tanh")
+    np.testing.assert_allclose(outputs, whole, rtol=1e-12)
+    assert len(hidden) == depth
+    for got, expected in zip(hidden, cache["inputs"][1:]):
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
+    x[5, 0] = np.inf
+    for run in (nn.outputs_of, nn.hidden_of):
+        with pytest.raises(FloatingPointError):
+            run(params, batches, "relu")
+    with pytest.raises(FloatingPointError):
+        nn.predict(params, x)
+
+
 def test_blocks_of_the_update_do_not_change_it(monkeypatch):
     params, x, y = network(1, dtype=np.float32)
     grads = nn.backward(params, nn.forward(params, x)[1], y)
@@ -351,10 +427,10 @@ def test_any_finite_logit_is_safe(loss, dtype, size):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_activations_are_safe_at_the_ends(activation, dtype):
     z = np.array([-1e30, -1e4, -1.0, 0.0, 1.0, 1e4, 1e30], dtype)
-    act, slope = nn.ACTIVATIONS[activation]
+    act, slope, *needs = nn.ACTIVATIONS[activation]
     with np.errstate(over="raise", invalid="raise", divide="raise"):
         a = act(z)
-        assert np.isfinite(a).all() and np.isfinite(slope(a)).all()
+        assert np.isfinite(a).all() and np.isfinite(slope(z if "input" in needs else a)).all()
 
 
 # --- bad input --------------------------------------------------------------------------------
@@ -389,9 +465,151 @@ def test_bad_input_is_named(call, words):
         call(*network())
 
 
-def test_sgd_step_refuses_an_out_that_it_could_not_write_into():
-    params = {"W1": np.asfortranarray(np.ones((3, 2))), "b1": np.zeros(2)}
+# --- other optimisers -------------------------------------------------------------------------
+
+
+def steps_of(optimizer, count, dtype=np.float64, out=False, **options):
+    """Params and state after so many steps with gradients from a fixed generator."""
+    rng = np.random.default_rng(3)
+    params = nn.init_params(rng, [6, 5, 3], dtype=dtype)
+    state = nn.first_moments(params, ("m", "v") if optimizer == "adam" else ("v",)) if out else None
+    for _ in range(count):
+        grads = {key: rng.standard_normal(w.shape).astype(dtype) for key, w in params.items()}
+        more = {"out": (params, state)} if out else {}
+        params, state = nn.OPTIMIZERS[optimizer](params, grads, state, 0.01, **options, **more)
+    return params, state
+
+
+def test_adam_and_rmsprop_by_hand():
+    params, grads = (
+        {"W1": np.array([[2.0]]), "b1": np.array([1.0])},
+        {"W1": np.array([[0.5]]), "b1": np.zeros(1)},
+    )
+    new, state = nn.adam_step(params, grads, None, 0.1, weight_decay=0.3)
+    # m' = g, v' = g^2: the first step is lr in the direction of the gradient
+    assert new["W1"][0, 0] == pytest.approx(2 * (1 - 0.03) - 0.1, abs=1e-8) and new["b1"][0] == 1
+    new, state = nn.adam_step(new, {"W1": np.array([[-1.0]]), "b1": np.zeros(1)}, state, 0.1)
+    m, v = (0.9 * 0.05 - 0.1) / (1 - 0.81), (0.999 * 0.00025 + 0.001) / (1 - 0.999**2)
+    assert new["W1"][0, 0] == pytest.approx(1.84 - 0.1 * m / np.sqrt(v), abs=1e-7) and state["steps"] == 2
+    new, state = nn.rmsprop_step(params, grads, None, 0.1, beta2=0.9, weight_decay=0.3)
+    assert new["W1"][0, 0] == pytest.approx(2 * 0.97 - 0.1 * 0.5 / np.sqrt(0.025), abs=1e-6)
+    assert state["v"]["W1"][0, 0] == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_steps_are_those_of_pytorch(optimizer, decay):
+    torch = pytest.importorskip("torch")
+    start, _ = steps_of(optimizer, 0)
+    ours, _ = steps_of(optimizer, 100, weight_decay=decay)
+    theirs = {key: torch.nn.Parameter(torch.tensor(w)) for key, w in start.items()}
+    weights = [{"params": [w for key, w in theirs.items() if key[0] == kind]} for kind in "Wb"]
+    make = torch.optim.AdamW if optimizer == "adam" else torch.optim.RMSprop
+    steps = make(weights, lr=0.01, weight_decay=0.0)
+    rng = np.random.default_rng(3)
+    nn.init_params(rng, [6, 5, 3], dtype=np.float64)
+    for _ in range(100):
+        for key, w in theirs.items():
+            w.grad = torch.tensor(rng.standard_normal(start[key].shape))
+            if key[0] == "W":
+                w.data *= 1 - 0.01 * decay  # decoupled, as AdamW's own
+        steps.step()
+    for key, w in theirs.items():
+        np.testing.assert_allclose(ours[key], w.detach().numpy(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_steps_in_place_give_the_same_bits_and_without_out_change_nothing(optimizer):
+    for dtype in (np.float32, np.float64):
+        apart, state = steps_of(optimizer, 5, dtype, weight_decay=0.1)
+        in_place, _ = steps_of(optimizer, 5, dtype, out=True, weight_decay=0.1)
+        for key in apart:
+            np.testing.assert_array_equal(apart[key], in_place[key])
+            assert apart[key].dtype == state["v"][key].dtype == dtype
+        before = {key: w.copy() for key, w in apart.items()}
+        nn.OPTIMIZERS[optimizer](apart, apart, state, 0.1)
+        assert all((apart[key] == before[key]).all() for key in apart) and state["steps"] == 5
+
+
+def test_a_gradient_of_fewer_rows_is_one_with_rows_of_zeros():
+    params = nn.init_params(np.random.default_rng(0), [6, 5, 3], dtype=np.float64)
     grads = {key: np.ones_like(w) for key, w in params.items()}
-    with pytest.raises(ValueError, match="contiguous"):
-        nn.sgd_step(params, grads, None, 0.1, out=(params, None))
-    assert (nn.sgd_step(params, grads, None, 0.1)[0]["W1"] == 0.9).all()
+    grads["W1"][4:] = 0
+    for step in (nn.adam_step, nn.rmsprop_step):
+        whole, state = step(params, grads, None, 0.1)
+        whole, _ = step(whole, grads, state, 0.1)
+        narrow, state = step(params, {**grads, "W1": grads["W1"][:4]}, None, 0.1)
+        narrow, _ = step(narrow, {**grads, "W1": grads["W1"][:4]}, state, 0.1)
+        for key in params:
+            np.testing.assert_allclose(narrow[key], whole[key], rtol=1e-15)
+
+
+def test_clipped_gradients_have_a_norm_together():
+    grads = {"W1": np.full((2, 2), 3.0), "b1": np.full(2, 4.0)}  # norm sqrt(68)
+    clipped = nn.clip_norm(grads, 1.0)
+    assert sum(np.square(g).sum() for g in clipped.values()) == pytest.approx(1)
+    assert clipped["b1"][0] / clipped["W1"][0, 0] == pytest.approx(4 / 3)
+    assert (nn.clip_norm(grads, 100.0)["W1"] == 3).all()
+
+
+# --- gradients checked, and pieces of one's own -----------------------------------------------
+
+
+def test_check_gradients_finds_a_wrong_slope_and_says_where(monkeypatch):
+    params, x, y = network(2, "relu")
+    assert nn.check_gradients(params, x, y, "gelu", weight_decay=0.1)[0] < 1e-5
+    assert nn.check_gradients(params, x, y, "relu", class_weight=[0.5, 2.0, 1.0, 1.0])[0] < 1e-5
+    monkeypatch.setitem(nn.ACTIVATIONS, "wrong", (lambda z: z * z, lambda z: z, "input"))
+    monkeypatch.setitem(nn.AUTO_INITS, "wrong", "he")
+    difference, (key, index) = nn.check_gradients(params, x, y, "wrong")
+    assert difference > 0.1 and key in ("W1", "b1", "W2", "b2"), "the layers below a wrong slope"
+    assert len(index) == params[key].ndim
+
+
+def test_an_activation_of_ones_own_is_checked_where_it_is_used(monkeypatch):
+    params, x, y = network(2, "relu")
+    monkeypatch.setitem(nn.ACTIVATIONS, "square", (lambda z: z * z, lambda z: 2 * z, "input"))
+    assert nn.check_gradients(params, x, y, "square")[0] < 1e-5
+    with pytest.raises(ValueError, match="square"):
+        nn.init_params(np.random.default_rng(0), [4, 3, 2], "square")
+    for act in (lambda z: z[:, :1], lambda z: z.astype(np.float16), lambda z: np.square(z, out=z)):
+        monkeypatch.setitem(nn.ACTIVATIONS, "square", (act, lambda z: 2 * z, "input"))
+        with pytest.raises(ValueError, match="square"):
+            nn.forward(params, x, "square")
+
+
+def test_a_loss_of_ones_own_trains_with_its_own_slope(monkeypatch):
+    params, x, y = network(1, "tanh")
+
+    def value(outputs, y, label_smoothing):
+        return np.abs(outputs - np.eye(outputs.shape[1])[y]).sum(axis=1)
+
+    def slope(outputs, y, label_smoothing):
+        return np.sign(outputs - np.eye(outputs.shape[1])[y])
+
+    monkeypatch.setitem(nn.LOSSES, "absolute", (value, slope))
+    assert nn.check_gradients(params, x, y, "tanh", "absolute")[0] < 1e-5
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("loss", nn.LOSSES)
+def test_the_gradient_of_the_input_is_that_of_finite_differences(activation, loss):
+    params, x, y = network(2, "tanh")
+    params, x = {key: w.astype(np.float64) for key, w in params.items()}, x.astype(np.float64)
+    gradient = nn.input_gradient(params, x, y, activation, loss)
+    for index in ((0, 0), (1, 2), (2, 1)):
+        sides = []
+        for side in (1e-6, -1e-6):
+            moved = x.copy()
+            moved[index] += side
+            row = slice(index[0], index[0] + 1)
+            sides.append(nn.loss(params, nn.forward(params, moved[row], activation)[0], y[row], loss))
+        assert gradient[index] == pytest.approx((sides[0] - sides[1]) / 2e-6, rel=1e-4, abs=1e-8)
+
+
+def test_class_weights_are_factors_on_the_loss_of_each_image():
+    params, x, y = network(1, "relu")
+    outputs, _ = nn.forward(params, x)
+    weights = np.arange(1.0, outputs.shape[1] + 1)
+    each = [nn.loss(params, outputs[i : i + 1], y[i : i + 1]) for i in range(len(y))]
+    assert nn.loss(params, outputs, y, class_weight=weights) == pytest.approx(np.mean(weights[y] * each))

@@ -23,6 +23,21 @@ def small_run(folder, **settings):
     return config, train.prepare(data.load_dataset(config["dataset"]), config)
 
 
+def pictures(sets, part):
+    """The images (n, d) of a part of the sets, with their columns where they were, and its labels."""
+    images = sets[part]["images"]
+    natural = slice(None) if sets["columns"] is None else np.argsort(sets["columns"])
+    return images[:, natural], sets[part]["labels"]
+
+
+def fit(state, sets, config, rows=()):
+    """The last state of a training, and all rows."""
+    rows = list(rows)
+    for after, row in train.fit(state, sets, config, rows):
+        state, rows = after, [*rows, row]
+    return state, rows
+
+
 def history(out):
     rows = data.load_rows(out / "history.csv")
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
@@ -34,12 +49,12 @@ def history(out):
 def epoch_of_core_functions(state, prepared, config):
     """Params after the first epoch; the images of a batch are sorted by ink, as products like them."""
     rng = np.random.default_rng([config["seed"], 1])
-    images, labels = prepared["train"]
+    images, labels = pictures(prepared, "train")
     order, size = rng.permutation(len(images)), config["batch_size"]
     params, velocity = state["params"], state["velocity"]
     for start in range(0, len(images), size):
         rows = order[start : start + size]
-        rows = rows[np.argsort(prepared["pixels"]["train"]["inked"][rows], kind="stable")]
+        rows = rows[np.argsort(prepared["train"]["inked"][rows], kind="stable")]
         x = data.preprocess(images[rows], prepared["steps"], params["W1"].dtype)
         _, cache = nn.forward(params, x, config["activation"], config["dropout"], rng)
         grads = nn.backward(params, cache, labels[rows], config["loss"])
@@ -111,9 +126,10 @@ def test_an_epoch_is_the_core_functions_in_a_row(small_set, settings):
 def test_a_blank_corner_is_left_out_of_the_products(tmp_path, monkeypatch, settings):
     folder = write_dataset(tmp_path / "set", train=260, shape=(8, 8))
     config, prepared = small_run(folder, batch_size=124, weight_decay=0.01, **settings)
-    images, _ = prepared["train"]
+    images, _ = pictures(prepared, "train")
     images[np.arange(len(images)) % 8 > 0, 32:] = 0
-    prepared["pixels"]["train"] = data.sort_pixels(images)
+    prepared |= data.sort_pixels(images)
+    prepared["train"] |= {"images": prepared["images"], "inked": prepared["inked"]}
     state = train.init_state(prepared, config)
     corners, forward = [], nn.forward
     monkeypatch.setattr(nn, "forward", lambda *a, **b: corners.append(b.get("blank")) or forward(*a, **b))
@@ -123,11 +139,49 @@ def test_a_blank_corner_is_left_out_of_the_products(tmp_path, monkeypatch, setti
         np.testing.assert_allclose(new["params"][key], w, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("clip_norm", [0.0, 0.1])
+def test_an_epoch_with_another_optimiser_is_the_core_functions_in_a_row(small_set, optimizer, clip_norm):
+    config, prepared = small_run(small_set, optimizer=optimizer, clip_norm=clip_norm, weight_decay=0.1)
+    state = train.init_state(prepared, config)
+    new, _ = train.train_epoch(state, prepared, config)
+    params, moments, options = state["params"], None, train.OPTIMIZERS[optimizer]["options"]
+    images, labels = pictures(prepared, "train")
+    order = np.random.default_rng([config["seed"], 1]).permutation(len(images))
+    for rows in np.split(order, range(16, len(images), 16)):
+        _, cache = nn.forward(params, images[rows] / 255)
+        grads = nn.backward(params, cache, labels[rows])
+        grads = nn.clip_norm(grads, clip_norm) if clip_norm else grads
+        settings = {name: config[name] for name in options}
+        params, moments = nn.OPTIMIZERS[optimizer](params, grads, moments, 0.001, **settings)
+    for key in params:
+        np.testing.assert_allclose(new["params"][key], params[key], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(new["velocity"]["v"][key], moments["v"][key], rtol=1e-4, atol=1e-7)
+
+
+def test_lr_without_a_flag_is_the_optimisers_own():
+    for optimizer, lr in train.LRS.items():
+        assert train.check_settings({"optimizer": optimizer})["lr"] == lr
+    saved = train.check_settings({"optimizer": "adam"})
+    assert train.check_settings(train.changed(saved, {"optimizer": "sgd"}))["lr"] == 0.2475
+    with pytest.raises(ValueError, match="--momentum"):
+        train.check_settings({"optimizer": "adam", "momentum": 0.9})
+
+
+def test_a_run_with_adam_is_resumed_with_the_same_bits(small_set, tmp_path):
+    given = ("--dataset", small_set, "--optimizer", "adam", *SMALL)
+    run("train.py", *given, "--epochs", 4, "--out", tmp_path / "whole")
+    run("train.py", *given, "--epochs", 2, "--out", tmp_path / "halves")
+    run("train.py", "--out", tmp_path / "halves", "--resume", "--epochs", 4)
+    for file in ("params.pkl", "last.pkl"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "halves" / file).read_bytes()
+
+
 def test_rows_hold_the_loss_and_accuracy_of_each_part(small_set):
     config, prepared = small_run(small_set)
     state, row = train.train_epoch(train.init_state(prepared, config), prepared, config)
     for part in ("train", "val", "test"):
-        images, labels = prepared[part]
+        images, labels = pictures(prepared, part)
         outputs, _ = nn.forward(state["params"], images / 255)
         assert row[f"{part}_loss"] == pytest.approx(nn.loss(state["params"], outputs, labels), rel=1e-4)
         assert row[f"{part}_accuracy"] == np.mean(outputs.argmax(axis=1) == labels)
@@ -135,28 +189,29 @@ def test_rows_hold_the_loss_and_accuracy_of_each_part(small_set):
 
 def test_fit_learns_and_keeps_the_best_epoch(small_set):
     config, prepared = small_run(small_set, epochs=30, lr=0.05)
-    state, rows = train.fit(train.init_state(prepared, config), prepared, config)
+    state, rows = fit(train.init_state(prepared, config), prepared, config)
     assert [row["epoch"] for row in rows] == list(range(1, 31))
     accuracies = [row["val_accuracy"] for row in rows]
     assert max(accuracies) > 0.9
     assert state["best"]["epoch"] == 1 + accuracies.index(max(accuracies))
-    images, labels = prepared["val"]
+    images, labels = pictures(prepared, "val")
     outputs, _ = nn.forward(state["best"]["params"], images / 255)
     assert nn.accuracy(outputs, labels) == max(accuracies)
 
 
 def test_without_validation_the_last_epoch_is_kept(small_set):
     config, prepared = small_run(small_set, val_size=0)
-    state, rows = train.fit(train.init_state(prepared, config), prepared, config)
+    state, rows = fit(train.init_state(prepared, config), prepared, config)
     assert state["best"]["epoch"] == 5 and state["best"]["params"] is state["params"]
     assert rows[0]["val_loss"] is None and rows[0]["val_accuracy"] is None
 
 
-def test_folding_on_gives_the_bits_of_an_unbroken_run(small_set):
-    config, prepared = small_run(small_set, momentum=0.9, dropout=0.2)
-    whole, rows = train.fit(train.init_state(prepared, config), prepared, config)
-    half = train.fit(train.init_state(prepared, config), prepared, {**config, "epochs": 2})
-    folded, more_rows = train.fit(half[0], prepared, config, half[1])
+@pytest.mark.parametrize("optimizer", [{"momentum": 0.9}, {"optimizer": "adam"}, {"optimizer": "rmsprop"}])
+def test_folding_on_gives_the_bits_of_an_unbroken_run(small_set, optimizer):
+    config, prepared = small_run(small_set, dropout=0.2, **optimizer)
+    whole, rows = fit(train.init_state(prepared, config), prepared, config)
+    half = fit(train.init_state(prepared, config), prepared, {**config, "epochs": 2})
+    folded, more_rows = fit(half[0], prepared, config, half[1])
     for key in whole["params"]:
         np.testing.assert_array_equal(whole["params"][key], folded["params"][key])
     assert [row["train_loss"] for row in rows] == [row["train_loss"] for row in more_rows]
@@ -175,7 +230,7 @@ def test_early_stopping_counts_epochs_without_a_gain():
 
 def test_fit_stops_early(small_set):
     config, prepared = small_run(small_set, epochs=50, lr=1e-9, patience=3)
-    _, rows = train.fit(train.init_state(prepared, config), prepared, config)
+    _, rows = fit(train.init_state(prepared, config), prepared, config)
     assert len(rows) == 4
 
 
@@ -217,15 +272,16 @@ def test_an_epoch_with_every_regulariser_is_their_functions_in_a_row(small_set):
         momentum=0.5, batch_size=16, dtype="float64",
     )  # fmt: skip
     state = train.init_state(prepared, config)
-    images, labels = prepared["train"]
+    images, labels = pictures(prepared, "train")
     params, velocity, mean = state["params"], state["velocity"], None
+    how = data.make_augment(config["augment"], prepared["image_shape"])
     for epoch in (0, 1):
         state, _ = train.train_epoch(state, prepared, config)
         rng = np.random.default_rng([config["seed"], epoch + 1])
         order = rng.permutation(len(images))
         for start in range(0, len(images), 16):
             rows = order[start : start + 16]
-            x = data.augment(images[rows], prepared["augment"], rng, np.empty((len(rows), images.shape[1])))
+            x = data.augment(images[rows], how, rng, np.empty((len(rows), images.shape[1])))
             x = x / 255 * nn.dropout_mask(x.shape, 0.2, rng, np.float64)
             _, cache = nn.forward(params, x, "relu", 0.3, rng)
             grads = nn.backward(params, cache, labels[rows], label_smoothing=0.1)
@@ -240,7 +296,7 @@ def test_an_epoch_with_every_regulariser_is_their_functions_in_a_row(small_set):
 
 def test_the_moving_average_is_what_is_judged_and_kept(small_set, tmp_path):
     config, prepared = small_run(small_set, ema=0.9, epochs=3)
-    state, rows = train.fit(train.init_state(prepared, config), prepared, config)
+    state, rows = fit(train.init_state(prepared, config), prepared, config)
     best = state["best"]["params"]
     again = train.part_figures(state["average"], prepared, "val", config)
     assert again == {name: rows[-1][name] for name in ("val_loss", "val_accuracy")}
@@ -258,14 +314,14 @@ def test_another_schedule_does_not_inherit_the_decay():
 def test_the_last_images_can_be_held_out(small_set):
     _, prepared = small_run(small_set, holdout="last")
     dataset = data.load_dataset(str(small_set))
-    np.testing.assert_array_equal(prepared["val"][0], dataset["train_images"][-12:])
-    np.testing.assert_array_equal(prepared["train"][1], dataset["train_labels"][:-12])
+    np.testing.assert_array_equal(pictures(prepared, "val")[0], dataset["train_images"][-12:])
+    np.testing.assert_array_equal(prepared["train"]["labels"], dataset["train_labels"][:-12])
 
 
 def test_divergence_names_epoch_and_step(small_set):
     config, prepared = small_run(small_set, lr=1e30)
     with pytest.raises(FloatingPointError, match=r"epoch 1, step \d.*--lr below 1e\+30"):
-        train.fit(train.init_state(prepared, config), prepared, config)
+        fit(train.init_state(prepared, config), prepared, config)
 
 
 # --- settings ---------------------------------------------------------------------------------
@@ -288,7 +344,6 @@ def test_settings_are_completed_and_typed():
         ("lr", "nan", "above 0"),
         ("lr", "inf", "above 0"),
         ("lr", True, "above 0"),
-        ("lr", None, "above 0"),
         ("momentum", 1, "below 1"),
         ("dropout", -0.1, "at least 0"),
         ("batch_size", 0, "at least 1"),
@@ -338,16 +393,17 @@ def test_a_run_leaves_its_files(small_set, tmp_path):
     assert "small: 48 training, 12 validation, 20 test images of 4x5, 3 classes" in done.stdout
     assert "20-7-3" in done.stdout and "epoch 3/3" in done.stdout and "best on validation" in done.stdout
     assert done.stderr == "", "no progress line unless standard error is a terminal"
-    assert sorted(os.listdir(out)) == ["config.json", "history.csv", "last.pkl", "params.pkl"]
+    assert sorted(os.listdir(out)) == [".lock", "config.json", "history.csv", "last.pkl", "params.pkl"]
     assert (out / "history.csv").read_text().startswith(",".join(train.COLUMNS))
     config = json.loads((out / "config.json").read_text())
     assert config["status"] == "finished" and config["lr"] == 0.2475 and config["seed"] == 0
     assert set(config["data"]["sha256"]) == set(data.FILES)
     assert config["versions"]["numpy"] == np.__version__
     assert config["result"]["last"] == data.load_rows(out / "history.csv")[-1]
-    params, stored = nn.load_run(out)
+    params, stored = data.load_run(out)
     assert nn.layer_sizes(params) == [20, 7, 3]
-    assert stored["epoch"] == config["result"]["kept"]["epoch"] and stored["steps"] == [{"name": "scale"}]
+    assert stored["epoch"] == config["result"]["kept"]["epoch"]
+    assert stored["steps"] == [{"name": "affine", "mean": None, "factor": 1 / 255, "basis": None}]
 
 
 def test_the_same_command_gives_the_same_bytes(small_set, tmp_path):
@@ -364,7 +420,7 @@ def test_a_second_run_keeps_the_first(small_set, tmp_path):
         done = run("train.py", "--dataset", small_set, "--epochs", epochs, "--out", out, *SMALL[:-1])
     assert f"the run that was in {out} is kept in {out / 'previous-1'}" in done.stdout
     assert len(history(out)) == 2 and len(history(out / "previous-1")) == 3
-    assert nn.load_run(out / "previous-1")
+    assert data.load_run(out / "previous-1")
 
 
 def test_config_file_and_flags(small_set, tmp_path):
@@ -419,7 +475,81 @@ def test_a_run_that_diverges_keeps_what_was_best(small_set, tmp_path):
     assert is_one_clear_line(done.stderr, "the loss is no longer finite")
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["status"] == "diverged" and len(history(tmp_path)) == config["result"]["last"]["epoch"] > 0
-    nn.load_run(tmp_path)
+    data.load_run(tmp_path)
+
+
+def test_what_cannot_go_well_is_said(small_set, tmp_path):
+    given = ("--dataset", small_set, *SMALL[:-1], "--epochs", 2, "--out", tmp_path)
+    assert "note" not in run("train.py", *given, "--lr", 0.1, "--epochs", 20).stdout
+    assert "no better than guessing" in run("train.py", *given, "--lr", 1e-9, "--seed", 3).stdout
+    labels = tmp_path / "rare" / data.FILES["train_labels"]
+    write_dataset(labels.parent)
+    labels.write_bytes(data.idx_bytes(np.array([2] + [0, 1] * 29 + [1], np.uint8)))
+    given = ("--dataset", labels.parent, *SMALL[:-1], "--val-size", 0, "--epochs", 1, "--out", tmp_path)
+    done = run("train.py", *given)
+    assert "few training images: 2 (1)" in done.stdout
+
+
+def test_class_weights_make_rare_classes_count(small_set, tmp_path):
+    config, sets = small_run(small_set, class_weight="balanced")
+    sets["train"]["labels"] = np.repeat(np.arange(3), [40, 6, 2])
+    weights = train.class_weights(sets, config)
+    np.testing.assert_allclose(weights * [40, 6, 2], 16, rtol=1e-12)
+    given = train.class_weights(sets, train.check_settings({"class_weight": "1,2,4"}))
+    np.testing.assert_allclose(given / given[0], [1, 2, 4])
+    assert given @ [40, 6, 2] == pytest.approx(48)
+    assert train.class_weights(sets, train.check_settings({"class_weight": "none"})) is None
+    refused = run(
+        "train.py", "--dataset", small_set, "--class-weight", 1, 2, "--out", tmp_path, *SMALL, check=2
+    )
+    assert is_one_clear_line(refused.stderr, "--class-weight")
+
+
+def test_an_epoch_with_class_weights_is_the_core_functions_in_a_row(small_set):
+    config, sets = small_run(small_set, class_weight=["1", "2", "4"], batch_size=64)
+    state = train.init_state(sets, config)
+    images, labels = pictures(sets, "train")
+    weights = train.class_weights(sets, config)
+    _, cache = nn.forward(state["params"], images / 255)
+    grads = nn.backward(state["params"], cache, labels, class_weight=weights)
+    params, _ = nn.sgd_step(state["params"], grads, None, config["lr"], weight_decay=2.5e-7)
+    new, _ = train.train_epoch(state, sets, config)
+    for key in params:
+        np.testing.assert_allclose(new["params"][key], params[key], rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_that_stopped_early_goes_on_when_it_is_given_more(small_set, tmp_path):
+    given = ("--dataset", small_set, "--lr", 1e-9, "--patience", 2, "--out", tmp_path, *SMALL[:-1])
+    assert "stopped early" in run("train.py", *given, "--epochs", 20).stdout
+    stopped = len(history(tmp_path))
+    run("train.py", "--out", tmp_path, "--resume")
+    assert len(history(tmp_path)) == stopped < 20
+    run("train.py", "--out", tmp_path, "--resume", "--epochs", stopped + 1)
+    assert len(history(tmp_path)) == stopped + 1
+    run("train.py", "--out", tmp_path, "--resume", "--patience", 0, "--epochs", 12)
+    assert len(history(tmp_path)) == 12
+
+
+def test_the_same_data_elsewhere_is_the_same_data(small_set, tmp_path):
+    run("train.py", "--dataset", small_set, "--out", tmp_path / "run", "--epochs", 1, *SMALL)
+    small_set.rename(tmp_path / "moved")
+    assert is_one_clear_line(run("train.py", "--resume", "--out", tmp_path / "run", check=2).stderr, "small")
+    run("train.py", "--resume", "--out", tmp_path / "run", "--dataset", tmp_path / "moved", "--epochs", 2)
+    assert len(history(tmp_path / "run")) == 2
+
+
+@pytest.mark.parametrize("given, held_out", [(0.25, 15), ("0.1", 6), (7, 7), (0, 0), (1, 1)])
+def test_validation_images_are_a_number_or_a_share(small_set, given, held_out):
+    config, sets = small_run(small_set, val_size=given)
+    assert len(sets["val"]["labels"]) == held_out
+    config = train.run_config(config, data.load_dataset(config["dataset"]))
+    assert config["val_size"] == held_out and type(config["val_size"]) is int
+
+
+def test_a_folder_is_made_when_the_run_can_start_and_not_before(small_set, tmp_path):
+    for given in (("--dataset", "nowhere"), ("--lr", "x"), ("--dataset", small_set, "--val-size", 60)):
+        run("train.py", *given, "--out", tmp_path / "out", check=2)
+        assert not (tmp_path / "out").exists()
 
 
 # --- stopped and resumed ----------------------------------------------------------------------
@@ -451,7 +581,8 @@ def test_killed_at_any_moment_a_run_resumes_with_the_same_bits(unbroken, tmp_pat
     process.wait()
     if (tmp_path / "run" / "last.pkl").exists():
         nn.load_checkpoint(tmp_path / "run" / "last.pkl")
-    subprocess.run([*command, "--resume"], env=environment, check=True, stdout=subprocess.DEVNULL)
+    command += ["--resume"] if (tmp_path / "run" / "last.pkl").exists() else []
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     for file in ("params.pkl", "last.pkl"):
         assert (tmp_path / "run" / file).read_bytes() == (unbroken / "run" / file).read_bytes()
     assert history(tmp_path / "run") == history(unbroken / "run")
@@ -491,7 +622,7 @@ def test_resume_refuses_another_run_and_extends_its_own(small_set, tmp_path):
     go("--resume", "--epochs", 4)
     assert len(history(tmp_path / "run")) == 4
     write_dataset(small_set, seed=5)
-    assert is_one_clear_line(go("--resume", "--epochs", 5, check=2).stderr, "not the one")
+    assert is_one_clear_line(go("--resume", "--epochs", 5, check=2).stderr, "--dataset")
 
 
 def test_flags_of_a_resumed_run_are_checked_beside_its_own_settings(small_set, tmp_path):
@@ -502,9 +633,12 @@ def test_flags_of_a_resumed_run_are_checked_beside_its_own_settings(small_set, t
     assert is_one_clear_line(refused.stderr, "did you mean --nesterov")
 
 
-def test_resume_with_nothing_there_starts(small_set, tmp_path):
-    done = run("train.py", "--dataset", small_set, "--out", tmp_path, "--resume", "--epochs", 1, *SMALL[:-1])
-    assert "no run to resume" in done.stdout and len(history(tmp_path)) == 1
+def test_resume_with_nothing_there_is_refused_and_names_the_runs_nearby(small_set, tmp_path):
+    run("train.py", "--dataset", small_set, "--out", tmp_path / "there", "--epochs", 1, *SMALL)
+    for out in (tmp_path, tmp_path / "here"):
+        refused = run("train.py", "--out", out, "--resume", check=2)
+        assert is_one_clear_line(refused.stderr, "--resume", str(out), str(tmp_path / "there"))
+    assert not (tmp_path / "here").exists() and not (tmp_path / ".lock").exists()
 
 
 @pytest.mark.parametrize("damage", ["cut", "no-state", "history"])

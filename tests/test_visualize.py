@@ -182,7 +182,7 @@ def test_a_mosaic_holds_every_picture_once(n, shape):
 
 def test_a_network_without_hidden_layers_shows_its_class_templates(linear):
     figures, skipped = visualize.draw_folder(linear, ["fields", "activations"], None)
-    params, _ = nn.load_run(linear)
+    params, _ = data.load_run(linear)
     images = images_of(figures["fields"])
     for image, template in zip(images, params["W1"].T):
         np.testing.assert_array_equal(image, template.reshape(4, 5))
@@ -191,7 +191,7 @@ def test_a_network_without_hidden_layers_shows_its_class_templates(linear):
 
 
 def test_histograms_count_all_weights_of_each_layer(trained):
-    params, _ = nn.load_run(trained)
+    params, _ = data.load_run(trained)
     figure = visualize.histogram_figure(params)
     for ax, name in zip(figure.axes, ("W1", "W2", "W3")):
         assert sum(bar.get_height() for bar in ax.patches) == params[name].size
@@ -250,7 +250,7 @@ def test_calibration_by_hand():
 
 def test_figures_of_a_run_agree_with_its_network(trained, small):
     figures, skipped = visualize.draw_folder(trained, None, None)
-    params, config = nn.load_run(trained)
+    params, config = data.load_run(trained)
     dataset = data.load_dataset(str(small))
     probs = nn.predict(params, data.preprocess(dataset["test_images"], config["steps"]))
     wrong = int((probs.argmax(axis=1) != dataset["test_labels"]).sum())
@@ -347,7 +347,7 @@ def test_runs_are_overlaid_with_the_settings_in_which_they_differ(small, tmp_pat
         make_run(tmp_path / f"m{m}", small, "--hidden", 0, "--epochs", 3, "--momentum", m) for m in (0, 0.9)
     ]
     assert not visualize.main([*map(str, runs)])
-    written = capsys.readouterr().out.splitlines()[2 * 2 :]  # after what training prints
+    written = capsys.readouterr().out.splitlines()[2 * 3 :]  # after what training prints
     assert written == [
         str(tmp_path / "comparison" / name)
         for name in ["loss.png", "loss.svg", "accuracy.png", "accuracy.svg", "error.png", "error.svg"]
@@ -494,7 +494,7 @@ def test_a_stroke_is_a_round_line_and_leaves_the_drawing_alone():
 
 
 def test_drawing_with_the_mouse_moves_the_probabilities(trained):
-    params, config = nn.load_run(trained)
+    params, config = data.load_run(trained)
     figure = Figure(figsize=visualize.PAGE, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     window = visualize.drawing_window(figure, params, config)
