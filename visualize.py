@@ -138,12 +138,8 @@ def names_for(run):
     """The figures that belong to what a folder is: a run, a search or both."""
     is_search = "trials" in run
     is_run = bool({"rows", "params"} & set(run)) or not is_search
-    belongs = {
-        "settings": "settings" in run,
-        "trials": is_search,
-        "histories": is_search,
-        "distorted": is_run and run["config"].get("augment"),
-    }
+    belongs = dict.fromkeys(("trials", "histories"), is_search)
+    belongs |= {"settings": True, "distorted": is_run and run["config"].get("augment")}
     return [name for name, (need, _) in FIGURES.items() if belongs.get(need, is_run)]
 
 
@@ -704,51 +700,48 @@ def learning_curves_figure(run):
 def summary_figure(run):
     """What was trained or searched, on which data, and what it reached: the first page of a report."""
     figure = new_figure("Summary", run["search_title"] if "trials" in run else run["title"])
-    settings, *others = summary_blocks(run).items()
-    line = min(0.0225, 0.8 / len(settings[1]))  # of the page's height
-    for x, blocks in ((0.05, [settings]), (0.53, others)):
-        y = 0.87
-        for heading, lines in blocks:
-            figure.text(x, y, heading, va="top", weight="bold")
-            y -= 0.04
+    if "trials" in run:
+        told = {"Search": name_lines(run["definition"]), "The best trial": name_lines(run["trials"][0])}
+    else:
+        told = {"Settings": name_lines(run["settings"])}
+    columns = told, reached_blocks(run)
+    line = 0.8 / max(36, *(sum(3 + len(lines) for lines in blocks.values()) for blocks in columns))
+    for x, blocks in zip((0.05, 0.53), columns):
+        y = 0.87  # of the page's height
+        for heading, lines in blocks.items():
+            figure.text(x, y, heading, va="top", weight="bold", size=370 * line)
+            y -= 1.8 * line
             style = {"family": "monospace", "size": 310 * line, "linespacing": 1.25}
             figure.text(x, y, "\n".join(lines), va="top", **style)
-            y -= line * (len(lines) + 2)
+            y -= (1.2 + len(lines)) * line
     return figure
 
 
-def summary_blocks(run):
-    """Heading -> lines; the settings first."""
-    blocks = {}
-    if "trials" in run:
-        given = {name: value for name, value in run["definition"].items() if name not in ("data", "versions")}
-        given |= {"space": "", **run["space"], **(given.pop("settings", None) or {})}
-        blocks["Search"] = name_lines(given)
-        blocks["The best trial"] = name_lines(run["trials"][0])
-    else:
-        blocks["Settings"] = name_lines(settings_of(run))
-    facts = run["config"].get("data") or {}
+def reached_blocks(run):
+    """Heading -> lines: the data, the figures of the epochs that count, what it was made with."""
+    blocks, facts, rows = {}, run["config"]["data"], run.get("rows", [])
     if facts.get("image_shape") and facts.get("class_names"):
-        names = ", ".join(facts["class_names"])
-        rows, columns = facts["image_shape"]
-        about = f"{len(facts['class_names'])} classes of images of {rows} × {columns} pixels: {names}"
-        blocks["Data"] = [run["data_title"], *textwrap.wrap(about, 60, max_lines=5, placeholder=" …")]
-    rows = run.get("rows", [])
-    reached = {f"Epoch {row['epoch']}, the last": row for row in rows[-1:]}
-    reached |= {f"Epoch {row['epoch']}, kept": row for row in rows if row["epoch"] == run["chosen"]}
-    for heading, row in reached.items():
-        table = [["", "loss", "accuracy"]]
-        for part, (word, *_) in PARTS.items():
-            loss, accuracy = row[f"{part}_loss"], row[f"{part}_accuracy"]
-            if loss is not None and accuracy is not None:
-                table.append([word, f"{loss:.4f}", percent(accuracy)])
-        blocks[heading] = table_lines(table)
-    versions = run["config"].get("versions") or run.get("definition", {}).get("versions") or {}
-    return blocks | ({"Made with": name_lines(versions)} if versions else {})
+        names, shape = facts["class_names"], " × ".join(map(str, facts["image_shape"]))
+        about = f"{len(names)} classes of images of {shape} pixels: {', '.join(names)}"
+        lines = textwrap.wrap(about, 60, max_lines=5, placeholder=" …")
+        blocks["Data"] = [facts["title"], *lines] if facts.get("title") else lines
+    worth = {rows[-1]["epoch"]: "the last"} if rows else {}
+    worth |= {run["chosen"]: "whose params are kept"}
+    for row in rows:
+        if row["epoch"] in worth:
+            table = [["", "loss", "accuracy"]]
+            for part, (word, *_) in PARTS.items():
+                figures = row[f"{part}_loss"], row[f"{part}_accuracy"]
+                if None not in figures:
+                    table.append([word, f"{figures[0]:.4f}", percent(figures[1])])
+            blocks[f"Epoch {row['epoch']}, {worth[row['epoch']]}"] = table_lines(table)
+    if versions := run["config"].get("versions"):
+        blocks["Made with"] = name_lines(versions)
+    return blocks
 
 
 def name_lines(values):
-    return [f"{name:16} {printable(short(value), 36)}" for name, value in values.items()]
+    return [f"{name:16} {drawable(short(value), 36)}" for name, value in values.items()]
 
 
 # --- names and labels -------------------------------------------------------------------------
@@ -765,23 +758,15 @@ def short(value):
     return "none" if value is None or value == [] else data.setting_text(value)
 
 
-def printable(text, most):
+def drawable(text, most):
     """Text from outside on one line of at most so many characters, all of which can be drawn."""
-    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    text = "".join(letter if letter.isdrawable() else "\ufffd" for letter in text)
     return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def settings_of(run):
-    """What a run was told, without what it found out."""
-    return {name: value for name, value in run["config"].items() if name not in NO_SETTINGS}
-
-
-NO_SETTINGS = ("data", "versions", "status", "result", "steps", "epoch", "val_accuracy")
 
 
 def run_labels(runs):
     """A label for each run: its folder's name, what is particular to it, and how well it did."""
-    settings = [settings_of(run) for run in runs]
+    settings = [run.get("settings", {}) for run in runs]
     common = {}  # what more than half of the runs have is not worth a word
     for name in dict.fromkeys(name for config in settings for name in config):
         value, count = Counter(data.setting_text(config.get(name)) for config in settings).most_common(1)[0]
@@ -789,12 +774,12 @@ def run_labels(runs):
     labels = []
     for folder, run, config in zip(folder_names([run["path"] for run in runs]), runs, settings):
         own = [name for name in common if data.setting_text(config.get(name)) != common[name]]
-        words = [f"{name} {printable(short(config.get(name)), 24)}" for name in own[:LABEL_SETTINGS]]
+        words = [f"{name} {drawable(short(config.get(name)), 24)}" for name in own[:LABEL_SETTINGS]]
         words += ["…"] * (len(own) > LABEL_SETTINGS)
         row = next((row for row in run["rows"] if row["epoch"] == run["chosen"]), run["rows"][-1])
         if row["test_accuracy"] is not None:
             words.append(f"test {percent(row['test_accuracy'])}".replace(" ", "\xa0"))
-        labels.append(f"{printable(folder, 60)}: {', '.join(words)}" if words else printable(folder, 60))
+        labels.append(f"{drawable(folder, 60)}: {', '.join(words)}" if words else drawable(folder, 60))
     return labels
 
 
@@ -821,7 +806,8 @@ def legend_texts(labels):
 def common_title(runs):
     """What several runs are about: their data sets, and the network where it is the same."""
     whole = dict.fromkeys(run["network"] for run in runs)
-    return "; ".join(whole if len(whole) == 1 else dict.fromkeys(run["data_title"] for run in runs))
+    titles = whole if len(whole) == 1 else (run["config"]["data"].get("title", "") for run in runs)
+    return "; ".join(filter(None, dict.fromkeys(titles)))
 
 
 # --- pages and axes ---------------------------------------------------------------------------
@@ -975,19 +961,19 @@ def picture_grid(figure, count, shape, lines=1):
 
 # --- what a folder holds ----------------------------------------------------------------------
 
-FACTS = {"title?": str, "image_shape?": [int], "class_names?": [str]}
-CONFIG = {  # what config.json must hold, and what it may
-    "data?": FACTS,
+CONFIG = {  # what config.json may hold, of what is looked at here
+    "data?": {"title?": str, "image_shape?": [int], "class_names?": [str]},
     "hidden?": [int],
     "loss?": str,
     "dataset?": str,
     "versions?": {str: str},
     "result?": {"kept?": {"epoch?": int}},
 }
-FIGURE = (int, float, None)
-ROW = {"epoch": int, **{f"{part}_{figure}": FIGURE for part in PARTS for figure in ("loss", "accuracy")}}
+FIGURES_OF_PARTS = [f"{part}_{figure}" for part in PARTS for figure in ("loss", "accuracy")]
+ROW = {"epoch": int, **dict.fromkeys(FIGURES_OF_PARTS, (int, float, None))}
 TRIAL = {"trial": int, "status": str, "seed": int, "epochs": int, "val_accuracy": (int, float)}
-DEFINITION = {"space": str, "versions?": {str: str}}
+DEFINITION = {"space": str, "settings?": {}}
+NO_SETTINGS = ("data", "versions", "status", "result", "steps", "epoch", "val_accuracy")
 RANKED_STATUSES = ("finished", "stopped")  # of trials; the others have failed
 
 
@@ -997,10 +983,9 @@ def load_folder(path):
     Returns
     -------
     dict
-        ``path``, ``config``, ``chosen`` (the epoch whose params were kept), ``title`` and, where the
-        folder has them, ``settings`` (there are some), ``rows`` (the history), ``params`` and
-        ``trials`` (see ``load_search``). ``lacks`` says why what needs the data
-        set is not there.
+        ``path``; ``config``; ``chosen``, the epoch whose params were kept; ``network`` and ``title``;
+        where the folder has them ``settings``, ``rows`` (the history), ``params`` and the things of
+        ``load_search``. ``lacks`` says why what needs the data set is not there.
 
     Raises
     ------
@@ -1012,26 +997,25 @@ def load_folder(path):
     path = pathlib.Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}; python train.py makes one (see its --out)")
-    run = {"path": path, "lacks": {}, "config": load_checked(path / "config.json", CONFIG, {})}
+    run, config = {"path": path, "lacks": {}}, load_checked(path / "config.json", CONFIG)
     if (path / "params.pkl").exists():
-        run["params"], config = data.load_run(path)
-        run["config"] = {**run["config"], **config}
+        run["params"], stored = data.load_run(path)
+        config |= stored
     else:
         run["lacks"] = dict.fromkeys(TEST_SET, LACKING["params"])
     if rows := load_history(path / "history.csv"):
         run["rows"] = rows
-    if run["config"]:
-        run["settings"] = True
-        run["config"] = {**run["config"], "data": with_printable_names(run["config"].get("data") or {})}
+    if config:
+        run["settings"] = {name: value for name, value in config.items() if name not in NO_SETTINGS}
+    run["config"] = {**config, "data": drawable_facts(config.get("data") or {})}
     return {**run, **titles_of(run), **load_search(path)}
 
 
-def load_checked(path, kind, missing):
-    """A JSON file of that kind (see ``nn.check``); or what stands for it where it is missing."""
-    if not path.exists():
-        return missing
-    content = data.load_json(path)
-    nn.check(content, kind, str(path))
+def load_checked(path, kind):
+    """A JSON file of that kind (see ``nn.check``); an empty dict where there is none."""
+    content = data.load_json(path) if path.exists() else {}
+    if path.exists():
+        nn.check(content, kind, str(path))
     return content
 
 
@@ -1042,31 +1026,25 @@ def load_history(path):
     return rows
 
 
-def with_printable_names(facts):
-    """What is known of a data set, its title and class names such that they can be drawn."""
-    changed = {"title": printable(facts["title"], 60)} if facts.get("title") else {}
-    names = facts.get("class_names") or []
-    return {**facts, **changed, **({"class_names": [printable(name, 20) for name in names]} if names else {})}
+def drawable_facts(facts):
+    """What is known of a data set, with a title and class names that can be drawn."""
+    names = [drawable(name, 20) for name in facts.get("class_names") or []]
+    return {**facts, "title": drawable(facts.get("title") or "", 60), "class_names": names}
 
 
 def titles_of(run):
-    """``chosen``, and what is known of data set, layers and test accuracy: ``data_title`` to ``title``."""
-    config = run["config"]
-    facts, kept = config.get("data") or {}, (config.get("result") or {}).get("kept") or {}
+    """``chosen``; ``network``: data set and layers, as far as known; ``title``: also how good it is."""
+    config, facts = run["config"], run["config"]["data"]
+    kept = (config.get("result") or {}).get("kept") or {}
     chosen, sizes = config.get("epoch", kept.get("epoch")), []
     if "params" in run:
         sizes = nn.layer_sizes(run["params"])
-    elif facts.get("image_shape") and facts.get("class_names") and config.get("hidden") is not None:
+    elif facts.get("image_shape") and facts["class_names"] and config.get("hidden") is not None:
         sizes = [math.prod(facts["image_shape"]), *config["hidden"], len(facts["class_names"])]
-    network = [facts.get("title"), "-".join(map(str, sizes))]
+    network = ", ".join(filter(None, [facts["title"], "-".join(map(str, sizes))]))
     row = next((row for row in run.get("rows", []) if row["epoch"] == chosen), None)
     reached = row and row["test_accuracy"] is not None and f"test accuracy {percent(row['test_accuracy'])}"
-    return {
-        "chosen": chosen,
-        "data_title": facts.get("title") or "",
-        "network": ", ".join(filter(None, network)),
-        "title": ", ".join(filter(None, [*network, reached])),
-    }
+    return {"chosen": chosen, "network": network, "title": ", ".join(filter(None, [network, reached]))}
 
 
 def load_search(path):
@@ -1075,37 +1053,36 @@ def load_search(path):
     Returns
     -------
     dict
-        ``trials``: the ranked rows of trials.csv, the best first; ``definition``: search.json;
-        ``space``: searched setting -> its range or choices as text; ``histories``: trial -> rows;
-        ``search_title``. Nothing where no trial has ended well; no histories where no trial has one.
+        ``trials``: the ranked rows of trials.csv, the best first; ``space``: searched setting -> its
+        range or choices as text; ``definition``: all that the search was told; ``histories``: trial ->
+        rows; ``search_title``. Nothing where no trial has ended well; no histories where no trial has one.
     """
     table = path / "trials.csv"
     rows = data.load_rows(table, words=True) if table.exists() else []
-    nn.check(rows, [{"status": FIGURE + (str,)}], str(table))
+    nn.check(rows, [{"status": (str, int, float, None)}], str(table))
     trials = [row for row in rows if row["status"] in RANKED_STATUSES]
     nn.check(trials, [TRIAL], str(table))
     if not trials:
         return {}
-    definition = load_checked(path / "search.json", DEFINITION, None)
-    if definition is None:
+    if not (path / "search.json").exists():
         raise FileNotFoundError(f"there is no {path / 'search.json'}, which says what was searched")
+    definition = load_checked(path / "search.json", DEFINITION)
     words = [word.partition("=") for word in definition["space"].split()]
     space = {name: spec for name, _, spec in words if name in trials[0]} or {"seed": ""}
+    told = {n: v for n, v in definition.items() if n not in ("space", "settings", *NO_SETTINGS)}
     folders = {trial["trial"]: path / "trials" / f"{trial['trial']:03}" for trial in trials}
     histories = {trial: load_history(folder / "history.csv") for trial, folder in folders.items()}
     histories = {trial: rows for trial, rows in histories.items() if rows}
     best, failed = trials[0], len(rows) - len(trials)
-    config = load_checked(folders[best["trial"]] / "config.json", CONFIG, {})
-    facts = with_printable_names(config.get("data") or {})
-    title = [facts.get("title"), f"{len(rows)} trials", failed and f"{failed} failed"]
+    facts = load_checked(folders[best["trial"]] / "config.json", CONFIG).get("data") or {}
+    title = [drawable_facts(facts)["title"], f"{len(rows)} trials", failed and f"{failed} failed"]
     title.append(f"best validation accuracy {percent(best['val_accuracy'])} (trial {best['trial']})")
     return {
         "trials": trials,
-        "definition": definition,
         "space": space,
+        "definition": {**told, **(definition.get("settings") or {}), **space},
         **({"histories": histories} if histories else {}),
         "search_title": ", ".join(filter(None, title)),
-        "settings": True,
     }
 
 
@@ -1169,7 +1146,7 @@ def open_drawing(path):
     pyplot = import_pyplot()
     with matplotlib.rc_context({"toolbar": "None", "keymap.back": []}):  # c is ours
         figure = pyplot.figure("draw", figsize=PAGE, layout="constrained")
-        config = {**config, "data": with_printable_names(config["data"])}
+        config = {**config, "data": drawable_facts(config["data"])}
         title = titles_of({"params": params, "config": config})["network"]
         window = drawing_window(figure, params, config, title)
         pyplot.show()
@@ -1341,7 +1318,7 @@ def main(argv=None):
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="folder for the files (default: FOLDER/figures; for several runs comparison/ beside them)",
+        help="folder for the files (default: FOLDER/figures; of several runs comparison/, beside or in the first)",
     )
     parser.add_argument("--show", action="store_true", help="open windows and write no files")
     parser.add_argument(
@@ -1358,15 +1335,17 @@ def main(argv=None):
         if flags.draw:
             open_drawing(flags.folders[0])
         else:
-            draw(flags, only)
+            draw_and_save(flags, only)
 
 
-def draw(flags, only):
+def draw_and_save(flags, only):
     """Draw what the flags ask for, and write or show it."""
     first = pathlib.Path(flags.folders[0])
     if len(flags.folders) > 1:
         figures, skipped = draw_comparison(flags.folders, only)
-        out = pathlib.Path(os.path.commonpath(map(os.path.abspath, flags.folders))) / "comparison"
+        beside = (first if first.name.strip(".") else first.resolve()).parent  # the parent of . is not .
+        apart = len({os.path.dirname(os.path.abspath(folder)) for folder in flags.folders}) > 1
+        out = (first if apart or beside.resolve() == pathlib.Path.cwd() else beside) / "comparison"
     else:
         figures, skipped = draw_folder(first, only, flags.data_dir)
         out = first / "figures"
