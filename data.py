@@ -1,9 +1,10 @@
 """Datasets: load, split, preprocess, augment; pictures of your own; the edges that every script has.
 
-In this order: data sets (``load_dataset``), ``split``, preprocessing (``fit_steps``, ``preprocess``,
-``batches``), distortions (``augment``), saved networks (``load_run``) and other files, the download,
-digits drawn from fonts, pictures of your own (``load_picture``, ``prepare_picture``), and what every
-script needs at its edges (``make_parser``, ``run_script``).
+In this order, after a few lines for scripts that are still importing: data sets (``load_dataset``),
+``split``, preprocessing (``fit_steps``, ``preprocess``, ``batches``), distortions (``augment``), saved
+networks (``load_run``) and other files, the download, digits drawn from fonts, pictures of your own
+(``load_picture``, ``prepare_picture``), and what every script needs at its edges (``make_parser``,
+``run_script``).
 
 A dataset is a plain dict: ``name``, ``title``, ``train_images`` and ``test_images`` (uint8,
 ``(n, rows * cols)``), ``train_labels`` and ``test_labels`` (uint8, ``(n,)``), ``image_shape``
@@ -11,23 +12,58 @@ A dataset is a plain dict: ``name``, ``title``, ``train_images`` and ``test_imag
 Images stay uint8 until a batch is taken.
 """
 
+import os
+import signal
+import sys
+import threading
+
+
+def heed_signals(handler):
+    """Let a handler have Ctrl-C and SIGTERM, unless they are ignored, as in a worker."""
+    if threading.current_thread() is threading.main_thread():  # no other one gets signals
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(signum) != signal.SIG_IGN:
+                signal.signal(signum, handler)
+
+
+def _end_early(reason, status):
+    """One line instead of a traceback, and the end, for a script that is still importing."""
+    line = " ".join(f"{os.path.basename(sys.argv[0])}: {reason}".split())
+    os.write(2, f"{line}\n".encode(errors="replace"))
+    os._exit(status)  # an exception could get lost in an import
+
+
+def _end_import(kind, error, trace):
+    if issubclass(kind, ImportError):
+        _end_early(f"{error} (pip install -r requirements.txt)", 2)
+    if issubclass(kind, (ValueError, OSError)):  # Matplotlib's of MPLBACKEND and matplotlibrc
+        _end_early(error, 2)
+    sys.__excepthook__(kind, error, trace)
+
+
+if os.path.basename(sys.argv[0]) in ("train.py", "search.py", "test.py", "visualize.py"):
+    # what is imported from here on takes its time; then run_script takes over
+    heed_signals(lambda signum, frame: _end_early("stopped", 128 + signum))
+    sys.excepthook = _end_import
+
+# isort: split
 import argparse
 import contextlib
 import csv
 import difflib
+import glob
 import gzip
 import hashlib
 import importlib.util
 import io
 import json
 import math
-import os
 import pathlib
+import re
+import shlex
 import shutil
-import signal
 import struct
-import sys
-import threading
+import subprocess
 import time
 import warnings
 import zlib
@@ -95,7 +131,7 @@ def _load_auto(data_dir, download):
     print(
         f"{line}\nWARNING: this is NOT MNIST. MNIST could not be loaded, so the stand-in data set "
         f"`glyphs` (digits drawn from fonts) is used; its accuracy says nothing about MNIST.\n"
-        f"Why: {reason}\nTo get MNIST: connect to the internet and run again, or put its four "
+        f"Why: {message_of(reason)}\nTo get MNIST: connect to the internet and run again, or put its four "
         f"files into {data_dir / 'mnist'}, or name the folder above them with --data-dir or DATA_DIR."
         f"\n{line}",
         file=sys.stderr,
@@ -112,7 +148,10 @@ def _load_source(name, folder, download):
         file = f"{FILES[part]}.gz"
         urls = [mirror + file for mirror in source["mirrors"]]
         download_file(urls, folder / file, source["sha256"][part], SIZES[part])
-    dataset = _load_folder(folder, name, source["title"], source["class_names"])
+    try:
+        dataset = _load_folder(folder, name, source["title"], source["class_names"])
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it to download it anew") from error
     for part, digest in dataset["sha256"].items():
         if digest != source["sha256"][part]:
             raise ValueError(
@@ -130,7 +169,9 @@ def _load_folder(folder, name, title, class_names=None):
             raise FileNotFoundError(f"{folder} lacks {file} (or {file}.gz)")
         arrays[part], digests[part] = load_idx(path)
         if arrays[part].ndim != (3 if part.endswith("images") else 1) or not arrays[part].size:
-            raise ValueError(f"{path} holds an array of shape {arrays[part].shape}, which are no {part}")
+            raise ValueError(
+                f"{path} has the shape {arrays[part].shape}, not that of {part.replace('_', ' ')}"
+            )
     return _as_dataset(folder, name, title, arrays, digests, class_names)
 
 
@@ -152,7 +193,7 @@ def _as_dataset(folder, name, title, arrays, digests, class_names=None):
     if arrays["test_images"].shape[1:] != image_shape:
         raise ValueError(f"{folder}: training and test images differ in size")
     classes = 1 + int(max(arrays["train_labels"].max(), arrays["test_labels"].max()))
-    class_names = list(class_names or map(str, range(classes)))
+    class_names = [printable(name) for name in class_names or map(str, range(classes))]
     if classes > len(class_names):
         raise ValueError(f"{folder} has labels up to {classes - 1}; {title} has {len(class_names)} classes")
     flat = {
@@ -161,7 +202,7 @@ def _as_dataset(folder, name, title, arrays, digests, class_names=None):
     }
     return {
         "name": name,
-        "title": title,
+        "title": printable(title),
         **flat,
         "image_shape": image_shape,
         "class_names": class_names,
@@ -189,7 +230,7 @@ def load_dataset_of(config, data_dir=None, name=None):
     """
     own, trained_on = config["dataset"], config["data"]
     if name is None and own not in DATASET_NAMES and not os.path.isdir(own):
-        raise FileNotFoundError(f"there is no folder {own}, which the run was trained on, seen from here")
+        raise FileNotFoundError(f"the run was trained on the folder {own}, which is not here; see --dataset")
     dataset = load_dataset(name or own, data_dir)
     width, classes = math.prod(trained_on["image_shape"]), len(trained_on["class_names"])
     if dataset["test_images"].shape[1] != width or dataset["test_labels"].max() >= classes:
@@ -678,7 +719,14 @@ CONFIG_KIND = {  # what the config that is stored with params holds at least; se
     "loss": str,
     "dataset": str,
     "steps": [dict],
-    "data": {"class_names": [str], "image_shape": [int], "title?": str, "sha256?": {str: str}},
+    "data": {
+        "class_names": [str],
+        "image_shape": [int],
+        "title?": str,
+        "sha256?": {str: str},
+        "fit": str,
+        "edge": (int, float),
+    },
     "epoch?": int,
     "augment": [str],
     **dict.fromkeys(STRENGTHS, (int, float)),
@@ -693,6 +741,7 @@ STEP_KINDS = {  # what each step holds; the last four were not yet one when olde
     "standardize": {"mean": float, "std": float},
     "pca": {"mean": np.ndarray, "basis": np.ndarray},
 }
+MOST_CLASSES = 256  # a label is a byte
 LARGEST_NUMBER = 1e30  # of what steps from a file hold; float32 ends at 3e38
 
 
@@ -709,7 +758,7 @@ def load_run(path):
     if os.path.isdir(path):
         path = os.path.join(path, "params.pkl")
     if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no {path}; python train.py makes one (see its --out)")
+        raise FileNotFoundError(f"there is no folder or file {path}; run python train.py first (see --out)")
     params, config = nn.load_params(path)
     try:
         return params, read_config(params, config)
@@ -719,8 +768,16 @@ def load_run(path):
 
 def read_config(params, config):
     """The config that is stored with params, checked and complete, its steps as ``fit_steps`` gives them."""
-    config = {"augment": [], **STRENGTHS, **config}  # older files have none
+    nn.check(config, {"data": dict}, "its config")
+    own = {"fit": "digit" if config.get("dataset") in ("mnist", "glyphs") else "whole", "edge": 0.0}
+    config = {
+        "augment": [],
+        **STRENGTHS,
+        **config,
+        "data": {**own, **config["data"]},
+    }  # older files have less
     nn.check(config, CONFIG_KIND, "its config")
+    nn.choose("fit", config["data"]["fit"], dict.fromkeys(FITS))
     nn.choose("activation", config["activation"], nn.ACTIVATIONS)
     nn.choose("loss", config["loss"], nn.LOSSES)
     for name in config["augment"]:
@@ -731,7 +788,11 @@ def read_config(params, config):
     shape, names, sizes = config["data"]["image_shape"], config["data"]["class_names"], nn.layer_sizes(params)
     if len(shape) != 2 or len(names) != sizes[-1]:
         raise ValueError("its class_names or image_shape do not fit its params")
-    return {**config, "steps": read_steps(config["steps"], shape, sizes[0])}
+    if len(names) > MOST_CLASSES:
+        raise ValueError(f"it has {len(names):,} classes, more than {MOST_CLASSES}")
+    facts = {**config["data"], "class_names": [printable(name) for name in names]}
+    facts["title"] = printable(facts.get("title") or "unnamed data")
+    return {**config, "data": facts, "steps": read_steps(config["steps"], shape, sizes[0])}
 
 
 def read_steps(steps, image_shape, inputs):
@@ -749,14 +810,20 @@ def read_steps(steps, image_shape, inputs):
     ValueError
         A step that is none, or does not fit what comes before or after it.
     """
+    if len(steps) > len(STEP_KINDS):  # thousands of them would run for hours
+        raise ValueError(f"its {len(steps):,} preprocessing steps are too many")
     pictures, numbers, shape = [], [], tuple(image_shape)
     with np.errstate(all="ignore"):  # numbers that are out of range are found in the end
         for step in steps:
             nn.check(step, {"name": str}, "a preprocessing step")
             what = f"the preprocessing step {step['name']}"
-            nn.check(step, nn.choose("preprocessing step", step["name"], STEP_KINDS), what)
+            kinds = nn.choose("preprocessing step", step["name"], STEP_KINDS)
+            nn.check(step, kinds, what)
             if step["name"] not in PICTURE_STEPS:
-                numbers = _followed_by(numbers, **_as_affine(step))
+                held = {key: step.get(key) for key in (kind.removesuffix("?") for kind in kinds)}
+                factor = 1 / 255 if step["name"] == "scale" else held.get("factor", 1.0)
+                factor = float(np.divide(factor, held.get("std", 1.0)))
+                numbers = _followed_by(numbers, held.get("mean"), factor, held.get("basis"))
             elif numbers or tuple(step["shape"]) != shape or step.get("number", 1) < 1:
                 raise ValueError(f"{what} does not fit images of {shape}")
             else:
@@ -773,45 +840,47 @@ def read_steps(steps, image_shape, inputs):
     return pictures + numbers
 
 
-def _as_affine(step):
-    """Mean, factor and basis of a step from a file that is not one on pictures."""
-    if step["name"] == "scale":
-        return {"factor": 1 / 255}
-    if step["name"] == "standardize":
-        return {"mean": step["mean"], "factor": float(np.divide(1, step["std"]))}
-    return {key: step[key] for key in ("mean", "factor", "basis") if key in step}
-
-
 # --- files: IDX, JSON and CSV -----------------------------------------------------------------
+
+
+MOST_SHRUNK = 100  # times at most that gzip makes pictures smaller: MNIST's 5, blank ones 1,000
+SMALL_BYTES, MOST_TEXT = 1 << 26, 1 << 27  # of a data set that may shrink as it likes; of a JSON or CSV file
 
 
 def load_idx(path):
     """``(array, sha256)`` of an IDX file of unsigned bytes, which may be gzipped.
 
-    Never takes more memory than the sizes in the file's header ask for, or than it has content. The
-    SHA-256 is that of the uncompressed content.
+    Never takes more memory than its header announces, which is compared with the file's size first.
+    The SHA-256 is that of the uncompressed content.
 
     Raises
     ------
     ValueError
-        It holds neither labels nor images, is cut off, or goes on after its end.
-    OSError
+        It holds neither labels nor images, is cut off, goes on after its end, or holds too much.
+    OSError, MemoryError
         The file cannot be read.
     """
-    damage = (ValueError, struct.error, EOFError, gzip.BadGzipFile, zlib.error, OverflowError, MemoryError)
     try:
         with open(path, "rb") as file:
-            unzipped = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
+            room, unzipped = os.fstat(file.fileno()).st_size, file
+            if file.peek(2)[:2] == b"\x1f\x8b":
+                room, unzipped = max(MOST_SHRUNK * room, SMALL_BYTES), gzip.GzipFile(fileobj=file)
             magic = unzipped.read(4)
             if magic not in (b"\0\0\x08\x01", b"\0\0\x08\x03"):
                 raise ValueError("it does not start as labels or images of unsigned bytes do")
             sizes = unzipped.read(4 * magic[3])
             shape = struct.unpack(f">{magic[3]}I", sizes)
-            content = unzipped.read(math.prod(shape) + 1)  # the last byte should not be there
-        if len(content) != math.prod(shape):
-            wrong = "ends before" if len(content) < math.prod(shape) else "goes on after"
-            raise ValueError(f"it {wrong} the {math.prod(shape)} bytes that its header announces")
-    except damage as error:
+            announced = math.prod(shape)
+            if announced > min(room, nn.MOST_BYTES):
+                hint = "" if unzipped is file else "; unpack it with gunzip if that is right"
+                raise ValueError(f"its header announces {announced:,} bytes, too much for its size{hint}")
+            content = unzipped.read(announced + 1)  # the last byte should not be there
+        if len(content) != announced:
+            wrong = "ends before" if len(content) < announced else "goes on after"
+            raise ValueError(f"it {wrong} the {announced:,} bytes that its header announces")
+    except MemoryError as error:
+        raise MemoryError(f"there is not enough memory to read {path}") from error
+    except (ValueError, struct.error, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged or no IDX file: {error}") from error
     digest = hashlib.sha256(magic + sizes)
     digest.update(content)
@@ -825,13 +894,15 @@ def idx_bytes(array):
 
 
 def save_json(path, value):
-    nn.save_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    nn.save_bytes(path, text.encode(errors="backslashreplace"))  # JSON's own form of what is no text
 
 
 def load_json(path):
     """A JSON file's content; ValueError that names the file where it is damaged."""
+    content = nn.load_bytes(path, MOST_TEXT)
     try:
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
@@ -842,7 +913,7 @@ def save_rows(path, rows, columns):
     table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
-    nn.save_bytes(path, text.getvalue().encode())
+    nn.save_bytes(path, text.getvalue().encode(errors="backslashreplace"))
 
 
 def load_rows(path, words=False):
@@ -855,9 +926,10 @@ def load_rows(path, words=False):
     ValueError
         No header, a row of another length, a field that is no number (without ``words``).
     """
+    content = nn.load_bytes(path, MOST_TEXT)
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            header, *lines = list(csv.reader(file, strict=True)) or [[]]
+        text = io.StringIO(content.decode("utf-8-sig"), newline="")
+        header, *lines = list(csv.reader(text, strict=True)) or [[]]
         if not header or any(len(line) != len(header) for line in lines):
             raise ValueError("its rows differ in length")
         return [{name: _number(text, words) for name, text in zip(header, line)} for line in lines]
@@ -948,7 +1020,7 @@ def download_file(urls, path, sha256, size):
             nn.save_bytes(path, content)
             return
         except Exception as error:  # whatever goes wrong with one mirror, the next one is tried
-            failures.append(f"{url}: {str(error) or type(error).__name__}")
+            failures.append(f"{url}: {message_of(error)}")
     raise OSError(f"could not download {path.name} ({'; '.join(failures)})")
 
 
@@ -1001,8 +1073,8 @@ def _check_download(content, sha256, size):
         inflated = inflate.decompress(content, size + 1)
     except zlib.error:
         raise ValueError(f"no gzip file but {content[:20]!r}...") from None
-    if not inflate.eof or hashlib.sha256(inflated).hexdigest() != sha256:
-        raise ValueError("it is cut off, or its content has the wrong SHA-256")
+    if not inflate.eof or inflate.unused_data or hashlib.sha256(inflated).hexdigest() != sha256:
+        raise ValueError("it is cut off, goes on after its end, or its content has the wrong SHA-256")
 
 
 # --- glyphs: digits drawn from fonts ----------------------------------------------------------
@@ -1038,7 +1110,7 @@ def _load_glyphs(folder):
         for part, content in contents.items():
             nn.save_bytes(folder / FILES[part], content)
     except OSError as error:
-        print(f"glyphs could not be kept in {folder} ({error}); going on", file=sys.stderr)
+        print(f"glyphs could not be kept in {folder} ({message_of(error)}); going on", file=sys.stderr)
     digests = {part: hashlib.sha256(content).hexdigest() for part, content in contents.items()}
     return _as_dataset(folder, "glyphs", title, arrays, digests, DIGITS)
 
@@ -1105,8 +1177,33 @@ SEARCHED_SIDE = 256  # pixels of the longer side at which a digit is looked for,
 LEAST_CONTRAST = 16  # grey levels out of 255 between ink and paper
 
 
+PICTURES = {  # Pillow's name -> suffixes; of its other formats some run what is in a file, as EPS does
+    "PNG": [".png"], "JPEG": [".jpg", ".jpeg"], "BMP": [".bmp"], "GIF": [".gif"], "TIFF": [".tif", ".tiff"],
+    "WEBP": [".webp"], "PPM": [".ppm", ".pgm", ".pbm"],
+}  # fmt: skip
+MOST_PICTURE_BYTES = 1 << 28
+
+
+def expand_pictures(paths):
+    """Files of pictures: those of a folder, those that a pattern fits, as ``photos/*.jpg``, or the path.
+
+    What test.py has written beside pictures is left out, unless there is nothing else. A path that is
+    not there remains. ValueError for a folder without pictures.
+    """
+    files, suffixes = [], tuple(suffix for suffixes in PICTURES.values() for suffix in suffixes)
+    for path in map(str, paths):
+        if os.path.isdir(path):
+            found = [os.path.join(path, name) for name in os.listdir(path) if name.lower().endswith(suffixes)]
+            if not found:
+                raise ValueError(f"--images: the folder {path} holds no pictures; name a run before --images")
+        else:
+            found = [] if os.path.exists(path) else glob.glob(path)  # cmd and PowerShell leave it to us
+        files += sorted(found) or [path]
+    return [path for path in files if not path.endswith((".seen.png", ".why.png"))] or files
+
+
 def load_picture(path):
-    """Read a picture file of any kind that Pillow knows.
+    """Read a picture file of one of the kinds of PICTURES; its content decides which.
 
     Returns
     -------
@@ -1117,24 +1214,47 @@ def load_picture(path):
     ------
     ValueError
         An empty file, no picture, a damaged one, one under 8x8 or over 50 million pixels.
-    OSError
+    OSError, MemoryError
         The file cannot be read.
     """
     from PIL import Image, ImageOps
 
-    content = pathlib.Path(path).read_bytes()
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no picture {path}")
+    content = nn.load_bytes(path, MOST_PICTURE_BYTES)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_stderr():
             warnings.simplefilter("ignore")  # of large pictures, though our limit is lower, and of odd ones
-            picture = Image.open(io.BytesIO(content))
+            picture = Image.open(io.BytesIO(content), formats=list(PICTURES))
             columns, rows = picture.size
             if min(rows, columns) < SMALLEST_SIDE or rows * columns > MOST_PIXELS:
-                raise ValueError(f"{columns}x{rows} pixels; from 8x8 to {MOST_PIXELS:,} can be")
+                raise ValueError(f"it has {columns}x{rows} pixels, not 8x8 to {MOST_PIXELS:,}")
             return _as_rgb(ImageOps.exif_transpose(picture))
+    except MemoryError as error:
+        raise MemoryError(f"there is not enough memory to read {path}") from error
     except Exception as error:  # a damaged picture can fail in any way
-        unknown = "no known format" if content else "the file is empty"
-        reason = unknown if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"{path} is no picture that can be read ({reason})") from error
+        unknown = "no known format, save it as JPEG or PNG" if content else "the file is empty"
+        reason = unknown if isinstance(error, Image.UnidentifiedImageError) else message_of(error)
+        raise ValueError(f"the picture {path} cannot be read: {reason}") from error
+
+
+@contextlib.contextmanager
+def _without_stderr():
+    """Nothing on standard error, not even from C: libtiff writes there past Python."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        sys.stderr.flush()
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _as_rgb(picture):
@@ -1151,6 +1271,59 @@ def _as_rgb(picture):
         paper = Image.new("RGBA", picture.size, "white" if dark else "black")
         picture = Image.alpha_composite(paper, picture)
     return np.asarray(picture.convert("RGB"))
+
+
+FITS = ("digit", "whole")  # how a picture is brought into the form of a network's images
+
+
+def picture_facts(dataset):
+    """How pictures are fitted for networks trained on a dataset, to be stored with them.
+
+    Returns
+    -------
+    dict
+        ``fit``: ``digit`` where the training images are digits as MNIST's are, or centred like them,
+        else ``whole``; ``edge``, the mean grey level along the edges of the training images.
+    """
+    (rows, columns), images = dataset["image_shape"], dataset["train_images"][:2000]
+    pictures = images.reshape(-1, rows, columns).astype(np.float32)
+    edge = float(np.concatenate([pictures[:, [0, -1]].ravel(), pictures[:, :, [0, -1]].ravel()]).mean())
+    mass = np.maximum(pictures.sum(axis=(1, 2)), 1)
+    centred = np.ones(len(pictures), bool)
+    for axis, size in ((1, rows), (2, columns)):
+        along = pictures.sum(axis=3 - axis)  # (n, size)
+        margins = along[:, [0, -1]].sum(axis=1)
+        centred &= (np.abs(along @ np.arange(size) / mass - size / 2) < 1.01) & (margins < 0.01 * mass)
+    fit = "digit" if dataset["name"] in ("mnist", "glyphs") or centred.mean() > 0.95 else "whole"
+    return {"fit": fit, "edge": edge}
+
+
+def fit_picture(picture, facts, fit=None):
+    """Bring a picture into the form of a network's images.
+
+    Parameters
+    ----------
+    picture : uint8 array (rows, columns, 3)
+    facts : dict
+        ``image_shape``, ``fit`` and ``edge`` of the network's training images.
+    fit : str, optional
+        ``digit``: see ``prepare_picture``. ``whole``: grey, resized, inverted where its edges are then
+        more like those of the training images. Default: the network's own. A picture that has the
+        network's size already is not cut out or resized.
+
+    Returns
+    -------
+    uint8 array of image_shape
+    """
+    from PIL import Image
+
+    shape = tuple(facts["image_shape"])
+    if (fit or facts["fit"]) == "digit" and picture.shape[:2] != shape:
+        return prepare_picture(picture, shape)
+    grey = Image.fromarray(np.ascontiguousarray(picture)).convert("L")
+    image = np.asarray(grey if picture.shape[:2] == shape else grey.resize(shape[::-1], Image.Resampling.BOX))
+    edge = np.concatenate([image[[0, -1]].ravel(), image[:, [0, -1]].ravel()]).mean()
+    return 255 - image if abs(255 - edge - facts["edge"]) < abs(edge - facts["edge"]) else image
 
 
 def prepare_picture(picture, image_shape=(28, 28)):
@@ -1179,13 +1352,10 @@ def prepare_picture(picture, image_shape=(28, 28)):
     ink = _find_ink(pixels)
     box, scale = _box_of(ink), max(picture.shape) / max(pixels.shape)
     extent = max(part.stop - part.start for part in box)
+    if _is_sheet(ink[box]) and ink[box].size > 0.2 * ink.size:  # of paper, on a desk
+        return prepare_picture(picture[_grown_box(box, -extent / 12, scale)], image_shape)
     if scale > 1 and extent < SEARCHED_SIDE / 2:  # a small digit on a large picture: look again, closer
-        margin = extent / 2
-        closer = tuple(
-            slice(int(max(0, part.start - margin) * scale), math.ceil((part.stop + margin) * scale))
-            for part in box
-        )
-        ink = _find_ink(_shrunk(picture[closer]))
+        ink = _find_ink(_shrunk(picture[_grown_box(box, extent / 2, scale)]))
     return prepare_ink(ink, image_shape)
 
 
@@ -1198,6 +1368,21 @@ def prepare_ink(ink, image_shape=(28, 28)):
 def _box_of(ink):
     rows, columns = (np.flatnonzero((ink > 0.2).any(axis=axis)) for axis in (1, 0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def _is_sheet(ink):
+    """Whether ink fills its box up to the edges, as no digit does."""
+    solid = ink > 0.4
+    inner = tuple(slice(n // 10, n - n // 10) for n in ink.shape)
+    return solid.sum() - solid[inner].sum() > 0.5 * (solid.size - solid[inner].size)
+
+
+def _grown_box(box, margin, scale):
+    """A box with a margin around it, in a picture that is larger by scale."""
+    return tuple(
+        slice(int(max(0, part.start - margin) * scale), math.ceil((part.stop + margin) * scale))
+        for part in box
+    )
 
 
 def _shrunk(picture):
@@ -1224,7 +1409,61 @@ def _find_ink(pixels):
     if peak < LEAST_CONTRAST or peak < 5 * noise:
         raise ValueError("there is nothing to see on it")
     ink = np.clip((ink / peak - 0.1) / 0.9, 0, 1)
-    return np.where(_near_strokes(ink > 0.4), ink, 0)
+    return np.where(_grown(_digit(_near_strokes(ink > 0.4) & (ink > 0.4))), ink, 0)
+
+
+def _digit(mask):
+    """The connected parts of a mask that are a digit, among frames, boxes, underlines and spots.
+
+    What touches the picture's edge is none, as far as there is something else; nor is a box that
+    another part lies in, a line below all else, or a small part beside the largest.
+    """
+    labels = _connected_parts(mask)
+    parts = []
+    for label, size in enumerate(np.bincount(labels.ravel())[1:], start=1):
+        if size:
+            rows, columns = (np.flatnonzero((labels == label).any(axis=axis)) for axis in (1, 0))
+            parts.append((label, int(size), rows[0], rows[-1], columns[0], columns[-1]))
+    rows, columns = (n - 1 for n in mask.shape)
+    inside = [p for p in parts if p[2] > 0 and p[3] < rows and p[4] > 0 and p[5] < columns]
+    largest = max(size for _, size, *_ in parts)
+    parts = inside if sum(p[1] for p in inside) > 0.1 * largest else parts
+    parts = [p for p in parts if not any(_encloses(p, other) for other in parts)] or parts
+    main = max(parts, key=lambda p: p[1])
+    while len(parts) > 1:  # a line is as wide as all else, and below it
+        line = max(parts, key=lambda p: p[3])
+        rest = [p for p in parts if p is not line]
+        width, height = line[5] - line[4] + 1, line[3] - line[2] + 1
+        others = max(p[5] for p in rest) - min(p[4] for p in rest) + 1
+        if not (width > 4 * height and width > 0.8 * others and line[2] > max(p[3] for p in rest)):
+            break
+        parts, main = rest, max(rest, key=lambda p: p[1])
+    extent = max(main[3] - main[2], main[5] - main[4]) + 1
+    kept = [p[0] for p in parts if max(p[3] - p[2], p[5] - p[4]) + 1 > extent / 4 or _encloses(main, p, 0)]
+    return np.isin(labels, kept)
+
+
+def _encloses(part, other, least=0.05):
+    """Whether a part's box encloses another part, of at least so many of its pixels, and is mostly empty."""
+    _, size, top, bottom, left, right = part
+    inside = top < other[2] and other[3] < bottom and left < other[4] and other[5] < right
+    area = (bottom - top + 1) * (right - left + 1)
+    return inside and other[1] >= least * size and (least == 0 or size < 0.35 * area)
+
+
+def _connected_parts(mask):
+    """Numbers (rows, columns) from 1 of the parts of a mask that touch, by their corners too; 0 elsewhere."""
+    labels = np.where(mask, np.arange(1, mask.size + 1, dtype=np.int32).reshape(mask.shape), np.int32(0))
+    while True:  # each pixel takes the largest label around it, until nothing changes
+        spread = labels
+        for axis in (0, 1):
+            edge = np.zeros_like(spread.take([0], axis))
+            wide = np.concatenate([edge, spread, edge], axis).swapaxes(0, axis)
+            spread = np.maximum(np.maximum(wide[:-2], wide[1:-1]), wide[2:]).swapaxes(0, axis)
+        spread = spread * mask
+        if np.array_equal(spread, labels):
+            return np.unique(labels, return_inverse=True)[1].reshape(mask.shape)
+        labels = spread
 
 
 def _paper(pixels):
@@ -1355,6 +1594,32 @@ def parse_flags(parser, argv):
     return flags
 
 
+def printable(text):
+    """Text without what could command a terminal or turn a line around: ``\\x1b`` is spelled out."""
+    odd = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    return re.sub(odd, lambda found: ascii(found[0])[1:-1], text)
+
+
+def message_of(error):
+    """What an error says, in one line that is never empty."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:  # without its [Errno 2]
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    elif isinstance(error, ModuleNotFoundError) and error.name in ("PIL", "matplotlib"):
+        text = f"{text} (pip install -r requirements.txt)"
+    elif not text and isinstance(error, MemoryError):
+        text = "there is not enough memory"
+    elif not text:  # the words of FloatingPointError
+        text = re.sub("(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
+    return printable(f"{' '.join(text.split()):.2000}")
+
+
+def command_text(*words):
+    """A command to copy into the shell that people have here, with quotes around what has spaces."""
+    words = [str(word) for word in words]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
 def setting_text(value):
     """A setting as one word, which its check turns into the same setting: ``512x256``."""
     if isinstance(value, list):
@@ -1390,13 +1655,10 @@ def run_script(main, argv=None):
     """Run a script's ``main(argv)``; returns its exit status.
 
     Bad input (ValueError), missing or unwritable files (OSError), a training that diverges
-    (ArithmeticError), a missing package and too little memory give one line on standard error
-    and 2; Ctrl-C gives 130, SIGTERM 143. Output that nobody reads on, as after ``| head``, ends the
-    script quietly, with 141.
+    (ArithmeticError), a missing package, too little memory and too few threads give one line on
+    standard error and 2; Ctrl-C gives 130, SIGTERM 143. Output that nobody reads on, as after
+    ``| head``, ends the script quietly, with 141.
     """
-    for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # it was closed when Python started
-            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
     name, complaint, signals = os.path.basename(sys.argv[0]), "", []
 
     def stop(signum, frame):
@@ -1404,7 +1666,8 @@ def run_script(main, argv=None):
         if not isinstance(sys.exc_info()[1], KeyboardInterrupt):  # while one is handled, no other counts
             raise KeyboardInterrupt
 
-    _heed_signals(stop)
+    _prepare_streams()
+    heed_signals(stop)
     try:
         try:
             status = main(argv) or 0
@@ -1413,13 +1676,15 @@ def run_script(main, argv=None):
         sys.stdout.flush()  # here, where a full disk behind it is an error like any other
     except BrokenPipeError:
         status = 141  # as of a Unix tool: 128 and the number of SIGPIPE
-    except (ValueError, OSError, ArithmeticError, ImportError, MemoryError) as error:
-        status, complaint = 2, f"{name}: {_one_line(error)}"
+    except (ValueError, OSError, ArithmeticError, ImportError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
+            raise
+        status, complaint = 2, f"{name}: {message_of(error)}"
     except KeyboardInterrupt as error:
-        _heed_signals(signal.SIG_IGN)
         status = 128 + (signals[0] if signals else signal.SIGINT)
         start = "\n" if sys.stderr.isatty() else ""  # below the ^C that a terminal shows
-        complaint = f"{start}{name}: stopped{_one_line(error) and ': '}{_one_line(error)}"
+        complaint = f"{start}{name}: stopped" + (f": {message_of(error)}" if error.args else "")
+    heed_signals(signal.SIG_IGN)  # all is done
     with contextlib.suppress(OSError):  # nobody reads it
         if complaint:
             print(complaint, file=sys.stderr, flush=True)
@@ -1428,14 +1693,14 @@ def run_script(main, argv=None):
     return status
 
 
-def _heed_signals(handler):
-    """Let a handler have Ctrl-C and SIGTERM, unless they are ignored, as in a worker."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(signum) != signal.SIG_IGN:
-            with contextlib.suppress(
-                ValueError
-            ):  # in another thread than the main one, which gets no signals
-                signal.signal(signum, handler)
+def _prepare_streams():
+    """Output that takes any text: a name that its encoding lacks is spelled out."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed when Python started
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _drop_output():
@@ -1444,7 +1709,3 @@ def _drop_output():
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _one_line(error):
-    return f"{' '.join(str(error).split()):.2000}"

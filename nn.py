@@ -809,6 +809,9 @@ def save_bytes(path, content):
             file.write(content)
             os.fsync(file.fileno())
         os.replace(aside, path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not say which file
+        raise
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(aside)

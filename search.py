@@ -13,6 +13,9 @@ training images. The test set is first looked at after that.
 In this order: the search, its definition and space, workers, files, what is printed, command line.
 """
 
+import data  # first: while the rest is imported, Ctrl-C is one line already
+
+# isort: split
 import argparse
 import asyncio
 import collections
@@ -28,7 +31,6 @@ import pickle
 import platform
 import queue
 import runpy
-import shlex
 import shutil
 import subprocess
 import sys
@@ -40,7 +42,6 @@ import zipfile
 
 import numpy as np
 
-import data
 import nn
 import train
 
@@ -358,7 +359,7 @@ def parse_space(text):
         try:
             nn.choose("setting", name, train.SETTINGS)
             if name in space:
-                raise ValueError(f"{name} stands twice in the space")
+                raise ValueError(f"{name} is in the space twice")
             check = train.SETTINGS[name][1]
             is_range = ":" in values and "," not in values
             space[name] = parse_range(values, check) if is_range else parse_choices(values, check)
@@ -396,7 +397,7 @@ def parse_choices(text, check):
     choices = [check(word) for word in text.split(",")]
     for choice in choices:
         if choices.count(choice) > 1:
-            raise ValueError(f"{shortened(data.setting_text(choice))} stands twice in the list")
+            raise ValueError(f"{shortened(data.setting_text(choice))} is in the list twice")
     return choices
 
 
@@ -863,7 +864,7 @@ def retrain(out, trial, data_dir):
     there = all((out / name).exists() for name in ("last.pkl", "config.json"))  # or it was killed between
     same = there and settings.items() <= train.load_settings(out / "config.json").items()
     train.main([*words, "--out", str(out), "--quiet", *(["--resume"] if same else [])])
-    return shlex.join(["python", "train.py", *words])
+    return data.command_text("python", "train.py", *words)
 
 
 def count_workers(flags):
@@ -936,7 +937,7 @@ def conclude(out, trials, searched, data_dir):
     """Print the ranking, and train the best network on all training images."""
     ranked = ranking(trials)
     if not ranked:
-        raise ValueError(f"no trial has ended well; see {out / 'trials.csv'}")
+        raise ValueError(f"every trial has failed; see {out / 'trials.csv'}")
     print(f"\n{ranking_text(trials, searched)}\n(all trials: {out / 'trials.csv'})\n")
     best = ranked[0]["number"]
     print(f"trial {best} is the best; its settings, trained on all training images:", flush=True)

@@ -9,6 +9,9 @@ Every prediction is written to predictions.csv beside the params (of a committee
 predictions-committee.csv beside the first, for the data set of --dataset to predictions-NAME.csv).
 """
 
+import data  # first: while the rest is imported, Ctrl-C is one line already
+
+# isort: split
 import json
 import math
 import pathlib
@@ -16,7 +19,6 @@ import sys
 
 import numpy as np
 
-import data
 import nn
 
 # --- judging ----------------------------------------------------------------------------------
@@ -301,11 +303,11 @@ def report_comparison(flags, members):
 # --- pictures of your own ---------------------------------------------------------------------
 
 
-def read_picture(path, image_shape):
+def read_picture(path, facts, fit=None):
     """A picture file as RGB pixels and as the network's uint8 image; errors name the file."""
     picture = data.load_picture(path)
     try:
-        return picture, data.prepare_picture(picture, image_shape)
+        return picture, data.fit_picture(picture, facts, fit)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -354,15 +356,15 @@ def save_evidence(path, evidence):
 
 def report_pictures(flags, members):
     """Print the likeliest classes of each picture; returns 2 if one could not be read, else 0."""
-    shape, rows, status = members[0][1]["data"]["image_shape"], [], 0
+    facts, rows, status = members[0][1]["data"], [], 0
     for path in flags.images:
         try:
-            picture, image = read_picture(path, shape)
+            picture, image = read_picture(path, facts, flags.fit)
             files = {"seen": data.save_seen(path, picture, image)} if flags.save else {}
             if flags.explain:
                 files["why"] = save_evidence(path, evidence(*members[0], image))
         except (ValueError, OSError) as error:
-            print(f"test.py: {error}", file=sys.stderr, flush=True)
+            print(f"test.py: {data.message_of(error)}", file=sys.stderr, flush=True)
             status = 2
             continue
         best = likeliest(members, image)
@@ -372,7 +374,7 @@ def report_pictures(flags, members):
         if not flags.json:
             words = [f"{name} {100 * p:.1f} %" for name, p in best[:3]]
             words += [f"({kind}: {file})" for kind, file in files.items()]
-            print(f"{path}: {'   '.join(words)}", flush=True)
+            print(data.printable(f"{path}: {'   '.join(words)}"), flush=True)
     if flags.json:
         print(json.dumps(rows, indent=2))
     return status
@@ -397,7 +399,11 @@ def main(argv=None):
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
         "--images", nargs="+", metavar="FILE",
-        help="classify these pictures, one digit on each, instead of a test set",
+        help="classify these pictures, or those of a folder, one digit on each, instead of a test set",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fit", metavar="NAME",
+        help="with --images: digit (cut out, and centred as MNIST's are) or whole (default: as trained)",
     )  # fmt: skip
     parser.add_argument(
         "--save", action="store_true",
@@ -409,19 +415,17 @@ def main(argv=None):
         "(orange) and against it (blue)",
     )  # fmt: skip
     flags = data.parse_flags(parser, argv)
-    for name in ("save", "explain"):
+    if flags.fit:
+        nn.choose("--fit", flags.fit, dict.fromkeys(data.FITS))
+    for name in ("fit", "save", "explain"):
         if getattr(flags, name) and not flags.images:
             raise ValueError(f"--{name}: needs --images")
     if flags.images and (flags.dataset or flags.compare):
         raise ValueError(f"--{'dataset' if flags.dataset else 'compare'}: has no meaning with --images")
     if flags.compare and len(flags.runs) < 2:
         raise ValueError("--compare: needs two runs or more")
-    if flags.images:  # *.png also matches what --save and --explain have written
-        made = (".seen.png", ".why.png")
-        flags.images = [path for path in flags.images if not path.endswith(made)] or flags.images
-    for path in flags.images or []:
-        if pathlib.Path(path).is_dir():
-            raise ValueError(f"--images: {path} is a folder; a run is named before --images")
+    if flags.images:
+        flags.images = data.expand_pictures(flags.images)
     members = load_members(flags.runs)
     if flags.explain and len(members) > 1:
         raise ValueError("--explain: is for one run, not for a committee")

@@ -11,6 +11,9 @@ In this order: the fold, the data of a run, settings, files, the command line, a
 speed.
 """
 
+import data  # first: while the rest is imported, Ctrl-C is one line already
+
+# isort: split
 import argparse
 import contextlib
 import math
@@ -18,14 +21,12 @@ import os
 import pathlib
 import platform
 import reprlib
-import shlex
 import shutil
 import sys
 import time
 
 import numpy as np
 
-import data
 import nn
 
 # --- the fold ---------------------------------------------------------------------------------
@@ -395,7 +396,7 @@ def widths(value):
     try:
         result = [number(0, WIDEST, whole=True)(part) for part in words(value, "x")]
     except ValueError:
-        raise ValueError(f"must be whole numbers of at least 0, as 512 256, not {shown(value)}") from None
+        raise ValueError(f"must be whole numbers from 0, such as 512 256, not {shown(value)}") from None
     if 0 in result and len(result) > 1:
         raise ValueError("must be 0 alone, or widths above 0")
     return [width for width in result if width]
@@ -663,7 +664,7 @@ def check_state(state, config):
     expected = {"velocity": config["momentum"] or moments, "average": config["ema"] and epoch, "best": epoch}
     for name, there in expected.items():
         if (state[name] is not None) != bool(there):
-            raise ValueError(f"its {name} is missing, or there is one too many")
+            raise ValueError(f"its {name} does not go with its settings")
     if nn.layer_sizes(params)[1:-1] != config["hidden"]:
         raise ValueError("its params do not have the hidden layers of its config")
     if moments:
@@ -679,7 +680,7 @@ def check_state(state, config):
             if nn.layer_sizes(arrays) != nn.layer_sizes(params):
                 raise ValueError("its arrays differ in shape")
     if best and (not 1 <= best["epoch"] <= epoch or (best["accuracy"] is None) != (config["val_size"] == 0)):
-        raise ValueError("its best epoch is none of its epochs")
+        raise ValueError("its best epoch is not among its epochs")
 
 
 def load_history(out, epochs, validated):
@@ -790,6 +791,7 @@ def load_settings(path):
 def run_config(settings, dataset):
     """The config of a run: its settings, and the facts about the dataset that it is trained on."""
     facts = {key: dataset[key] for key in ("title", "image_shape", "class_names", "sha256")}
+    facts |= data.picture_facts(dataset)
     held_out = val_count(settings, len(dataset["train_images"]))
     return {**settings, "val_size": held_out, "dataset": dataset["name"], "data": facts}
 
@@ -986,7 +988,8 @@ def main(argv=None):
         say(describe(config, sets, state["params"]))
         state, rows = see_through(out, run, say, goes_on=bool({"epochs", "patience"} & set(given)))
     print(summary(rows, state["best"], config, sets))
-    print(f"its params are in {out / 'params.pkl'}; judge them with: python test.py {shlex.quote(str(out))}")
+    judging = data.command_text("python", "test.py", out)
+    print(f"its params are in {out / 'params.pkl'}; judge them with: {judging}")
 
 
 def check_resumable(out):

@@ -10,6 +10,9 @@ report.pdf. A figure function takes what a folder holds, the dict that ``load_fo
 and returns a matplotlib Figure, or a dict of them by name; it touches no file.
 """
 
+import data  # first: while the rest is imported, Ctrl-C is one line already
+
+# isort: split
 import io
 import math
 import os
@@ -30,7 +33,6 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-import data
 import nn
 
 FIGURES = {  # name -> what a folder must hold for it, and how it is drawn from what the folder holds

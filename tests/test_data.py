@@ -6,9 +6,12 @@ import struct
 
 import numpy as np
 import pytest
-from conftest import write_dataset
+from conftest import is_one_clear_line, run, run_apart, write_dataset
 
 import data
+import nn
+import test as judging
+import train
 
 # --- IDX files --------------------------------------------------------------------------------
 
@@ -41,7 +44,7 @@ def test_idx_files_are_read_exactly(tmp_path, zipped):
         (idx((5,), b"abc"), "ends before the 5"),
         (idx((2,), b"abc"), "goes on after the 2"),
         (idx((2**32 - 1,) * 3, b"abc"), "damaged"),
-        (idx((2**30,), b"abc"), "ends before"),
+        (idx((2**30,), b"abc"), "announces"),
     ],
 )
 @pytest.mark.parametrize("zipped", [False, True])
@@ -59,6 +62,31 @@ def test_gzip_is_told_by_content_not_by_name(tmp_path):
     (tmp_path / "zipped").write_bytes(gzip.compress(content))
     for name in ("raw.gz", "zipped"):
         np.testing.assert_array_equal(data.load_idx(tmp_path / name)[0], np.arange(5))
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_file_that_announces_more_than_its_size_can_hold_is_not_read(tmp_path, zipped):
+    content = data.idx_bytes(np.zeros((70, 1000, 1000), np.uint8))
+    path = tmp_path / "blank"
+    path.write_bytes(gzip.compress(content) if zipped else content[:99])
+    with pytest.raises(ValueError, match=r"blank.*announces 70,000,000"):
+        data.load_idx(path)
+
+
+def test_an_idx_file_has_a_largest_size(tmp_path, monkeypatch):
+    path = tmp_path / "large"
+    path.write_bytes(data.idx_bytes(np.zeros(100, np.uint8)))
+    monkeypatch.setattr(nn, "MOST_BYTES", 99)
+    with pytest.raises(ValueError, match="large"):
+        data.load_idx(path)
+
+
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
+    path = tmp_path / "large"
+    path.write_bytes(data.idx_bytes(np.zeros(100, np.uint8)))
+    monkeypatch.setattr(data.math, "prod", lambda _: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError, match="large"):
+        data.load_idx(path)
 
 
 @pytest.mark.parametrize("cut", [slice(0, 30), slice(0, -6), slice(10, None)])
@@ -96,9 +124,9 @@ def test_256_classes_and_dotted_names(tmp_path):
     [
         ("train_labels", np.zeros(59, np.uint8), "60 train images but 59 labels"),
         ("test_images", np.zeros((20, 4, 4), np.uint8), "differ in size"),
-        ("test_images", np.zeros(20, np.uint8), "no test_images"),
-        ("train_labels", np.zeros((60, 1, 1), np.uint8), "no train_labels"),
-        ("train_images", np.zeros((60, 0, 5), np.uint8), "no train_images"),
+        ("test_images", np.zeros(20, np.uint8), "not that of test images"),
+        ("train_labels", np.zeros((60, 1, 1), np.uint8), "not that of train labels"),
+        ("train_images", np.zeros((60, 0, 5), np.uint8), "not that of train images"),
     ],
 )
 def test_files_that_do_not_match(small_set, part, array, words):
@@ -130,6 +158,13 @@ def test_other_content_under_a_known_name_is_refused(tmp_path):
     for name in ("mnist", "auto"):
         with pytest.raises(ValueError, match="SHA-256 differs"):
             data.load_dataset(name, tmp_path)
+
+
+def test_a_damaged_file_of_a_known_data_set_is_to_be_deleted(tmp_path):
+    folder = write_dataset(tmp_path / "mnist")
+    (folder / data.FILES["test_labels"]).write_bytes(b"<html>")
+    with pytest.raises(ValueError, match=f"{data.FILES['test_labels']}.*delete it"):
+        data.load_dataset("mnist", tmp_path)
 
 
 # --- glyphs -----------------------------------------------------------------------------------
@@ -272,6 +307,90 @@ def test_sorted_pixels_leave_only_blank_columns_behind_the_ink():
         assert not row[inked:].any() and (inked == 0 or row[inked - 1])
 
 
+def params_file(path, **changes):
+    """Params of 2x2 images and two classes, with changes of their config."""
+    facts = {"title": "x", "image_shape": [2, 2], "class_names": ["0", "1"]}
+    config = {"activation": "relu", "loss": "mse", "dataset": "mnist", "steps": [], "data": facts, **changes}
+    params = nn.init_params(np.random.default_rng(0), [4, len(config["data"]["class_names"])])
+    nn.save_params(path, params, config)
+    return path
+
+
+@pytest.mark.parametrize("name", data.STEP_KINDS)
+def test_a_file_with_thousands_of_steps_is_refused(tmp_path, name):
+    step = {"name": name, "shape": [2, 2], "number": 2, "mean": np.zeros(4), "basis": np.eye(4)}
+    step |= {"affine": {"factor": 1.0}, "standardize": {"mean": 0.0, "std": 1.0}}.get(name, {})
+    path = params_file(tmp_path / "params.pkl", steps=[dict(step) for _ in range(2000)])
+    with pytest.raises(ValueError, match=r"params\.pkl.* 2,000 "):
+        data.load_run(path)
+
+
+def test_a_network_has_no_more_classes_than_a_label_has_values(tmp_path):
+    names = [str(number) for number in range(257)]
+    facts = {"image_shape": [2, 2], "class_names": names}
+    with pytest.raises(ValueError, match=r"params\.pkl.*257 classes"):
+        data.load_run(params_file(tmp_path / "params.pkl", data=facts))
+
+
+# --- names from outside -----------------------------------------------------------------------
+
+ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b1m\r\n\u202e\udcff"
+
+
+def test_titles_and_class_names_command_no_terminal(tmp_path, small_set):
+    facts = {"title": ESCAPES, "image_shape": [2, 2], "class_names": [f"a{ESCAPES}", "b"]}
+    _, config = data.load_run(params_file(tmp_path / "params.pkl", data=facts))
+    assert config["data"]["title"].isascii() and config["data"]["title"].isprintable()
+    assert config["data"]["class_names"] == [f"a{config['data']['title']}", "b"]
+    odd = small_set.rename(tmp_path / "\x1b[31mred")
+    assert data.load_dataset(str(odd))["title"] == r"\x1b[31mred"
+    assert data.printable("Größe 数据 \u200d") == "Größe 数据 \u200d"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+@pytest.mark.parametrize("name", ["数据 $x^{", os.fsdecode(b"not text \xff")])
+def test_a_name_that_the_output_cannot_encode_ends_nothing(tmp_path, name, encoding):
+    folder, out = write_dataset(tmp_path / name), tmp_path / f"{name} run"
+    flags = ["--dataset", folder, "--out", out, "--hidden", 3, "--epochs", 1]
+    assert run_apart("train.py", *flags, PYTHONIOENCODING=encoding).stderr == ""
+    assert run_apart("train.py", *flags[:-1], 2, "--resume", PYTHONIOENCODING=encoding).stderr == ""
+    assert run_apart("test.py", out, PYTHONIOENCODING=encoding).stderr == ""
+    assert train.load_settings(out / "config.json")["dataset"] == str(folder)
+
+
+def test_what_an_error_says_is_one_line_and_never_empty():
+    says = data.message_of
+    assert says(MemoryError()) == "there is not enough memory"
+    assert says(FloatingPointError()) == "floating point error"
+    assert says(FileNotFoundError(2, "No such file", "a.png")) == "a.png: No such file"
+    assert says(OSError(28, "No space left on device")) == "No space left on device"
+    assert says(ValueError("a\n b\x1b[31m")) == r"a b\x1b[31m"
+    assert "pip install" in says(ModuleNotFoundError("No module named 'PIL'", name="PIL"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), ValueError(), RuntimeError("can't start new thread"), ModuleNotFoundError(name="PIL")],
+)
+def test_errors_of_all_kinds_are_one_line(monkeypatch, error):
+    monkeypatch.setattr(judging, "load_members", lambda _: (_ for _ in ()).throw(error))
+    assert is_one_clear_line(run("test.py", check=2).stderr, "test.py: ")
+
+
+def test_a_full_disk_says_for_which_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left") as error:
+        nn.save_bytes(tmp_path / "history.csv", b"")
+    assert data.message_of(error.value).startswith(f"{tmp_path / 'history.csv'}: ")
+
+
+def test_a_command_to_copy_quotes_what_has_spaces(monkeypatch):
+    assert data.command_text("python", "test.py", "my run") == "python test.py 'my run'"
+    monkeypatch.setattr(os, "name", "nt")
+    assert data.command_text("python", "test.py", "my run") == 'python test.py "my run"'
+
+
 # --- rows and JSON ----------------------------------------------------------------------------
 
 
@@ -292,6 +411,23 @@ def test_damaged_json_is_named(tmp_path):
     (tmp_path / "c.json").write_text("{")
     with pytest.raises(ValueError, match=r"c\.json"):
         data.load_json(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("load, name", [(data.load_json, "c.json"), (data.load_rows, "c.csv")])
+def test_text_files_have_a_largest_size_and_may_have_a_mark(tmp_path, monkeypatch, load, name):
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (b"a\n1\n" if load is data.load_rows else b'[{"a": 1}]'))
+    assert load(tmp_path / name) == [{"a": 1}], "Windows puts a byte order mark before UTF-8"
+    monkeypatch.setattr(data, "MOST_TEXT", 5)
+    with pytest.raises(ValueError, match=name):
+        load(tmp_path / name)
+
+
+def test_json_keeps_names_that_are_no_text(tmp_path):
+    value = {"dataset": os.fsdecode(b"\xff") + "数据"}
+    data.save_json(tmp_path / "c.json", value)
+    assert (
+        data.load_json(tmp_path / "c.json") == value and "数据".encode() in (tmp_path / "c.json").read_bytes()
+    )
 
 
 def test_a_progress_line_does_not_wrap(monkeypatch):

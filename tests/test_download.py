@@ -75,6 +75,8 @@ ANSWERS = {
     "wrong-hash": lambda h: reply(h, 200, gzip.compress(CONTENT[::-1])),
     "bomb": lambda h: reply(h, 200, gzip.compress(bytes(1 << 26), 9)),
     "empty": lambda h: reply(h, 200, b""),
+    "junk-behind": lambda h: reply(h, 200, ZIPPED + b"<!-- served by proxy -->"),
+    "member-behind": lambda h: reply(h, 200, ZIPPED + gzip.compress(b"more")),
     "moved": lambda h: reply(h, 302, b"", location="/good/f.gz"),
     "loop": lambda h: reply(h, 302, b"", location="/loop/f.gz"),
     "to-file": lambda h: reply(h, 302, b"", location="file:///etc/hostname"),

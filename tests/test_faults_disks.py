@@ -12,10 +12,11 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, is_one_clear_line, write_dataset
+from conftest import ROOT, is_one_clear_line, run_apart, write_dataset
 from faults import Disk, call, call_refused, check_whole, command, start, wait_until_gone
 
 import data
+import nn
 import test as judging
 import train
 
@@ -248,7 +249,7 @@ def test_of_many_runs_started_at_once_one_goes_on(whole, tmp_path):
 
 
 def test_halves_of_files_are_cleared_and_locks_are_not_needed(whole, tmp_path, monkeypatch):
-    for name in ("last.pkl.123.part", "history.csv.123-456.part", "film.mkv.part"):
+    for name in ("last.pkl.123.part", "history.csv.123-456.part", "film.mkv.part", "predictions.csv.7.part"):
         (tmp_path / name).write_bytes(b"half")
     fcntl = pytest.importorskip("fcntl")
 
@@ -265,6 +266,7 @@ def test_halves_of_files_are_cleared_and_locks_are_not_needed(whole, tmp_path, m
         "history.csv",
         "last.pkl",
         "params.pkl",
+        "predictions.csv.7.part",  # of a test.py that is at work
     ]
 
 
@@ -352,6 +354,98 @@ def test_stopped_at_any_moment_one_line_says_so(whole, tmp_path, number, status)
         assert process.returncode == status and is_one_clear_line(err, "stopped"), err
         check_whole(out)
         train.load_last(out)
+
+
+SCRIPTS = ["train.py", "search.py", "test.py", "visualize.py"]
+
+
+def start_importing(script, folder, code):
+    """A script whose first import of numpy does as the code says; waits until it has come so far."""
+    (folder / "numpy").mkdir()
+    (folder / "numpy" / "__init__.py").write_text(f"import time\nprint('here', flush=True)\n{code}\n")
+    path = {**os.environ, "PYTHONPATH": str(folder)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command(script), text=True, env=path, **pipes)
+    assert process.stdout.readline() == "here\n"
+    return process
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_stopped_while_it_imports_one_line_says_so(tmp_path, script, number, status):
+    swallowed = "try:\n    time.sleep(60)\nexcept BaseException:\n    time.sleep(60)"  # as in a callback
+    process = start_importing(script, tmp_path, swallowed)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == status and is_one_clear_line(err, script, "stopped"), err
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_package_that_is_missing_is_one_line(tmp_path, script):
+    process = start_importing(script, tmp_path, "import no_such_package")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2 and is_one_clear_line(err, script, "no_such_package", "pip install"), err
+
+
+def test_a_backend_that_matplotlib_does_not_know_is_one_line(whole):
+    done = run_apart("visualize.py", whole / "run", check=2, MPLBACKEND="nonsense")
+    assert is_one_clear_line(done.stderr, "visualize.py: ", "backend", "nonsense")
+
+
+def killed_at(number, *arguments):
+    """Run train.py in a process of its own that is killed before its so manieth file is in its place."""
+    code = (
+        "import os, sys, train\n"
+        "left, replace = [int(sys.argv[1])], os.replace\n"
+        "def killed(*paths):\n"
+        "    left[0] -= 1\n"
+        "    replace(*paths) if left[0] else os.kill(os.getpid(), 9)\n"
+        "os.replace = killed\n"
+        "train.main(sys.argv[2:])\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, str(number), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
+    ).returncode  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it kills itself")
+def test_killed_between_two_files_and_resumed_a_run_is_the_one_it_describes(whole, tmp_path):
+    flags = [
+        "--dataset",
+        whole / "small",
+        *SETTINGS[:-1],
+        "--epochs",
+        3,
+        "--lr-schedule",
+        "cosine",
+        "--quiet",
+    ]
+    number = 0
+    while killed_at(number := number + 1, *flags, "--out", tmp_path / f"{number}"):
+        out = tmp_path / f"{number}"
+        if not (out / "last.pkl").exists():
+            continue
+        assert call(train.main, "--resume", "--epochs", 6, "--out", out)[0] == 0
+        best = nn.load_checkpoint(out / "last.pkl")["best"]
+        params, config = nn.load_params(out / "params.pkl")
+        assert config["epoch"] == best["epoch"] and config["epochs"] == 6, number
+        kept = data.load_json(out / "config.json")["result"]["kept"]
+        assert (kept["epoch"], kept["val_accuracy"]) == (config["epoch"], config["val_accuracy"]), number
+        assert all((params[key] == best["params"][key]).all() for key in params), number
+    assert number > 5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it kills itself")
+def test_killed_while_it_is_put_aside_a_run_can_still_be_resumed(whole, tmp_path):
+    flags = ["--dataset", whole / "small", *SETTINGS[:-1], "--epochs", 2]
+    for number in (1, 2, 3, 4):
+        out = tmp_path / str(number)
+        assert call(train.main, *flags, "--out", out)[0] == 0
+        assert killed_at(number, *flags, "--out", out)
+        (place,) = [path.parent for path in out.rglob("last.pkl")]
+        assert call(train.main, "--resume", "--epochs", 3, "--out", place)[0] == 0, number
 
 
 # --- long runs --------------------------------------------------------------------------------

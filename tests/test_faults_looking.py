@@ -209,7 +209,7 @@ def test_damaged_pictures(whole, tmp_path, kind, count):
             yield path
 
     def use(path):
-        _, image = judging.read_picture(str(path), (8, 9))
+        _, image = judging.read_picture(str(path), {"image_shape": (8, 9), "fit": "digit", "edge": 0.0})
         assert image.shape == (8, 9) and image.dtype == np.uint8
         assert np.isfinite([chance for _, chance in judging.likeliest(members, image)]).all()
 

@@ -265,7 +265,7 @@ def test_data_sets_at_the_edge_are_searched(tmp_path, here, name, dtype):
 
 def test_a_search_in_which_all_diverges_says_so(whole, tmp_path, here):
     words = flags(whole / "small", tmp_path, "--space", "lr=1e30:1e37:log", "--loss", "mse")
-    call_refused(search.main, *words, words=["no trial has ended well", "trials.csv"])
+    call_refused(search.main, *words, words=["every trial has failed", "trials.csv"])
     check_whole(tmp_path)
 
 

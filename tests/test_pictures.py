@@ -238,7 +238,7 @@ def png_of(*size, mode="1"):
 BAD = {
     "empty.png": (lambda: b"", "is empty"),
     "text.png": (lambda: b"this is a text", "no known format"),
-    "cut.jpg": (cut_jpeg, "no picture that can be read"),
+    "cut.jpg": (cut_jpeg, "cannot be read"),
     "small.png": (lambda: png_of(7, 100), "7x100 pixels"),
     "large.png": (lambda: png_of(7100, 7100), "7100x7100 pixels"),
     "bomb.png": (lambda: png_of(20_000, 20_000), "bomb.png"),
@@ -317,7 +317,8 @@ def test_pictures_are_judged_as_the_network_judges_their_images(runs, seven, tmp
         folders = [str(runs / name) for name in names]
         assert judging.main([*folders, "--images", str(path), "--json"]) == 0
         (row,) = json.loads(capsys.readouterr().out)
-        image = data.prepare_picture(data.load_picture(path)).reshape(1, -1)
+        facts = data.load_run(folders[0])[1]["data"]
+        image = data.fit_picture(data.load_picture(path), facts).reshape(1, -1)
         mean = np.zeros(3)
         for params, config in map(data.load_run, folders):
             x = data.preprocess(image, config["steps"])
@@ -332,17 +333,31 @@ def test_pictures_are_judged_as_the_network_judges_their_images(runs, seven, tmp
 def test_save_writes_what_the_network_saw_beside_what_was_given(runs, seven, tmp_path, capsys):
     pixels, _ = ink_on_paper(seven)
     path = save(tmp_path / "ink.png", pixels)
-    assert judging.main([str(runs / "plain"), "--images", str(path), "--save"]) == 0
+    chosen = [str(runs / "plain"), "--fit", "digit"]
+    assert judging.main([*chosen, "--images", str(path), "--save"]) == 0
     seen = tmp_path / "ink.png.seen.png"
     assert f"(seen: {seen})" in capsys.readouterr().out
     sheet = np.asarray(Image.open(seen))
     right = sheet[10:290, 300:580, 0].reshape(28, 10, 28, 10)
     np.testing.assert_array_equal(right[:, 5, :, 5], data.prepare_picture(pixels))
     assert (sheet[10:290, 10:290] == (245, 235, 215)).all(axis=2).mean() > 0.5  # the paper
-    again = [str(runs / "plain"), "--images", str(path), str(seen), "--save"]  # as *.png would name them
+    again = [*chosen, "--images", str(path), str(seen), "--save"]  # as *.png would name them
     assert judging.main(again) == 0
     assert capsys.readouterr().out.count("\n") == 1
     assert sorted(os.listdir(tmp_path)) == ["ink.png", "ink.png.seen.png"]
+
+
+def test_a_folder_of_pictures_is_classified_and_json_has_all_classes(runs, seven, tmp_path, capsys):
+    for name in ("b.png", "a.png"):
+        save(tmp_path / name, larger(seven)[0])
+    for given in (tmp_path, tmp_path / "*.png"):
+        assert judging.main([str(runs / "plain"), "--json", "--images", str(given)]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert [row["file"] for row in rows] == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    classes = data.load_run(runs / "plain")[1]["data"]["class_names"]
+    assert {row["name"] for row in rows[0]["classes"]} == set(classes)
+    (odd,) = data.expand_pictures([save(tmp_path / "\x1b[31m.png", larger(seven)[0])])
+    assert "\x1b" not in run("test.py", runs / "plain", "--images", odd).stdout
 
 
 def test_bad_pictures_have_a_line_each_and_the_others_go_on(runs, seven, tmp_path):
@@ -352,7 +367,7 @@ def test_bad_pictures_have_a_line_each_and_the_others_go_on(runs, seven, tmp_pat
         files.append(tmp_path / name)
         files[-1].write_bytes(content())
     files = [*files[:3], good, *files[3:], tmp_path / "missing.png"]
-    done = run("test.py", runs / "plain", "--images", *files, check=2)
+    done = run("test.py", runs / "plain", "--fit", "digit", "--images", *files, check=2)
     assert done.stdout.count("\n") == 1 and done.stdout.startswith(f"{good}: ")
     lines = done.stderr.splitlines()
     assert len(lines) == len(BAD) + 1
@@ -361,13 +376,169 @@ def test_bad_pictures_have_a_line_each_and_the_others_go_on(runs, seven, tmp_pat
     assert "missing.png" in lines[-1]
 
 
+PROGRAM = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28\n%%EndComments\n{ } loop\n%%EOF\n"
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.png", PROGRAM),
+        ("a.eps", PROGRAM),
+        ("a.pdf", b"%PDF-1.4\n"),
+        ("a.svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>'),
+        ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"),
+        ("a.ico", b"\0\0\1\0\1\0  \0\0\1\0 \0\x16\0\0\0\x16\0\0\0"),
+    ],
+)
+def test_programs_and_unknown_formats_are_to_be_saved_as_another(tmp_path, monkeypatch, name, content):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "load", lambda *_: pytest.fail("it ran"))
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}.*JPEG or PNG"):
+        data.load_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", data.PICTURES)
+def test_each_kind_of_picture_is_read_whatever_its_name(tmp_path, seven, kind):
+    path = tmp_path / "picture.dat"
+    Image.fromarray(seven).save(path, kind)
+    assert data.load_picture(path).shape == (28, 28, 3)
+    for suffix in data.PICTURES[kind]:
+        assert Image.registered_extensions()[suffix] == kind
+
+
+def test_what_c_writes_does_not_reach_standard_error(tmp_path, seven, capfd):
+    path = tmp_path / "damaged.tif"
+    Image.fromarray(np.tile(seven, (9, 9))).save(path, compression="tiff_lzw")
+    content = bytearray(path.read_bytes())
+    content[30:300] = bytes(270)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"damaged\.tif"):
+        data.load_picture(path)
+    os.write(2, b"ours")
+    assert capfd.readouterr().err == "ours"
+
+
+def test_a_picture_is_bounded_before_it_is_read_and_may_be_missing(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"there is no picture.*x\.png"):
+        data.load_picture(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes(bytes(100))
+    monkeypatch.setattr(data, "MOST_PICTURE_BYTES", 99)
+    with pytest.raises(ValueError, match=r"x\.png"):
+        data.load_picture(tmp_path / "x.png")
+
+
+def test_patterns_and_folders_of_pictures(tmp_path, monkeypatch):
+    (tmp_path / "photos" / "empty").mkdir(parents=True)
+    for name in ("b.JPG", "a.png", "a.png.seen.png", "notes.txt", "[1].png"):
+        (tmp_path / "photos" / name).write_bytes(b"")
+    monkeypatch.chdir(tmp_path / "photos")
+    assert data.expand_pictures(["*.png"]) == ["[1].png", "a.png"]
+    assert data.expand_pictures(["b.JPG", "[1].png", "no*.gif"]) == ["b.JPG", "[1].png", "no*.gif"]
+    assert data.expand_pictures(["a.png.seen.png"]) == ["a.png.seen.png"]
+    folder = tmp_path / "photos"
+    assert data.expand_pictures([folder]) == [str(folder / name) for name in ("[1].png", "a.png", "b.JPG")]
+    with pytest.raises(ValueError, match="empty"):
+        data.expand_pictures(["empty"])
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
         (["--save"], ["--save", "--images"]),
-        (["--images", "a.png", str(ROOT)], ["--images", "is a folder; a run is named before"]),
+        (["--images", "a.png", str(ROOT)], ["--images", "no pictures", "name a run before"]),
         (["--images", "a.png", "--dataset", "mnist"], ["--dataset", "--images"]),
     ],
 )
 def test_flags_that_do_not_go_together(runs, arguments, words):
     assert is_one_clear_line(run("test.py", runs / "plain", *arguments, check=2).stderr, *words)
+
+
+# --- what is on a photograph beside the digit -------------------------------------------------
+
+
+def framed(ink, rng):
+    ink[:3] = ink[-3:] = 1
+    ink[:, :3] = ink[:, -3:] = 1
+    return ink
+
+
+def one_dark_edge(ink, rng):
+    ink[:, : rng.integers(3, 9)] = 1
+    return ink
+
+
+def spot_in_the_corner(ink, rng):
+    y, x = np.mgrid[: ink.shape[0], : ink.shape[1]]
+    return np.maximum(ink, (y - 14) ** 2 + (x - ink.shape[1] + 15) ** 2 < 64)
+
+
+def underlined(ink, rng):
+    ink[-14:-10, 25:-25] = 1
+    return ink
+
+
+def boxed(ink, rng):
+    box = np.zeros_like(ink)
+    box[8:-8, 8:-8] = 1
+    box[11:-11, 11:-11] = 0
+    return np.maximum(ink, box)
+
+
+def on_a_desk(ink, rng):
+    photo = np.full((ink.shape[0] + 80, ink.shape[1] + 80, 3), (90, 60, 40), np.uint8)
+    photo[30:-50, 45:-35] = coloured(ink, (245, 240, 230), (40, 40, 60))
+    turned = Image.fromarray(photo).rotate(rng.uniform(-6, 6), fillcolor=(90, 60, 40))
+    return np.asarray(turned)
+
+
+@pytest.mark.parametrize("form", [framed, one_dark_edge, spot_in_the_corner, underlined, boxed, on_a_desk])
+def test_what_lies_around_a_digit_is_left_out(real_data, form):
+    params, config = data.load_run(ROOT / "results" / "reference" / "elastic")
+    dataset, rng, right = data.load_dataset("mnist", real_data), np.random.default_rng(0), 0
+    for image, label in zip(dataset["test_images"][:30], dataset["test_labels"]):
+        picture = form(grown(image.reshape(28, 28), 5, margin=20), rng)
+        if picture.ndim == 2:
+            picture = coloured(picture, (245, 240, 230), (40, 40, 60))
+        seen = data.prepare_picture(picture)
+        x = data.preprocess(seen.reshape(1, -1), config["steps"])
+        right += nn.predict(params, x).argmax() == label
+    assert right >= 28, f"{right} of 30"
+
+
+# --- networks that know no digits -------------------------------------------------------------
+
+
+def test_how_pictures_are_fitted_follows_from_the_training_images(real_data, tmp_path):
+    for name, fit in (("mnist", "digit"), ("fashion-mnist", "whole")):
+        dataset = data.load_dataset(name, real_data)
+        assert data.picture_facts({**dataset, "name": "mine"})["fit"] == fit
+    assert data.picture_facts(data.load_dataset(str(write_dataset(tmp_path / "set"))))["fit"] == "whole"
+
+
+@pytest.mark.parametrize("name, times", [("fashion-mnist", 1), ("fashion-mnist", 4), ("mnist", 1)])
+def test_pictures_of_test_images_come_back_as_they_were(real_data, name, times):
+    dataset = data.load_dataset(name, real_data)
+    facts = {"image_shape": (28, 28), **data.picture_facts(dataset)}
+    for image in dataset["test_images"][:20].reshape(-1, 28, 28):
+        picture = np.repeat(np.kron(image, np.ones((times, times), np.uint8))[:, :, None], 3, axis=2)
+        np.testing.assert_array_equal(data.fit_picture(picture, facts), image)
+
+
+def test_a_picture_is_inverted_where_that_makes_it_like_the_training_images():
+    picture = np.repeat(np.arange(200, 250, dtype=np.uint8).reshape(5, 10)[:, :, None], 3, axis=2)
+    facts = {"image_shape": (5, 10), "fit": "whole", "edge": 3.0}
+    np.testing.assert_array_equal(data.fit_picture(picture, facts), 255 - picture[:, :, 0])
+    np.testing.assert_array_equal(data.fit_picture(picture, {**facts, "edge": 250.0}), picture[:, :, 0])
+
+
+def test_fit_can_be_chosen(runs, tmp_path, seven):
+    path = save(tmp_path / "seven.png", coloured(grown(seven, 4, margin=50), (255, 255, 255), (0, 0, 0)))
+    seen = {}
+    for fit in data.FITS:
+        assert judging.main([str(runs / "plain"), "--images", str(path), "--fit", fit, "--save"]) == 0
+        seen[fit] = np.asarray(Image.open(f"{path}.seen.png"))
+    assert (seen["digit"] != seen["whole"]).any()
+    with pytest.raises(ValueError, match="--fit"):
+        judging.main([str(runs / "plain"), "--images", str(path), "--fit", "hole"])

@@ -350,7 +350,7 @@ def test_settings_are_completed_and_typed():
         ("batch_size", 1.5, "whole"),
         ("epochs", "1e9x", "whole"),
         ("hidden", [5, 0], "0 alone"),
-        ("hidden", ["-3"], "at least 0"),
+        ("hidden", ["-3"], "from 0"),
         ("hidden", [], None),
         ("nesterov", "yes", "true or false"),
         ("activation", "rleu", "did you mean relu"),
