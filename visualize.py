@@ -761,8 +761,8 @@ def short(value):
 
 
 def drawable(text, most):
-    """Text from outside on one line of at most so many characters, all of which can be drawn."""
-    text = "".join(letter if letter.isdrawable() else "\ufffd" for letter in text)
+    """Text from outside on one line of at most so many characters."""
+    text = data.printable(text)
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
@@ -1320,7 +1320,7 @@ def main(argv=None):
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="folder for the files (default: FOLDER/figures; of several runs comparison/, beside or in the first)",
+        help="folder for the files (default: FOLDER/figures; of several, comparison/ beside or in the first)",
     )
     parser.add_argument("--show", action="store_true", help="open windows and write no files")
     parser.add_argument(
