@@ -141,7 +141,10 @@ def names_for(run):
     is_search = "trials" in run
     is_run = bool({"rows", "params"} & set(run)) or not is_search
     belongs = dict.fromkeys(("trials", "histories"), is_search)
-    belongs |= {"settings": True, "distorted": is_run and run["config"].get("augment")}
+    belongs |= {
+        "settings": {"rows", "params", "trials"} & set(run),
+        "distorted": run["config"].get("augment"),
+    }
     return [name for name, (need, _) in FIGURES.items() if belongs.get(need, is_run)]
 
 
@@ -267,7 +270,8 @@ def compare_figure(runs, quantity):
         if column:
             ax.set_ylabel("")
             ax.tick_params(labelleft=False)
-    note = "circle: the epoch whose params are kept" + "; epoch 1 lies outside the range" * clipped
+    note = "circle: the epoch whose params are kept, and its test accuracy"
+    note += "; epoch 1 lies outside the range" * clipped
     legend_below(figure, grid[1, :], handles, labels, title=note, ncol=columns, fontsize=8, alignment="left")
     return figure
 
@@ -1010,7 +1014,9 @@ def load_folder(path):
     if config:
         run["settings"] = {name: value for name, value in config.items() if name not in NO_SETTINGS}
     run["config"] = {**config, "data": drawable_facts(config.get("data") or {})}
-    return {**run, **titles_of(run), **load_search(path)}
+    if found := load_search(path):
+        run = {"settings": {}, **run, **found}
+    return {**run, **titles_of(run)}
 
 
 def load_checked(path, kind):

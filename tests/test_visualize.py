@@ -44,6 +44,11 @@ def row(epoch, train=0.5, val=0.4, test=0.3):
     return {"epoch": epoch, "lr": 0.1, "seconds": 1.0, **losses, **accuracies}
 
 
+def a_run(rows=None, **more):
+    """What the figure functions need of a run."""
+    return {"rows": rows, "chosen": None, "config": {}, "settings": {}, "network": "", "title": "", **more}
+
+
 def lines_of(ax):
     return {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
 
@@ -61,7 +66,8 @@ def images_of(figure):
 
 def test_curves_show_each_part_and_mark_the_chosen_epoch():
     rows = [row(e, 1 / e, 1.1 / e, 1.2 / e) for e in range(1, 4)]
-    figure = visualize.curves_figure(rows, "loss", "MNIST, 784-10", chosen=2, loss="mse")
+    run = a_run(rows, title="MNIST, 784-10", chosen=2, config={"loss": "mse"})
+    figure = visualize.curves_figure(run, "loss")
     (ax,) = figure.axes
     lines = lines_of(ax)
     np.testing.assert_allclose(lines["train"].get_xydata(), [[e, 1 / e] for e in (1, 2, 3)])
@@ -76,7 +82,7 @@ def test_curves_show_each_part_and_mark_the_chosen_epoch():
 
 
 def test_accuracy_is_in_percent_and_a_part_without_images_has_no_line():
-    figure = visualize.curves_figure([row(1, val=None), row(2, 0.25, val=None)], "accuracy")
+    figure = visualize.curves_figure(a_run([row(1, val=None), row(2, 0.25, val=None)]), "accuracy")
     lines = lines_of(figure.axes[0])
     assert set(lines) == {"train", "test"}
     np.testing.assert_allclose(lines["train"].get_ydata(), [50, 75])
@@ -84,30 +90,66 @@ def test_accuracy_is_in_percent_and_a_part_without_images_has_no_line():
 
 
 def test_error_is_on_a_log_axis_and_leaves_out_epochs_without_errors():
-    figure = visualize.curves_figure([row(1, 0.1), row(2, 0.0), row(3, 0.01)], "error")
+    figure = visualize.curves_figure(a_run([row(1, 0.1), row(2, 0.0), row(3, 0.01)]), "error")
     ax = figure.axes[0]
     assert ax.get_yscale() == "log" and "no point where it is 0" in ax.get_ylabel()
     np.testing.assert_allclose(lines_of(ax)["train"].get_ydata(), [10, np.nan, 1])
 
 
-@pytest.mark.parametrize("first, outside", [(2.3, True), (0.5, False)])
-def test_the_first_epoch_is_left_out_of_the_range_when_it_would_flatten_the_rest(first, outside):
-    rows = [row(1, first, first, first)] + [row(e, 0.5 - e / 20, 0.4, 0.4) for e in range(2, 6)]
-    ax = visualize.curves_figure(rows, "loss").axes[0]
+@pytest.mark.parametrize(
+    "first, epochs, outside",
+    [(2.3, 6, True), (0.9, 6, False), (0.5, 6, False), (2.3, 5, False), (2.3, 2, False), (2.3, 60, True)],
+)
+def test_only_a_first_epoch_that_is_far_off_is_left_out_and_never_of_a_short_run(first, epochs, outside):
+    rows = [row(1, first, first, first)]
+    rows += [row(e, 0.5 - e / 20 if e < 6 else 0.3, 0.4, 0.4) for e in range(2, epochs + 1)]
+    ax = visualize.curves_figure(a_run(rows), "loss").axes[0]
     assert (ax.get_ylim()[1] < first) == outside
     assert ("outside the range" in ax.get_xlabel()) == outside
-    assert ax.get_ylim()[0] < 0.25 and ax.get_ylim()[1] > 0.4
+    assert ax.get_ylim()[0] < 0.4 and ax.get_ylim()[1] > 0.4
+
+
+def test_each_axis_of_twin_shows_its_first_epoch_or_says_that_it_does_not():
+    rows = [{**row(e, 0.5 - e / 50), "test_accuracy": 0.5 if e == 1 else 0.9 + e / 1000} for e in range(1, 9)]
+    left, right = visualize.twin_figure(a_run(rows)).axes
+    assert left.get_ylim()[1] > rows[0]["train_loss"] and right.get_ylim()[0] > 80
+    assert "outside the right axis" in left.get_xlabel()
+
+
+@pytest.mark.parametrize(
+    "low, high", [(5.85, 5.95), (1.75, 2.4), (0.01, 90), (3, 3), (1e-6, 1e3), (4.9, 10.1)]
+)
+def test_a_log_axis_has_two_ticks_or_more_of_1_2_5_or_powers_of_ten(low, high):
+    ax = Figure().add_subplot()
+    visualize.log_axis(ax, "y", [low, np.nan, high])
+    assert 2 <= len(ax.get_yticks()) <= 10
+    assert all(f"{tick:e}"[:8] in ("1.000000", "2.000000", "5.000000") for tick in ax.get_yticks())
+    below, above = ax.get_ylim()
+    assert below <= low <= high <= above and below <= min(ax.get_yticks()) <= max(ax.get_yticks()) <= above
+
+
+@pytest.mark.parametrize(
+    "epochs, ticks",
+    [(1, [1]), (7, [1, 2, 3, 4, 5, 6, 7]), (12, [2, 4, 6, 8, 10, 12]), (50, [1, 5, 50]), (300, [1, 50, 300])],
+)
+def test_epochs_have_round_ticks(epochs, ticks):
+    ax = Figure().add_subplot()
+    visualize.epoch_axis(ax, epochs)
+    assert set(ticks) <= set(ax.get_xticks()) and len(ax.get_xticks()) <= 12 and min(ax.get_xticks()) >= 1
 
 
 def test_twin_axes_hold_losses_left_and_test_accuracy_right():
-    left, right = visualize.twin_figure([row(1), row(2, 0.4, 0.4, 0.2)]).axes
-    assert set(lines_of(left)) == {"train loss (left axis)", "test loss (left axis)"}
+    run = a_run([row(1), row(2, 0.4, 0.4, 0.2)], chosen=2)
+    left, right = visualize.twin_figure(run).axes
+    kept = "epoch 2, whose params are kept"
+    assert set(lines_of(left)) == {"train loss (left axis)", "test loss (left axis)", kept}
+    assert kept in [text.get_text() for text in left.get_legend().get_texts()]  # what the rings mean
     np.testing.assert_allclose(lines_of(right)["test accuracy (right axis)"].get_ydata(), [70, 80])
     assert "accuracy (%)" in right.get_ylabel()
 
 
 def test_one_epoch_has_a_marker_and_whole_numbers_at_the_axis():
-    ax = visualize.curves_figure([row(1)], "loss").axes[0]
+    ax = visualize.curves_figure(a_run([row(1)]), "loss").axes[0]
     assert all(line.get_marker() for line in lines_of(ax).values())
     low, high = ax.get_xlim()
     assert [tick for tick in ax.get_xticks() if low <= tick <= high] == [1]
@@ -116,9 +158,10 @@ def test_one_epoch_has_a_marker_and_whole_numbers_at_the_axis():
 @pytest.mark.parametrize("epochs", [1, 3, 50, 300])
 def test_texts_of_curves_do_not_overlap(epochs):
     rows = [row(e, 1 / e, 1.1 / e, 1.2 / e) for e in range(1, epochs + 1)]
-    with matplotlib.rc_context(visualize.STYLE):
+    run = a_run(rows, title="MNIST, 784-292-10, test accuracy 98.25 %", chosen=1)
+    with matplotlib.style.context(visualize.LOOK):
         for quantity in ("loss", "accuracy", "error"):
-            figure = visualize.curves_figure(rows, quantity, "MNIST, 784-292-10, test accuracy 98.25 %", 1)
+            figure = visualize.curves_figure(run, quantity)
             figure.draw_without_rendering()
             boxes = [text.get_window_extent() for text in visible_texts(figure)]
             for i, box in enumerate(boxes):
@@ -139,13 +182,39 @@ def visible_texts(figure):
 # --- weights ---
 
 
-def test_the_heat_map_shows_the_weights_with_colours_centred_on_0():
-    weights = np.random.default_rng(0).normal(0.1, 1, (20, 7))
-    figure = visualize.weights_figure(weights, "W1", "T")
+def a_network(*sizes, steps=(), **more):
+    """A run with params of these sizes, its classes named a, b, ..."""
+    params = nn.init_params(np.random.default_rng(0), sizes)
+    names = [chr(97 + number) for number in range(sizes[-1])]
+    config = {"data": {"class_names": names, "image_shape": [1, sizes[0]]}, "steps": list(steps), **more}
+    return a_run(params=params, config=config)
+
+
+@pytest.mark.parametrize("shape", [(784, 10), (292, 10), (20, 7), (10, 400)])
+def test_a_heat_map_shows_the_weights_that_are_there_with_colours_centred_on_0(shape):
+    run = a_network(shape[0], shape[1], 3)
+    figure = visualize.weights_figures({**run, "title": "T"})["weights_W1"]
     image = figure.axes[0].images[0]
-    np.testing.assert_array_equal(image.get_array(), weights)
-    assert image.norm.vmin == -image.norm.vmax and image.norm.vmax > 1
-    assert title_of(figure) == "W1: 20 × 7 weights\nT"
+    across = run["params"]["W1"].T if shape[0] >= shape[1] else run["params"]["W1"]
+    np.testing.assert_array_equal(image.get_array(), across)
+    assert image.get_interpolation() == "none"  # columns are not mixed with their neighbours
+    assert image.norm.vmin == -image.norm.vmax and image.norm.vmax > 0
+    assert title_of(figure) == f"W1: {shape[0]} × {shape[1]} weights\nT"
+
+
+def test_a_heat_map_says_what_its_sides_are():
+    def labels(run):
+        return [{ax.get_xlabel(), ax.get_ylabel()} for ax in (f.axes[0] for f in weights(run))]
+
+    def weights(run):
+        return visualize.weights_figures(run).values()
+
+    units = "unit of hidden layer 1"
+    assert labels(a_network(6, 4, 3)) == [{"input pixel", units}, {units, "class"}]
+    reduced = [{"name": "affine", "mean": None, "factor": None, "basis": np.zeros((9, 6))}]
+    assert labels(a_network(6, 4, 3, steps=reduced))[0] == {"principal component", units}
+    *_, last = weights(a_network(6, 4, 3))
+    assert [label.get_text() for label in last.axes[0].get_yticklabels()] == ["a", "b", "c"]
 
 
 def test_lightness_alone_tells_the_sign_of_a_weight():
@@ -155,20 +224,32 @@ def test_lightness_alone_tells_the_sign_of_a_weight():
 
 
 def test_a_heat_map_of_zeros_can_be_drawn():
-    assert visualize.weights_figure(np.zeros((3, 2)), "W1").axes[0].images[0].norm.vmax == 1
+    run = a_network(3, 2)
+    run["params"]["W1"][:] = 0
+    assert visualize.weights_figures(run)["weights_W1"].axes[0].images[0].norm.vmax == 1
 
 
 def test_receptive_fields_come_strongest_first_on_one_sheet():
-    weights = np.zeros((6, 3), np.float32)  # three units, pictures of 2x3
+    run = a_network(6, 3, 2)  # three units, pictures of 2x3
+    run["config"]["data"]["image_shape"], weights = [2, 3], run["params"]["W1"]
+    weights[:] = 0
     weights[:, 0], weights[0, 1], weights[:, 2] = 0.1, 5, 1
     fields = visualize.receptive_fields(weights, (2, 3))
     assert fields.shape == (3, 2, 3)
     assert [float(field.max()) for field in fields] == [5, 1, pytest.approx(0.1)]
-    figure = visualize.fields_figure(weights, (2, 3))
+    figure = visualize.fields_figure(run)
     sheet = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
     np.testing.assert_array_equal(sheet[:2, :3], fields[0])
     assert np.isfinite(sheet).sum() == weights.size
     assert "3 hidden units" in title_of(figure)
+
+
+def test_of_many_receptive_fields_the_strongest_are_shown():
+    run = a_network(4, 2048, 2)
+    figure = visualize.fields_figure(run)
+    sheet = figure.axes[0].images[0].get_array()
+    assert np.isfinite(np.ma.filled(sheet, np.nan)).sum() == 4 * visualize.SHOWN_FIELDS
+    assert f"{visualize.SHOWN_FIELDS} of 2,048" in title_of(figure)
 
 
 @pytest.mark.parametrize("n, shape", [(1, (4, 5)), (3, (28, 28)), (7, (6, 19)), (2000, (28, 28))])
@@ -192,27 +273,48 @@ def test_a_network_without_hidden_layers_shows_its_class_templates(linear):
 
 def test_histograms_count_all_weights_of_each_layer(trained):
     params, _ = data.load_run(trained)
-    figure = visualize.histogram_figure(params)
+    figure = visualize.histogram_figure(a_run(params=params))
     for ax, name in zip(figure.axes, ("W1", "W2", "W3")):
         assert sum(bar.get_height() for bar in ax.patches) == params[name].size
         assert ax.get_title().startswith(name)
+        assert ax.get_ylim()[0] == 0.5 and ax.get_yticks()[0] == 1  # a bar of 1 is seen
 
 
 def test_activations_tell_how_many_units_never_fire():
     activations = np.array([[0.0, 1.0, 2.0], [0.0, 0.0, 3.0]], np.float32)
-    figure = visualize.activations_figure(activations, layer=2)
+    run = a_run(hidden=[activations[:, :1], activations], config={"activation": "relu"})
+    figure = visualize.activations_figures(run)["activations_2"]
     assert "hidden layer 2: 1 of 3 units never fire" in title_of(figure)
     left, right = figure.axes
     assert sum(bar.get_height() for bar in left.patches) == 6
     np.testing.assert_array_equal(right.patches[0].get_data().values, [100, 50, 0])
 
 
+@pytest.mark.parametrize("activation, limits", [("tanh", [-0.99, 0.99]), ("sigmoid", [0.01, 0.99])])
+def test_activations_of_units_with_two_ends_tell_how_many_are_saturated(activation, limits):
+    low, high = limits
+    activations = np.array([[low, 0.5, 0.5], [high, 0.5, high]], np.float32)
+    run = a_run(hidden=[activations], config={"activation": activation})
+    figure = visualize.activations_figures(run)["activations_1"]
+    assert "1 of 3 units always saturated" in title_of(figure) and "fire" not in title_of(figure)
+    np.testing.assert_array_equal(figure.axes[1].patches[0].get_data().values, [100, 50, 0])
+    assert figure.axes[0].get_title().startswith("50.00 %")
+
+
 # --- predictions ---
+
+
+def judged(labels, predicted, class_names, **more):
+    """A run with what its network makes of images: sure of the predictions."""
+    estimates = np.eye(len(class_names))[predicted]
+    config = {"data": {"class_names": class_names, "image_shape": [2, 3]}}
+    return a_run(labels=np.array(labels), estimates=estimates, config=config, **more)
 
 
 def test_the_confusion_matrix_shows_its_counts():
     counts = np.array([[50, 2, 0], [0, 40, 7], [1, 0, 30]])
-    figure = visualize.confusion_figure(counts, ["cat", "dog", "emu"])
+    labels, predicted = (np.repeat(index.ravel(), counts.ravel()) for index in np.indices((3, 3)))
+    figure = visualize.confusion_figure(judged(labels, predicted, ["cat", "dog", "emu"]))
     ax = figure.axes[0]
     texts = {tuple(text.get_position()): text.get_text() for text in ax.texts}
     assert texts == {(c, r): str(n) for (r, c), n in np.ndenumerate(counts) if n}
@@ -223,7 +325,8 @@ def test_the_confusion_matrix_shows_its_counts():
 
 
 def test_many_classes_make_a_confusion_matrix_without_numbers():
-    figure = visualize.confusion_figure(np.eye(60, dtype=int), list(map(str, range(60))))
+    names = list(map(str, range(60)))
+    figure = visualize.confusion_figure(judged(range(60), range(60), names))
     assert not figure.axes[0].texts
 
 
@@ -233,9 +336,29 @@ def test_mistakes_come_most_confident_first():
     worst = visualize.worst_mistakes(estimates, labels)
     assert worst.tolist() == [2, 0, 1]
     images = np.arange(4 * 6, dtype=np.uint8).reshape(4, 2, 3)
-    figure = visualize.mistakes_figure(images[worst], labels[worst], estimates[worst], ["a", "b"])
-    assert figure.axes[0].get_title() == "b → a\n99.0 %"
+    config = {"data": {"class_names": ["a", "b"], "image_shape": [2, 3]}}
+    run = a_run(images=images, labels=labels, estimates=estimates, mistakes=worst, config=config)
+    figure = visualize.mistakes_figure(run)
+    assert figure.axes[0].get_title().split() == ["b", "→", "a", "99.0", "%"]
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), images[2])
+
+
+def test_pictures_take_most_of_the_page():
+    for count, shape in ((24, (28, 28)), (10, (28, 28)), (3, (20, 60)), (1, (8, 8))):
+        figure = Figure(figsize=visualize.PAGE)
+        axes = visualize.picture_grid(figure, count, shape)
+        across = len({round(ax.get_position().x0, 3) for ax in axes})
+        down = -(-count // across)
+        scale = min(8 / across / shape[1], 5 / down / shape[0])
+        assert count * scale**2 * shape[0] * shape[1] > 0.3 * 8 * 5.5
+
+
+def test_the_confusion_matrix_is_in_the_middle_of_the_page():
+    with matplotlib.style.context(visualize.LOOK):
+        figure = visualize.confusion_figure(judged(range(9), range(9), list("abcdefghi")))
+        figure.draw_without_rendering()
+        box = figure.get_tightbbox()
+    assert abs(box.x0 + box.x1 - visualize.PAGE[0]) < 0.3
 
 
 def test_calibration_by_hand():
@@ -254,7 +377,17 @@ def test_figures_of_a_run_agree_with_its_network(trained, small):
     dataset = data.load_dataset(str(small))
     probs = nn.predict(params, data.preprocess(dataset["test_images"], config["steps"]))
     wrong = int((probs.argmax(axis=1) != dataset["test_labels"]).sum())
-    expected = {"loss", "accuracy", "error", "twin", "fields", "histogram", "confusion", "calibration"}
+    expected = {
+        "loss",
+        "accuracy",
+        "error",
+        "twin",
+        "fields",
+        "histogram",
+        "confusion",
+        "calibration",
+        "summary",
+    }
     expected |= {"weights_W1", "weights_W2", "weights_W3", "activations_1", "activations_2"}
     assert set(figures) == expected | ({"mistakes"} if wrong else set())
     assert set(skipped) <= {"no test image is classified wrongly"}
@@ -296,7 +429,7 @@ SCORES = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
 
 def test_a_search_shows_each_setting_the_ranking_and_the_curves(tmp_path):
     figures, skipped = visualize.draw_folder(make_search(tmp_path), None, None)
-    assert set(figures) == {"search", "ranking", "learning_curves"} and not skipped
+    assert set(figures) == {"summary", "search", "ranking", "learning_curves"} and not skipped
     lr, decay, hidden = figures["search"].axes[:3]
     assert [ax.get_xlabel() for ax in (lr, decay, hidden)] == ["lr", "weight_decay", "hidden"]
     assert [ax.get_xscale() for ax in (lr, decay)] == ["linear", "log"]
@@ -305,9 +438,11 @@ def test_a_search_shows_each_setting_the_ranking_and_the_curves(tmp_path):
     np.testing.assert_allclose(lines_of(decay)["fewer epochs"].get_xdata(), [1e-4])
 
     ranking = figures["ranking"].axes[0]
-    np.testing.assert_allclose(ranking.lines[0].get_xdata(), [87.5, 77.5, 65])
+    np.testing.assert_allclose([float(line.get_xdata()[0]) for line in ranking.lines], [87.5, 77.5, 65])
+    assert [line.get_markerfacecolor() == "none" for line in ranking.lines] == [False, False, True]
     heading, first, *_ = [label.get_text().split() for label in ranking.get_yticklabels()]
-    assert heading == ["trial", "lr", "weight_decay", "hidden"] and first == ["1", "0.2", "1e-07", "30"]
+    assert heading == ["trial", "lr", "weight_decay", "hidden", "epochs"]
+    assert first == ["1", "0.2", "1e-07", "30", "4"]
 
     curves = figures["learning_curves"].axes[0].lines
     assert [len(line.get_xdata()) for line in curves] == [4, 2, 4]
@@ -316,15 +451,47 @@ def test_a_search_shows_each_setting_the_ranking_and_the_curves(tmp_path):
     assert "MNIST, 4 trials, 1 failed, best validation accuracy 87.50 %" in title_of(figures["search"])
 
 
-def test_a_search_without_its_definition_or_histories_is_still_drawn(tmp_path):
+def test_a_search_without_histories_is_still_drawn_and_one_without_its_definition_is_refused(tmp_path):
     make_search(tmp_path)
-    (tmp_path / "search.json").unlink()
     for path in tmp_path.glob("trials/*/*"):
         path.unlink()
     figures, skipped = visualize.draw_folder(tmp_path, None, None)
     assert [ax.get_xlabel() for ax in figures["search"].axes[:3]] == ["lr", "weight_decay", "hidden"]
-    assert set(figures) == {"search", "ranking"}
+    assert set(figures) == {"summary", "search", "ranking"}
     assert skipped == {"there is no trials/NNN/history.csv": ["learning_curves"]}
+    (tmp_path / "search.json").unlink()
+    with pytest.raises(OSError, match=r"search\.json"):
+        visualize.draw_folder(tmp_path, None, None)
+
+
+def test_ticks_of_a_small_search_do_not_touch(tmp_path):
+    trials = [
+        {
+            "trial": 1,
+            "epochs": 2,
+            "val_accuracy": 0.9,
+            "lr": 0.19021,
+            "weight_decay": 1.2e-7,
+            "bend": 0.2512345,
+        },
+        {
+            "trial": 2,
+            "epochs": 2,
+            "val_accuracy": 0.8,
+            "lr": 0.20572,
+            "weight_decay": 9.8e-5,
+            "bend": 0.2512346,
+        },
+    ]
+    space = {"lr": "0.15:0.25", "weight_decay": "1e-7:1e-4:log", "bend": "0:1"}
+    with matplotlib.style.context(visualize.LOOK):
+        figure = visualize.search_figure(a_run(trials=trials, space=space, search_title=""))
+        figure.draw_without_rendering()
+        for ax in figure.axes[:3]:
+            low, high = ax.get_xlim()
+            ticks = [t for t in ax.xaxis.get_major_ticks() if low <= t.get_loc() <= high]
+            boxes = [tick.label1.get_window_extent() for tick in ticks]
+            assert len(boxes) >= 2 and not any(a.x1 + 3 > b.x0 for a, b in zip(boxes, boxes[1:]))
 
 
 def test_trials_far_below_the_others_do_not_flatten_them():
@@ -334,7 +501,8 @@ def test_trials_far_below_the_others_do_not_flatten_them():
         {"trial": i, "lr": i, "epochs": 3, "val_accuracy": v}
         for i, v in enumerate(sorted(values, reverse=True))
     ]
-    ax, legend = visualize.search_figure(trials, {"lr": "0:9"}).axes
+    run = a_run(trials=trials, space={"lr": "0:9"}, search_title="")
+    ax, legend = visualize.search_figure(run).axes
     assert ax.get_ylim()[0] > 90
     assert "1 at the bottom lie lower still" in [t.get_text() for t in legend.get_legend().get_texts()]
 
@@ -357,21 +525,55 @@ def test_runs_are_overlaid_with_the_settings_in_which_they_differ(small, tmp_pat
     panels = figures["loss"].axes[:3]
     assert [ax.get_title() for ax in panels] == ["train", "validation", "test"]
     for ax, part in zip(panels, ("train", "val", "test")):
-        for path, (label, line) in zip(runs, lines_of(ax).items()):
+        assert [re.sub("[\\d.]+\xa0%", "%", label) for label in lines_of(ax)] == [
+            "m0: momentum 0, test\xa0%",
+            "m0.9: momentum 0.9, test\xa0%",
+        ]
+        for path, line in zip(runs, lines_of(ax).values()):
             rows = data.load_rows(path / "history.csv")
             np.testing.assert_allclose(line.get_ydata(), [r[f"{part}_loss"] for r in rows])
-            assert re.match(r"momentum (0|0\.9): test accuracy [\d.]+ %$", label)
         styles = {(line.get_color(), line.get_linestyle()) for line in lines_of(ax).values()}
         assert len(styles) == 2
     assert "small, 20-3" in title_of(figures["loss"])
 
 
-def test_runs_with_the_same_settings_are_told_apart_by_their_folders():
-    config = {"lr": 0.1, "hidden": [5], "nesterov": True}
-    runs = [{"config": config, "path": name, "rows": [row(1)], "chosen": 1} for name in ("a", "b")]
-    assert visualize.run_labels(runs) == ["a: test accuracy 70.00 %", "b: test accuracy 70.00 %"]
-    runs[1]["config"] = {**config, "nesterov": False, "hidden": []}
-    assert visualize.run_labels(runs)[1] == "hidden none, nesterov off: test accuracy 70.00 %"
+def labelled(*runs):
+    """Labels of runs, each a folder and what differs from the first one's settings."""
+    first = {"lr": 0.1, "hidden": [5], "nesterov": True}
+    runs = [a_run([row(1)], path=path, chosen=1, settings={**first, **more}) for path, more in runs]
+    return [label.replace("\xa0", " ") for label in visualize.run_labels(runs)]
+
+
+def test_labels_of_runs_have_the_folder_first_then_what_is_particular_to_it():
+    assert labelled(("x/a", {}), ("x/b", {})) == ["a: test 70.00 %", "b: test 70.00 %"]
+    assert labelled(("x/a", {}), ("y/a", {})) == ["x/a: test 70.00 %", "y/a: test 70.00 %"]
+    two = labelled(("a", {}), ("_b", {"nesterov": False, "hidden": []}))
+    assert two[1] == "_b: hidden none, nesterov false, test 70.00 %"
+    many = labelled(("a", {}), ("b", {}), ("c", {"lr": 0.2}))  # what most have is not worth a word
+    assert many == ["a: test 70.00 %", "b: test 70.00 %", "c: lr 0.2, test 70.00 %"]
+    wall = labelled(("a", {}), ("b", {f"setting{i}": i for i in range(30)}))
+    assert all(len(label) < 200 for label in wall)
+
+
+@pytest.mark.parametrize("count, words", [(2, 1), (6, 1), (12, 2), (12, 6), (40, 3)])
+def test_every_run_of_an_overlay_has_its_whole_entry_and_most_of_the_page_is_curves(count, words):
+    rows = [row(e, 1 / e, 1.1 / e, 1.2 / e) for e in range(1, 9)]
+    settings = [{f"some_setting_{j}": i / 7 for j in range(words)} for i in range(count)]
+    runs = [a_run(rows, path=f"_run{i}", chosen=8, settings=s) for i, s in enumerate(settings)]
+    with matplotlib.style.context(visualize.LOOK):
+        for run in runs:
+            run["config"] = {"data": {}}
+        figure = visualize.compare_figure(runs, "loss")
+        figure.draw_without_rendering()
+        texts = figure.axes[-1].get_legend().get_texts()
+        page = figure.bbox
+        assert [text.get_text().split(":")[0] for text in texts] == [f"_run{i}" for i in range(count)]
+        boxes = [text.get_window_extent() for text in texts]
+        assert all(page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 for box in boxes)
+        assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
+        panel = figure.axes[0].get_window_extent()
+        assert panel.height > 2.7 * figure.dpi and not any(box.overlaps(panel) for box in boxes)
+        assert min(box.y0 for box in boxes) < 0.9 * figure.dpi
 
 
 def test_comparing_skips_a_run_without_history(trained, linear, small, tmp_path):
@@ -412,7 +614,7 @@ def test_missing_pieces_are_skipped_with_a_reason(trained, tmp_path, capsys):
     (tmp_path / "history.csv").write_bytes((trained / "history.csv").read_bytes())
     (tmp_path / "config.json").write_bytes((trained / "config.json").read_bytes())
     figures, skipped = visualize.draw_folder(tmp_path, None, None)
-    assert set(figures) == {"loss", "accuracy", "error", "twin"}
+    assert set(figures) == {"summary", "loss", "accuracy", "error", "twin"}
     (reason,) = skipped
     assert reason == "there is no params.pkl" and "fields" in skipped[reason]
     assert "small, 20-7-5-3, test accuracy" in title_of(figures["loss"])
@@ -437,13 +639,6 @@ def test_a_run_is_compared_from_inside_its_folder(trained, tmp_path, monkeypatch
     assert (trained.parent / "comparison" / "loss.png").exists() and not (trained / "comparison").exists()
 
 
-def test_many_long_labels_are_folded_to_the_page():
-    few, lines, size = visualize.legend_texts(["word " * 30] * 2)
-    assert (lines, size) == (5, 9) and max(map(len, few[0].splitlines())) <= 95
-    many, lines, size = visualize.legend_texts(["word " * 30] * 6)
-    assert (lines, size) == (13, 7) and max(map(len, many[0].splitlines())) <= 120
-
-
 HEADER = ",".join(["epoch", *(column for column in row(1) if "_" in column)]) + "\n"
 
 
@@ -455,13 +650,14 @@ HEADER = ",".join(["epoch", *(column for column in row(1) if "_" in column)]) + 
         (None, ["{tmp}", "{tmp}"], ["nothing to draw in"]),
         (None, ["{tmp}", "--only", "los"], ["unknown figure 'los'", "did you mean loss?"]),
         (None, ["{tmp}", "--onyl", "loss"], ["did you mean --only"]),
-        (("history.csv", "epoch,x\n1,2\n"), ["{tmp}"], ["history.csv", "lacks the columns"]),
+        (("history.csv", "epoch,x\n1,2\n"), ["{tmp}"], ["history.csv", "lacks"]),
         (("history.csv", "epoch\n1,2\n"), ["{tmp}"], ["history.csv", "differ in length"]),
         (("params.pkl", "rubbish"), ["{tmp}"], ["params.pkl", "not a usable params file"]),
-        (("config.json", "[]"), ["{tmp}"], ["config.json", "settings"]),
-        (("config.json", '{"data": null}'), ["{tmp}"], ["config.json", "settings"]),
+        (("config.json", "[]"), ["{tmp}"], ["config.json"]),
+        (("config.json", '{"data": null}'), ["{tmp}"], ["nothing to draw"]),
+        (("config.json", '{"data": {"title": 5}}'), ["{tmp}"], ["config.json", "title"]),
         (("history.csv", HEADER + ",1,1,1,1,1,1\n"), ["{tmp}"], ["history.csv", "epoch"]),
-        (("trials.csv", "trial,status\n1,finished\n"), ["{tmp}"], ["trials.csv", "lacks the columns"]),
+        (("trials.csv", "trial,status\n1,finished\n"), ["{tmp}"], ["trials.csv", "lacks"]),
         (None, ["{run}", "--draw", "--only", "loss"], ["--draw: goes with one FOLDER"]),
         (None, ["{run}", "--show", "--out", "x"], ["--out: has no meaning"]),
         (None, ["{run}", "--draw"], ["no window can be opened", "display"]),
