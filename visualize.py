@@ -141,10 +141,8 @@ def names_for(run):
     is_search = "trials" in run
     is_run = bool({"rows", "params"} & set(run)) or not is_search
     belongs = dict.fromkeys(("trials", "histories"), is_search)
-    belongs |= {
-        "settings": {"rows", "params", "trials"} & set(run),
-        "distorted": run["config"].get("augment"),
-    }
+    belongs |= {"settings": {"rows", "params", "trials"} & set(run)}
+    belongs |= {"distorted": is_run and run["config"].get("augment")}
     return [name for name, (need, _) in FIGURES.items() if belongs.get(need, is_run)]
 
 
@@ -794,7 +792,7 @@ LABEL_SETTINGS = 6  # a label names no more of them
 
 def folder_names(paths):
     """The last part of each path, or as many of the last parts as tell the paths apart."""
-    paths = [pathlib.Path(path).resolve().parts for path in paths]
+    paths = [pathlib.Path(os.path.abspath(path)).parts for path in paths]
     for count in range(1, max(map(len, paths)) + 1):
         names = ["/".join(parts[-count:]) for parts in paths]
         if len(set(names)) == len(set(paths)):

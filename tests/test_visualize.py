@@ -1,4 +1,6 @@
 import re
+import shutil
+import xml.etree.ElementTree
 
 import matplotlib
 import numpy as np
@@ -98,7 +100,7 @@ def test_error_is_on_a_log_axis_and_leaves_out_epochs_without_errors():
 
 @pytest.mark.parametrize(
     "first, epochs, outside",
-    [(2.3, 6, True), (0.9, 6, False), (0.5, 6, False), (2.3, 5, False), (2.3, 2, False), (2.3, 60, True)],
+    [(2.3, 6, True), (0.8, 6, False), (0.5, 6, False), (2.3, 5, False), (2.3, 2, False), (2.3, 60, True)],
 )
 def test_only_a_first_epoch_that_is_far_off_is_left_out_and_never_of_a_short_run(first, epochs, outside):
     rows = [row(1, first, first, first)]
@@ -587,7 +589,102 @@ def test_comparing_skips_a_run_without_history(trained, linear, small, tmp_path)
     }
 
 
+# --- names from outside ---
+
+ODD_NAMES = [
+    "price$5_$x^{",
+    "$5 to $10",
+    "_under",
+    "a\x1b[31mb\nc",
+    "\ud800",
+    "x" * 300,
+    r"$\frac$",
+    "%s {0} &<",
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_any_name_is_drawn_as_it_is(tmp_path, name):
+    """As title, class and folder; nothing of it is a formula, none is left out."""
+    config = {"data": {"title": name, "image_shape": [2, 3], "class_names": [name, "b"]}, "steps": []}
+    config |= {"activation": "relu", "loss": "cross_entropy", "dataset": "glyphs"}
+    params = nn.init_params(np.random.default_rng(0), [6, 2])
+    runs = []
+    for number in range(2):
+        runs.append(tmp_path / str(number) / "run")
+        runs[-1].mkdir(parents=True)
+        nn.save_params(runs[-1] / "params.pkl", params, config)
+        data.save_rows(runs[-1] / "history.csv", [row(1)], train.COLUMNS)
+    with matplotlib.style.context(visualize.LOOK):
+        figures, _ = visualize.draw_folder(runs[0], ["summary", "loss", "fields", "weights"], None)
+        loaded = {**visualize.load_folder(runs[0]), "labels": np.array([0, 1]), "mistakes": np.array([0])}
+        loaded |= {"images": np.zeros((2, 6), np.uint8), "estimates": np.eye(2)[::-1]}
+        figures["confusion"] = visualize.confusion_figure(loaded)
+        figures["mistakes"] = visualize.mistakes_figure(loaded)
+        named = [{**loaded, "path": tmp_path / part / (name if "/" not in name else "x")} for part in "ab"]
+        figures["compared"] = visualize.compare_figure(named, "loss")
+        visualize.save_figures(figures, tmp_path / "out")
+    shown = data.printable(name)
+    entries = [text.get_text() for text in figures["compared"].axes[-1].get_legend().get_texts()]
+    assert len(entries) == 2 and all(shown[:20] in entry.replace("\n", "") for entry in entries)
+    assert shown[:20] in title_of(figures["loss"])
+    labels = [label.get_text() for label in figures["confusion"].axes[0].get_yticklabels()]
+    assert shown[:19] in labels[0]
+    for svg in (tmp_path / "out").glob("*.svg"):
+        xml.etree.ElementTree.parse(svg)
+
+
+def test_letters_that_the_font_has_not_are_noted_once(trained, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "数字")
+    assert not visualize.main([str(tmp_path / "数字"), str(trained), "--only", "loss"])
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_matplotlibrc_of_the_users_own_changes_nothing(trained, tmp_path):
+    assert not visualize.main([str(trained), "--only", "error", "--out", str(tmp_path / "a")])
+    theirs = {
+        "text.usetex": True,
+        "font.size": 30,
+        "figure.autolayout": True,
+        "axes.formatter.use_mathtext": True,
+    }
+    with matplotlib.rc_context(theirs):
+        assert not visualize.main([str(trained), "--only", "error", "--out", str(tmp_path / "b")])
+    assert (tmp_path / "a" / "error.svg").read_bytes() == (tmp_path / "b" / "error.svg").read_bytes()
+
+
 # --- files, flags, errors ---
+
+
+def test_the_first_page_has_settings_data_and_the_figures_reached(trained, tmp_path):
+    def words(folder):
+        figures, _ = visualize.draw_folder(folder, None, None)
+        assert next(iter(figures)) == "summary"
+        figure = figures["summary"]
+        boxes = [text.get_window_extent() for text in figure.texts]
+        assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+        assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
+        return " ".join(" ".join(text.get_text().split()) for text in figure.texts)
+
+    with matplotlib.style.context(visualize.LOOK):
+        assert all(text in words(trained) for text in ("hidden 7x5", "lr 0.05", "4 × 5 pixels", "test 0."))
+        text = words(make_search(tmp_path))
+        assert "lr 0.15:0.25" in text and "weight_decay 1e-07" in text
+
+
+@pytest.mark.parametrize("first, second", [("runs/a", "runs/b"), ("results", "results/a"), ("a", "b")])
+def test_an_overlay_is_written_beside_the_runs_but_not_into_the_folder_one_works_in(
+    trained, tmp_path, monkeypatch, first, second
+):
+    for name in (first, second):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(trained / "history.csv", tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert not visualize.main([first, second, "--only", "loss"])
+    expected = {"runs/a": "runs", "results": "results", "a": "a"}[first]
+    assert [str(path) for path in tmp_path.rglob("loss.png")] == [
+        str(tmp_path / expected / "comparison" / "loss.png")
+    ]
 
 
 def test_files_are_the_same_each_time_and_reported_line_by_line(trained, tmp_path):
@@ -721,14 +818,33 @@ def test_drawing_with_the_mouse_moves_the_probabilities(trained):
     assert ink() == before
 
     canvas.callbacks.process("key_press_event", KeyEvent("key_press_event", canvas, "c"))
+    canvas.callbacks.process("key_release_event", KeyEvent("key_release_event", canvas, "c"))
     assert ink() == 0 and [bar.get_width() for bar in bars] == [0, 0, 0]
     mouse("button_press_event", 40, 40)
+    assert ink() > 0
+    canvas.callbacks.process("key_press_event", KeyEvent("key_press_event", canvas, "x"))
     assert ink() > 0
     mouse("button_release_event", 40, 40)
     button = window["button"].ax
     mouse("button_press_event", 0.5, 0.5, button)
     mouse("button_release_event", 0.5, 0.5, button)
     assert ink() == 0
+
+
+def test_a_stroke_draws_anew_only_what_changes_and_as_if_all_were_drawn(trained):
+    params, config = data.load_run(trained)
+    figure = Figure(figsize=visualize.PAGE, layout="constrained")
+    canvas, drawn = FigureCanvasAgg(figure), []
+    window = visualize.drawing_window(figure, params, config)
+    canvas.draw()
+    canvas.mpl_connect("draw_event", drawn.append)
+    for name, x in (("button_press_event", 30), ("motion_notify_event", 90), ("button_release_event", 90)):
+        place = window["pad"].transData.transform((x, 60))
+        canvas.callbacks.process(name, MouseEvent(name, canvas, *place, button=1))
+    quickly = np.array(canvas.buffer_rgba())
+    assert not drawn
+    canvas.draw()
+    np.testing.assert_array_equal(quickly, np.asarray(canvas.buffer_rgba()))
 
 
 def test_figures_of_real_mnist_show_what_was_learned(real_data, tmp_path):
