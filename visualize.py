@@ -106,11 +106,13 @@ LOSS_LABELS = {
     "mse": "half squared error (per image)",
 }
 SATURATED = {"tanh": (-0.95, 0.95), "sigmoid": (0.025, 0.975)}  # beyond them the slope is below a tenth
+RING = {"ls": "", "marker": "o", "ms": 10, "mfc": "none", "mew": 1.5}  # around what is kept
 MARKED_EPOCHS = 30  # histories of up to so many epochs have a marker at each
 SHORT_RUN = 5  # a run of up to so many epochs is shown whole
 SHOWN_FIELDS = 300
 SHOWN_MISTAKES = 24
 RANKED_TRIALS = 25
+LABEL_SETTINGS = 6  # of a run, in the legend of an overlay
 LABELLED_CLASSES = 20  # classes that are up to so many are named at an axis, and their errors counted
 DRAWING = (140, 140)  # pixels of the pad to draw on
 PEN = 5.5  # radius of its pen in pixels: strokes as wide as MNIST's
@@ -174,13 +176,13 @@ def save_figures(figures, folder):
             for suffix, metadata in (("png", None), ("svg", {"Date": None})):
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=suffix, metadata=metadata)
-                save_file(folder / f"{name}.{suffix}", buffer.getvalue())
+                save_file(folder / f"{name}.{suffix}", buffer)
             pages.savefig(figure)
-    save_file(folder / "report.pdf", report.getvalue())
+    save_file(folder / "report.pdf", report)
 
 
-def save_file(path, content):
-    nn.save_bytes(path, content)
+def save_file(path, buffer):
+    nn.save_bytes(path, buffer.getvalue())
     print(path, flush=True)
 
 
@@ -284,9 +286,6 @@ def plot_part(ax, run, quantity, part, label, style=None):
         value = values[epochs.index(run["chosen"])]
         ax.plot([run["chosen"]], [value], **RING, mec=colour)
     return curve
-
-
-RING = {"ls": "", "marker": "o", "ms": 10, "mfc": "none", "mew": 1.5}
 
 
 def mark_chosen(ax, run):
@@ -432,21 +431,7 @@ def receptive_fields(weights, image_shape):
 
 
 def mosaic(pictures, aspect=1.0, gap=2):
-    """Pictures (n, rows, columns) on one sheet, row by row, with gaps of nan between them.
-
-    Parameters
-    ----------
-    pictures : float array (n, rows, columns)
-    aspect : float
-        Width over height that the sheet should have, about.
-    gap : int
-        Pixels between pictures.
-
-    Returns
-    -------
-    float array
-        The sheet; places left over are nan.
-    """
+    """Pictures (n, rows, columns) on one sheet of about that aspect, row by row, with gaps of nan."""
     n, rows, columns = pictures.shape
     across = round(math.sqrt(aspect * n * (rows + gap) / (columns + gap)))
     across = min(n, max(1, across))
@@ -623,12 +608,7 @@ def plot_setting(ax, name, spec, trials, floor):
 def setting_axis(ax, spec, values):
     """Set up an x-axis for a setting; returns the function from its values to places on the axis.
 
-    Parameters
-    ----------
-    spec : str
-        Its range, as ``0.1:1`` or ``1e-7:1e-4:log``, or its choices, as ``0,0.9``.
-    values : list
-        What the trials have.
+    Its spec is a range, as ``0.1:1`` or ``1e-7:1e-4:log``, or its choices, as ``0,0.9``.
     """
     if ":" in spec and all(isinstance(value, (int, float)) for value in values):
         if spec.endswith(":log") and min(values) > 0:
@@ -661,9 +641,9 @@ def ranking_figure(run):
     ax = figure.add_subplot()
     places = np.arange(1, len(shown) + 1)
     for place, trial in zip(places, shown):
-        inside = BLUE if trial["epochs"] == longest else "none"
-        style = {"marker": "*", "color": ORANGE, "ms": 14} if place == 1 else {"marker": "o", "color": BLUE}
-        ax.plot([100 * trial["val_accuracy"]], [place], **{"mfc": inside, **style} if place > 1 else style)
+        marker, colour, size = ("*", ORANGE, 14) if place == 1 else ("o", BLUE, 5)
+        inside = colour if trial["epochs"] == longest else "none"
+        ax.plot([100 * trial["val_accuracy"]], [place], marker, color=colour, mfc=inside, ms=size)
     lines = table_lines([columns, *([short(trial[name]) for name in columns] for trial in shown)])
     ax.set_yticks([0, *places], lines, family="monospace")
     ax.set_ylim(len(shown) + 0.7, -0.5)
@@ -787,9 +767,6 @@ def run_labels(runs):
     return labels
 
 
-LABEL_SETTINGS = 6  # a label names no more of them
-
-
 def folder_names(paths):
     """The last part of each path, or as many of the last parts as tell the paths apart."""
     paths = [pathlib.Path(os.path.abspath(path)).parts for path in paths]
@@ -850,38 +827,27 @@ def epoch_axis(ax, epochs, note="", room=10):
 
 
 def quantity_axis(ax, quantity, curves, config=None):
-    """Label and range of the y-axis; returns whether the first epoch is outside it."""
+    """Label and range of the y-axis; returns whether the first epoch of the curves is outside it.
+
+    That is where it would leave less than a quarter of the axis to all others, and there are enough others.
+    """
     loss = LOSS_LABELS.get((config or {}).get("loss"), "loss")
     ax.set_ylabel({"loss": loss, "accuracy": "accuracy (%)", "error": "error (%)"}[quantity])
+    values = np.concatenate([[np.nan], *curves])
     if quantity == "error":
-        log_axis(ax, "y", np.concatenate([[np.nan], *curves]))
+        log_axis(ax, "y", values)
         if any(np.isnan(curve).any() and not np.isnan(curve).all() for curve in curves):
             ax.set_ylabel("error (%); no point where it is 0")
         return False
-    limits = clipped_range(curves)
-    if limits:
-        ax.set_ylim(limits)
-    return limits is not None
-
-
-def clipped_range(curves):
-    """y-range without the first epoch, where that leaves less than a quarter to all others; else None.
-
-    Parameters
-    ----------
-    curves : list of float arrays
-        One value an epoch each; may hold nan.
-    """
     later = np.concatenate([[np.nan], *(curve[1:] for curve in curves)])
     if min(map(len, curves), default=0) <= SHORT_RUN or not np.isfinite(later).any():
-        return None
+        return False
     low, high = np.nanmin(later), np.nanmax(later)
-    first = [curve[0] for curve in curves if np.isfinite(curve[0])]
-    span = max([high, *first]) - min([low, *first])
-    if not high > low or span <= 4 * (high - low):
-        return None
+    if not 0 < 4 * (high - low) < np.nanmax(values) - np.nanmin(values):
+        return False
     margin = 0.05 * (high - low)
-    return low - margin, high + margin
+    ax.set_ylim(low - margin, high + margin)
+    return True
 
 
 def log_axis(ax, name, values, room=10):
@@ -901,7 +867,7 @@ def log_ticks(low, high, room):
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors, step in [((1, 2, 5), 1), *(((1,), step) for step in range(1, 1000))]:
         ticks = [float(f"{factor}e{power}") for power in powers if power % step == 0 for factor in factors]
-        ticks = [tick for tick in ticks if low <= tick * 1.000001 and tick <= high * 1.000001]
+        ticks = [tick for tick in ticks if low <= 1.000001 * tick and tick <= 1.000001 * high]
         if len(ticks) <= room:
             return ticks
 
@@ -1264,13 +1230,7 @@ def drawing_axes(figure, class_names, image_shape, title=""):
 
 
 def stroke(drawing, start, end, radius=PEN):
-    """A drawing with a line from start to end, both (x, y), of a round pen; the drawing is left alone.
-
-    Parameters
-    ----------
-    drawing : float array (rows, columns)
-        Ink in [0, 1].
-    """
+    """A drawing (rows, columns), ink in [0, 1], with a line of a round pen from start to end, both (x, y)."""
     rows, columns = drawing.shape
     y, x = np.ogrid[:rows, :columns]
     (x0, y0), (dx, dy) = start, np.subtract(end, start)
@@ -1291,14 +1251,6 @@ def read_drawing(drawing, params, config):
 
 
 # --- command line -----------------------------------------------------------------------------
-
-
-def check_only(text):
-    """Names of figures from ``loss,confusion``; none of them for all."""
-    names = text.split(",") if text is not None else []
-    for name in names:
-        nn.choose("figure", name, FIGURES)
-    return names
 
 
 def note_missing_letters(figures):
@@ -1335,7 +1287,9 @@ def main(argv=None):
         raise ValueError("--draw: goes with one FOLDER and nothing else")
     if flags.show and flags.out:
         raise ValueError("--out: has no meaning with --show")
-    only = check_only(flags.only)
+    only = [] if flags.only is None else flags.only.split(",")
+    for name in only:
+        nn.choose("figure", name, FIGURES)
     # a warning ignored here is not ignored elsewhere, and params beyond all reason overflow
     with matplotlib.style.context(LOOK), warnings.catch_warnings(), np.errstate(over="ignore"):
         if flags.draw:
