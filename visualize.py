@@ -725,7 +725,7 @@ def reached_blocks(run):
 
 
 def name_lines(values):
-    return [f"{name:16} {drawable(short(value), 36)}" for name, value in values.items()]
+    return [f"{drawable(name, 16):16} {drawable(short(value), 36)}" for name, value in values.items()]
 
 
 # --- names and labels -------------------------------------------------------------------------
@@ -758,7 +758,7 @@ def run_labels(runs):
     labels = []
     for folder, run, config in zip(folder_names([run["path"] for run in runs]), runs, settings):
         own = [name for name in common if data.setting_text(config.get(name)) != common[name]]
-        words = [f"{name} {drawable(short(config.get(name)), 24)}" for name in own[:LABEL_SETTINGS]]
+        words = [drawable(f"{name} {short(config.get(name))}", 40) for name in own[:LABEL_SETTINGS]]
         words += ["…"] * (len(own) > LABEL_SETTINGS)
         row = next((row for row in run["rows"] if row["epoch"] == run["chosen"]), run["rows"][-1])
         if row["test_accuracy"] is not None:
@@ -1156,7 +1156,7 @@ def drawing_window(figure, params, config, title=""):
             bar.set_color(ORANGE if estimate == estimates.max() else BLUE)
         if state["background"] is None:
             canvas.draw_idle()
-        else:  # only what changes is drawn anew: in a tenth of the time, so that curves are smooth
+        else:  # only what changes is drawn anew: in a quarter of the time, so that curves are smooth
             canvas.restore_region(state["background"])
             draw_changing()
             canvas.blit(figure.bbox)
