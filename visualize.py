@@ -106,13 +106,13 @@ LOSS_LABELS = {
     "mse": "half squared error (per image)",
 }
 SATURATED = {"tanh": (-0.95, 0.95), "sigmoid": (0.025, 0.975)}  # beyond them the slope is below a tenth
-RING = {"ls": "", "marker": "o", "ms": 10, "mfc": "none", "mew": 1.5}  # around what is kept
+RING = {"ls": "", "marker": "o", "ms": 10, "mfc": "none", "mew": 1.5, "clip_on": False}  # at what is kept
 MARKED_EPOCHS = 30  # histories of up to so many epochs have a marker at each
 SHORT_RUN = 5  # a run of up to so many epochs is shown whole
 SHOWN_FIELDS = 300
 SHOWN_MISTAKES = 24
 RANKED_TRIALS = 25
-LABEL_SETTINGS = 6  # of a run, in the legend of an overlay
+LABEL_SETTINGS = 4  # of a run, in the legend of an overlay
 LABELLED_CLASSES = 20  # classes that are up to so many are named at an axis, and their errors counted
 DRAWING = (140, 140)  # pixels of the pad to draw on
 PEN = 5.5  # radius of its pen in pixels: strokes as wide as MNIST's
@@ -479,7 +479,7 @@ def mistakes_figure(run):
     axes = picture_grid(figure, len(worst), facts["image_shape"], lines=1 if short_names else 3)
     for ax, picture, label, estimate in zip(axes, pictures, labels, estimates):
         ax.imshow(picture, cmap="gray_r", vmin=0, vmax=255)
-        names = [facts["class_names"][label], facts["class_names"][estimate.argmax()]]
+        names = [drawable(facts["class_names"][k], 11) for k in (label, estimate.argmax())]
         names = (" → " if short_names else " →\n").join(names)
         likely = f"{100 * min(1, estimate.max()):.1f} %"
         ax.set_title(f"{names}{'   ' if short_names else chr(10)}{likely}", fontsize=8, pad=2)
