@@ -35,37 +35,6 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 import nn
 
-FIGURES = {  # name -> what a folder must hold for it, and how it is drawn from what the folder holds
-    "summary": ("settings", lambda run: summary_figure(run)),
-    "loss": ("rows", lambda run: curves_figure(run, "loss")),
-    "accuracy": ("rows", lambda run: curves_figure(run, "accuracy")),
-    "error": ("rows", lambda run: curves_figure(run, "error")),
-    "twin": ("rows", lambda run: twin_figure(run)),
-    "weights": ("params", lambda run: weights_figures(run)),
-    "fields": ("params", lambda run: fields_figure(run)),
-    "histogram": ("params", lambda run: histogram_figure(run)),
-    "activations": ("hidden", lambda run: activations_figures(run)),
-    "confusion": ("images", lambda run: confusion_figure(run)),
-    "mistakes": ("mistakes", lambda run: mistakes_figure(run)),
-    "calibration": ("images", lambda run: calibration_figure(run)),
-    "augment": ("distorted", lambda run: augment_figure(run)),
-    "search": ("trials", lambda run: search_figure(run)),
-    "ranking": ("trials", lambda run: ranking_figure(run)),
-    "learning_curves": ("histories", lambda run: learning_curves_figure(run)),
-}
-COMPARED = ("loss", "accuracy", "error")  # what several runs are overlaid in
-TEST_SET = ("images", "hidden", "mistakes", "distorted")  # what needs the data set
-LACKING = {  # why a folder has no such thing
-    "settings": "there is no config.json",
-    "rows": "there is no history.csv with an epoch",
-    "params": "there is no params.pkl",
-    "hidden": "the network has no hidden layer",
-    "mistakes": "no test image is classified wrongly",
-    "distorted": "the run has no --augment",
-    "trials": "there is no trials.csv with a trial that ended well",
-    "histories": "there is no trials/NNN/history.csv",
-}
-
 STYLE = {  # one look for every figure, on top of Matplotlib's defaults, whatever a matplotlibrc says
     "figure.dpi": 100,
     "savefig.dpi": 150,
@@ -105,85 +74,20 @@ LOSS_LABELS = {
     "cross_entropy": "cross-entropy (nats per image)",
     "mse": "half squared error (per image)",
 }
+RING = {"ls": "", "marker": "o", "ms": 10, "mfc": "none", "mew": 1.5}  # around what was kept
+ROUND = {"integer": True, "steps": [1, 2, 5, 10]}  # of ticks
 SATURATED = {"tanh": (-0.95, 0.95), "sigmoid": (0.025, 0.975)}  # beyond them the slope is below a tenth
-RING = {"ls": "", "marker": "o", "ms": 10, "mfc": "none", "mew": 1.5, "clip_on": False}  # at what is kept
 MARKED_EPOCHS = 30  # histories of up to so many epochs have a marker at each
 SHORT_RUN = 5  # a run of up to so many epochs is shown whole
 SHOWN_FIELDS = 300
 SHOWN_MISTAKES = 24
 RANKED_TRIALS = 25
-LABEL_SETTINGS = 4  # of a run, in the legend of an overlay
+LABEL_SETTINGS = 6  # a label names no more of them
+# what a run found out, where the rest of its config is what it was told
+NO_SETTINGS = ("data", "versions", "status", "result", "steps", "epoch", "val_accuracy")
 LABELLED_CLASSES = 20  # classes that are up to so many are named at an axis, and their errors counted
 DRAWING = (140, 140)  # pixels of the pad to draw on
 PEN = 5.5  # radius of its pen in pixels: strokes as wide as MNIST's
-
-
-# --- from folders to figures to files ---------------------------------------------------------
-
-
-def draw_folder(path, only, data_dir):
-    """``(figures, skipped)`` of a folder: figures by file name, and reason -> names left out."""
-    run = load_folder(path)
-    names = only or names_for(run)
-    if "params" in run and any(FIGURES[name][0] in TEST_SET for name in names):
-        run = add_test_set(run, data_dir)
-    figures, skipped = {}, {}
-    for name in names:
-        need, draw = FIGURES[name]
-        if need in run:
-            drawn = draw(run)
-            figures |= drawn if isinstance(drawn, dict) else {name: drawn}
-        else:
-            skipped.setdefault({**LACKING, **run["lacks"]}[need], []).append(name)
-    return figures, skipped
-
-
-def names_for(run):
-    """The figures that belong to what a folder is: a run, a search or both."""
-    is_search = "trials" in run
-    is_run = bool({"rows", "params"} & set(run)) or not is_search
-    belongs = dict.fromkeys(("trials", "histories"), is_search)
-    belongs |= {"settings": {"rows", "params", "trials"} & set(run)}
-    belongs |= {"distorted": is_run and run["config"].get("augment")}
-    return [name for name, (need, _) in FIGURES.items() if belongs.get(need, is_run)]
-
-
-def draw_comparison(paths, only):
-    """``(figures, skipped)`` of several runs overlaid; as ``draw_folder``."""
-    skipped, runs = {}, []
-    for run in map(load_folder, paths):
-        if "rows" in run:
-            runs.append(run)
-        else:
-            skipped.setdefault(LACKING["rows"], []).append(str(run["path"]))
-    if others := [name for name in only or [] if name not in COMPARED]:
-        skipped["it is drawn for one run at a time"] = others
-    names = [name for name in only or COMPARED if name in COMPARED]
-    return {name: compare_figure(runs, name) for name in names if len(runs) > 1}, skipped
-
-
-def save_figures(figures, folder):
-    """Write each figure as PNG and SVG, and all of them as report.pdf; prints a line for each file.
-
-    The same figures give the same bytes: nothing written holds a date.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    report = io.BytesIO()
-    with PdfPages(report, metadata={"CreationDate": None}) as pages:
-        for name, figure in figures.items():
-            figure.draw_without_rendering()
-            figure.set_layout_engine(None)  # laid out once is enough for three files
-            for suffix, metadata in (("png", None), ("svg", {"Date": None})):
-                buffer = io.BytesIO()
-                figure.savefig(buffer, format=suffix, metadata=metadata)
-                save_file(folder / f"{name}.{suffix}", buffer)
-            pages.savefig(figure)
-    save_file(folder / "report.pdf", report)
-
-
-def save_file(path, buffer):
-    nn.save_bytes(path, buffer.getvalue())
-    print(path, flush=True)
 
 
 # --- curves -----------------------------------------------------------------------------------
@@ -204,38 +108,32 @@ def curves_figure(run, quantity):
     -------
     matplotlib.figure.Figure
     """
-    rows = run["rows"]
     figure = new_figure(f"{quantity.capitalize()} by epoch", run["title"])
     ax = figure.add_subplot()
-    parts = parts_with(rows, quantity)
+    parts = parts_with(run["rows"], quantity)
     lines = [plot_part(ax, run, quantity, part, PARTS[part][0]) for part in parts]
-    clipped = quantity_axis(ax, quantity, [values_of(rows, quantity, part) for part in parts], run["config"])
-    epoch_axis(ax, rows[-1]["epoch"], "the first lies outside the range shown" if clipped else "")
+    epoch_axis(ax, [run], quantity_axis(ax, [run], quantity, parts))
     legend_above(ax, [*lines, *mark_chosen(ax, run)])
     return figure
 
 
 def twin_figure(run):
     """Train and test loss on the left axis, test accuracy on the right one; see ``curves_figure``."""
-    rows = run["rows"]
     figure = new_figure("Loss and test accuracy by epoch", run["title"])
     left = figure.add_subplot()
     right = left.twinx()
-    lines, outside = [], []
+    lines, clipped = [], False
     for side, ax, quantity, parts in (
         ("left", left, "loss", {"train": PARTS["train"], "test": PARTS["val"]}),
         ("right", right, "accuracy", {"test": PARTS["test"]}),
     ):
         for part, style in parts.items():
-            label = f"{part} {quantity} ({side} axis)"
-            lines.append(plot_part(ax, run, quantity, part, label, style))
-        if quantity_axis(ax, quantity, [values_of(rows, quantity, part) for part in parts], run["config"]):
-            outside.append(side)
+            lines.append(plot_part(ax, run, quantity, part, f"{part} {quantity} ({side} axis)", style))
+        clipped |= quantity_axis(ax, [run], quantity, parts)
     right.set_ylabel("test accuracy (%)")
     right.grid(False)
     right.spines["right"].set_visible(True)
-    note = f"the first lies outside the {' and the '.join(outside)} axis" if outside else ""
-    epoch_axis(left, rows[-1]["epoch"], note)
+    epoch_axis(left, [run], clipped)
     legend_above(left, [*lines, *mark_chosen(left, run)], columns=2)
     return figure
 
@@ -247,31 +145,26 @@ def compare_figure(runs, quantity):
     """
     labels, columns, lines = legend_texts(run_labels(runs))
     below = 0.17 * lines + 0.25  # inches
-    figure = new_figure(
-        f"{quantity.capitalize()} of {len(runs)} runs by epoch", common_title(runs), max(PAGE[1], 4.4 + below)
-    )
+    heading = f"{quantity.capitalize()} of {len(runs)} runs by epoch"
+    figure = new_figure(heading, common_title(runs), max(PAGE[1], 4.4 + below))
     parts = [part for part in PARTS if any(part in parts_with(run["rows"], quantity) for run in runs)]
     parts = parts or ["train"]  # no error above 0 to show on a logarithmic axis
     height = figure.get_figheight() - 0.5
     grid = figure.add_gridspec(2, len(parts), height_ratios=[height - below, below])
-    curves = [values_of(run["rows"], quantity, part) for run in runs for part in parts]
-    losses = {run["config"].get("loss") for run in runs}
     axes = []
     for column, part in enumerate(parts):
-        ax = figure.add_subplot(grid[0, column], sharey=axes[0] if axes else None)
+        ax = figure.add_subplot(grid[0, column], sharey=axes[0] if axes else None, title=PARTS[part][0])
         axes.append(ax)
         handles = []
-        for number, run in enumerate(runs):
+        for number, (run, label) in enumerate(zip(runs, labels)):
             colour, line = RUN_COLOURS[number % len(RUN_COLOURS)], RUN_LINES[number % len(RUN_LINES)]
-            handles.append(plot_part(ax, run, quantity, part, labels[number], (None, colour, line, ".")))
-        ax.set_title(PARTS[part][0])
-        clipped = quantity_axis(ax, quantity, curves, {"loss": losses.pop()} if len(losses) == 1 else {})
-        epoch_axis(ax, max(run["rows"][-1]["epoch"] for run in runs), room=5)
+            handles.append(plot_part(ax, run, quantity, part, label, (None, colour, line, ".")))
+        clipped = quantity_axis(ax, runs, quantity, parts)
+        epoch_axis(ax, runs, room=5)
         if column:
             ax.set_ylabel("")
             ax.tick_params(labelleft=False)
-    note = "circle: the epoch whose params are kept, and its test accuracy"
-    note += "; epoch 1 lies outside the range" * clipped
+    note = "circle: the epoch whose params are kept" + "; epoch 1 lies outside the range" * clipped
     legend_below(figure, grid[1, :], handles, labels, title=note, ncol=columns, fontsize=8, alignment="left")
     return figure
 
@@ -322,14 +215,14 @@ def weights_figures(run):
     for layer in range(1, depth + 1):
         weights = params[f"W{layer}"]  # (inputs, outputs)
         inputs, outputs = weights.shape
-        figure = new_figure(f"W{layer}: {inputs} × {outputs} weights", run["title"])
+        figure = new_figure(f"W{layer}: {inputs:,} × {outputs:,} weights", run["title"])
         ax = figure.add_subplot()
         along, up = (ax.xaxis, ax.yaxis) if inputs >= outputs else (ax.yaxis, ax.xaxis)
         image = signed_image(ax, weights.T if inputs >= outputs else weights, aspect="auto")
         weight_colourbar(figure, image, "weight")
         ax.grid(False)
         for axis in (along, up):
-            axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+            axis.set_major_locator(MaxNLocator(**ROUND))
         below = "principal component" if of_components else "input pixel"
         along.set_label_text(below if layer == 1 else f"unit of hidden layer {layer - 1}")
         up.set_label_text("class" if layer == depth else f"unit of hidden layer {layer}")
@@ -401,11 +294,11 @@ def activations_figures(run):
         if limits:
             low, high = limits
             counted = (activations < low) | (activations > high)
-            what, state = f"below {low:g} or above {high:g}", "saturated"
-            units = f"{int(counted.all(axis=0).sum())} of {width} units always saturated"
+            what, state = f"below {low:g} or above {high:g}".replace("-", "−"), "saturated"
+            units = f"{int(counted.all(axis=0).sum())} of {width:,} units always saturated"
         else:
             counted, what, state = activations > 0, "above 0", "active"
-            units = f"{int((~counted.any(axis=0)).sum())} of {width} units never fire"
+            units = f"{int((~counted.any(axis=0)).sum())} of {width:,} units never fire"
         figure = new_figure(f"Activations of hidden layer {layer}: {units}", run["title"])
         left, right = figure.subplots(1, 2)
         every = max(1, activations.size // 2_000_000)  # so many are enough for a histogram
@@ -417,9 +310,9 @@ def activations_figures(run):
         share = 100 * np.sort(counted.mean(axis=0))[::-1]  # (width,)
         right.stairs(share, np.arange(width + 1) + 0.5, fill=True, color=ORANGE)
         right.set(xlim=(0.5, width + 0.5), ylim=(0, 100), title=f"how often each unit is {state}")
-        right.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        right.xaxis.set_major_locator(MaxNLocator(**ROUND))
         right.set_xlabel(f"hidden unit, the most often {state} first")
-        right.set_ylabel(f"test images with an activation {what} (%)")
+        right.set_ylabel("test images (%)")
         figures[f"activations_{layer}"] = figure
     return figures
 
@@ -431,7 +324,21 @@ def receptive_fields(weights, image_shape):
 
 
 def mosaic(pictures, aspect=1.0, gap=2):
-    """Pictures (n, rows, columns) on one sheet of about that aspect, row by row, with gaps of nan."""
+    """Pictures (n, rows, columns) on one sheet, row by row, with gaps of nan between them.
+
+    Parameters
+    ----------
+    pictures : float array (n, rows, columns)
+    aspect : float
+        Width over height that the sheet should have, about.
+    gap : int
+        Pixels between pictures.
+
+    Returns
+    -------
+    float array
+        The sheet; places left over are nan.
+    """
     n, rows, columns = pictures.shape
     across = round(math.sqrt(aspect * n * (rows + gap) / (columns + gap)))
     across = min(n, max(1, across))
@@ -456,7 +363,7 @@ def confusion_figure(run):
     most = max(1, int(errors.filled(0).max()))
     image = ax.imshow(errors, cmap=cmap, vmin=0, vmax=most, interpolation="none")
     bar = figure.colorbar(image, label="wrongly classified images", fraction=0.05)
-    bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    bar.ax.yaxis.set_major_locator(MaxNLocator(**ROUND))
     ax.grid(False)
     ax.set(xlabel="prediction", ylabel="label")
     label_classes(ax.xaxis, names)
@@ -479,7 +386,7 @@ def mistakes_figure(run):
     axes = picture_grid(figure, len(worst), facts["image_shape"], lines=1 if short_names else 3)
     for ax, picture, label, estimate in zip(axes, pictures, labels, estimates):
         ax.imshow(picture, cmap="gray_r", vmin=0, vmax=255)
-        names = [drawable(facts["class_names"][k], 11) for k in (label, estimate.argmax())]
+        names = [facts["class_names"][label], facts["class_names"][estimate.argmax()]]
         names = (" → " if short_names else " →\n").join(names)
         likely = f"{100 * min(1, estimate.max()):.1f} %"
         ax.set_title(f"{names}{'   ' if short_names else chr(10)}{likely}", fontsize=8, pad=2)
@@ -578,7 +485,8 @@ def search_figure(run):
             axes[-1].tick_params(labelleft=False)
         else:
             axes[-1].set_ylabel("validation accuracy (%)")
-        plot_setting(axes[-1], name, spec, trials, floor)
+        place = setting_axis(axes[-1], name, spec, trials)
+        plot_trials(axes[-1], trials, place, lambda trial: max(floor, 100 * trial["val_accuracy"]))
     handles, labels = axes[0].get_legend_handles_labels()
     below = sum(100 * trial["val_accuracy"] < floor for trial in trials)
     if below:
@@ -588,39 +496,43 @@ def search_figure(run):
     return figure
 
 
-def plot_setting(ax, name, spec, trials, floor):
-    """Validation accuracy of trials, but at least floor, against one setting; the best is a star."""
-    place = setting_axis(ax, spec, [trial[name] for trial in trials])
+def plot_trials(ax, trials, x, y):
+    """A mark for each trial (the best first) at (x(trial), y(trial)): the best, all epochs, fewer of them."""
     longest = max(trial["epochs"] for trial in trials)
     groups = {
-        "all epochs": ([t for t in trials[1:] if t["epochs"] == longest], "o", BLUE, BLUE, 5),
-        "fewer epochs": ([t for t in trials[1:] if t["epochs"] < longest], "s", BLUE, "none", 5),
         "the best": (trials[:1], "*", ORANGE, ORANGE, 14),
+        "all epochs": ([t for t in trials[1:] if t["epochs"] == longest], "o", BLUE, BLUE, 5),
+        "fewer epochs": ([t for t in trials[1:] if t["epochs"] < longest], "o", BLUE, "none", 5),
     }
     for label, (chosen, marker, colour, inside, size) in groups.items():
         if chosen:
-            x = [place(trial[name]) for trial in chosen]
-            y = [max(floor, 100 * trial["val_accuracy"]) for trial in chosen]
-            ax.plot(x, y, marker, color=colour, mfc=inside, ms=size, label=label)
-    ax.set_xlabel(name)
+            places = list(map(x, chosen)), list(map(y, chosen))
+            ax.plot(
+                *places, marker, color=colour, mfc=inside, ms=size, label=label, zorder=3 if size > 5 else 2
+            )
 
 
-def setting_axis(ax, spec, values):
-    """Set up an x-axis for a setting; returns the function from its values to places on the axis.
+def setting_axis(ax, name, spec, trials):
+    """Set up an x-axis for a setting; returns the function from a trial to its place on the axis.
 
-    Its spec is a range, as ``0.1:1`` or ``1e-7:1e-4:log``, or its choices, as ``0,0.9``.
+    Parameters
+    ----------
+    spec : str
+        Its range, as ``0.1:1`` or ``1e-7:1e-4:log``, or its choices, as ``0,0.9``.
     """
+    values = [trial[name] for trial in trials]
+    ax.set_xlabel(name)
     if ":" in spec and all(isinstance(value, (int, float)) for value in values):
         if spec.endswith(":log") and min(values) > 0:
             log_axis(ax, "x", values, room=4)
         else:
             ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
             ax.margins(x=0.1)
-        return lambda value: value
+        return lambda trial: trial[name]
     choices = sorted(set(values), key=lambda v: (0, v) if isinstance(v, (int, float)) else (1, str(v)))
     ax.set_xticks(range(len(choices)), map(short, choices))
     ax.set_xlim(-0.5, len(choices) - 0.5)
-    return choices.index
+    return lambda trial: choices.index(trial[name])
 
 
 def floor_of(values):
@@ -632,23 +544,20 @@ def floor_of(values):
 def ranking_figure(run):
     """The best trials, each a line with its settings and its validation accuracy."""
     trials, shown = run["trials"], run["trials"][:RANKED_TRIALS]
-    longest = max(trial["epochs"] for trial in trials)
     columns = ["trial", *run["space"]]
-    if any(trial["epochs"] < longest for trial in shown) and "epochs" not in columns:
+    if len({trial["epochs"] for trial in trials}) > 1 and "epochs" not in columns:
         columns.append("epochs")
     heading = f"The best {len(shown)} of {len(trials)} trials" if len(shown) < len(trials) else "All trials"
     figure = new_figure(f"{heading}, ranked by validation accuracy", run["search_title"])
     ax = figure.add_subplot()
-    places = np.arange(1, len(shown) + 1)
-    for place, trial in zip(places, shown):
-        marker, colour, size = ("*", ORANGE, 14) if place == 1 else ("o", BLUE, 5)
-        inside = colour if trial["epochs"] == longest else "none"
-        ax.plot([100 * trial["val_accuracy"]], [place], marker, color=colour, mfc=inside, ms=size)
+    places = {trial["trial"]: place for place, trial in enumerate(shown, start=1)}
+    plot_trials(ax, shown, lambda trial: 100 * trial["val_accuracy"], lambda trial: places[trial["trial"]])
+    legend_above(ax, ax.lines)
     lines = table_lines([columns, *([short(trial[name]) for name in columns] for trial in shown)])
-    ax.set_yticks([0, *places], lines, family="monospace")
+    ax.set_yticks(range(len(lines)), lines, family="monospace")
     ax.set_ylim(len(shown) + 0.7, -0.5)
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel("validation accuracy (%)" + "; an open circle: after fewer epochs" * ("epochs" in columns))
+    ax.set_xlabel("validation accuracy (%)")
     return figure
 
 
@@ -663,17 +572,14 @@ def learning_curves_figure(run):
     histories, best = run["histories"], run["trials"][0]["trial"]
     figure = new_figure(f"Learning curves of {len(histories)} trials", run["search_title"])
     ax = figure.add_subplot()
-    curves = {trial: values_of(rows, "accuracy", "val") for trial, rows in histories.items()}
-    for trial in sorted(curves, key=lambda trial: trial == best):
-        epochs = [row["epoch"] for row in histories[trial]]
-        style = {"color": ORANGE, "lw": 2.5} if trial == best else {"color": "#999999", "lw": 0.8}
-        label = f"trial {trial}, the best" if trial == best else "the others"
-        marker = "." if len(epochs) <= MARKED_EPOCHS else None
-        ax.plot(epochs, curves[trial], marker=marker, label=label, **style)
-    clipped = quantity_axis(ax, "accuracy", list(curves.values()))
+    runs = {trial: {"rows": rows, "config": {}, "chosen": None} for trial, rows in histories.items()}
+    for trial in sorted(runs, key=lambda trial: trial == best):
+        label, colour = (f"trial {trial}, the best", ORANGE) if trial == best else ("the others", "#999999")
+        line = plot_part(ax, runs[trial], "accuracy", "val", label, (None, colour, "-", "."))
+        line.set_linewidth(2.5 if trial == best else 0.8)
+    clipped = quantity_axis(ax, runs.values(), "accuracy", ["val"])
     ax.set_ylabel("validation accuracy (%)")
-    epochs = max(rows[-1]["epoch"] for rows in histories.values())
-    epoch_axis(ax, epochs, "the first lies outside the range shown" if clipped else "")
+    epoch_axis(ax, runs.values(), clipped)
     legend_above(ax, list({line.get_label(): line for line in ax.lines[::-1]}.values()))
     return figure
 
@@ -684,48 +590,53 @@ def learning_curves_figure(run):
 def summary_figure(run):
     """What was trained or searched, on which data, and what it reached: the first page of a report."""
     figure = new_figure("Summary", run["search_title"] if "trials" in run else run["title"])
-    if "trials" in run:
-        told = {"Search": name_lines(run["definition"]), "The best trial": name_lines(run["trials"][0])}
-    else:
-        told = {"Settings": name_lines(run["settings"])}
-    columns = told, reached_blocks(run)
-    line = 0.8 / max(36, *(sum(3 + len(lines) for lines in blocks.values()) for blocks in columns))
-    for x, blocks in zip((0.05, 0.53), columns):
-        y = 0.87  # of the page's height
-        for heading, lines in blocks.items():
-            figure.text(x, y, heading, va="top", weight="bold", size=370 * line)
-            y -= 1.8 * line
+    blocks = list(summary_blocks(run).items())
+    sizes = [len(lines) + 3.5 for _, lines in blocks]  # in lines of text
+    columns = [(sum(sizes[:count]), sum(sizes[count:]), count) for count in range(1, len(blocks) + 1)]
+    count = min(columns, key=lambda column: max(column[:2]))[2]
+    line = min(0.0225, 0.87 / max(sum(sizes[:count]), sum(sizes[count:])))  # of the page's height
+    for x, column in ((0.05, blocks[:count]), (0.53, blocks[count:])):
+        y = 0.88
+        for heading, lines in column:
+            figure.text(x, y, heading, va="top", weight="bold")
             style = {"family": "monospace", "size": 310 * line, "linespacing": 1.25}
-            figure.text(x, y, "\n".join(lines), va="top", **style)
-            y -= (1.2 + len(lines)) * line
+            figure.text(x, y - 2 * line, "\n".join(lines), va="top", **style)
+            y -= line * (len(lines) + 3.5)
     return figure
 
 
-def reached_blocks(run):
-    """Heading -> lines: the data, the figures of the epochs that count, what it was made with."""
-    blocks, facts, rows = {}, run["config"]["data"], run.get("rows", [])
+def summary_blocks(run):
+    """Heading -> lines; the settings first."""
+    blocks = {}
+    if "trials" in run:
+        told = {**run["definition"], **(run["definition"].get("settings") or {}), **run["space"]}
+        apart = ("data", "versions", "settings", "space")
+        blocks["Search"] = name_lines({name: value for name, value in told.items() if name not in apart})
+        blocks["The best trial"] = name_lines(run["trials"][0])
+    else:
+        blocks["Settings"] = name_lines(run["settings"])
+    facts = run["config"].get("data") or {}
     if facts.get("image_shape") and facts.get("class_names"):
-        names, shape = facts["class_names"], " × ".join(map(str, facts["image_shape"]))
-        about = f"{len(names)} classes of images of {shape} pixels: {', '.join(names)}"
-        lines = textwrap.wrap(about, 60, max_lines=5, placeholder=" …")
-        blocks["Data"] = [facts["title"], *lines] if facts.get("title") else lines
-    worth = {rows[-1]["epoch"]: "the last"} if rows else {}
-    worth |= {run["chosen"]: "whose params are kept"}
+        names = ", ".join(facts["class_names"])
+        rows, columns = facts["image_shape"]
+        about = f"{len(facts['class_names'])} classes of images of {rows} × {columns} pixels: {names}"
+        blocks["Data"] = [run["data_title"], *textwrap.wrap(about, 60, max_lines=5, placeholder=" …")]
+    rows = run.get("rows", [])
     for row in rows:
-        if row["epoch"] in worth:
-            table = [["", "loss", "accuracy"]]
-            for part, (word, *_) in PARTS.items():
-                figures = row[f"{part}_loss"], row[f"{part}_accuracy"]
-                if None not in figures:
-                    table.append([word, f"{figures[0]:.4f}", percent(figures[1])])
-            blocks[f"Epoch {row['epoch']}, {worth[row['epoch']]}"] = table_lines(table)
-    if versions := run["config"].get("versions"):
-        blocks["Made with"] = name_lines(versions)
-    return blocks
+        words = ["the last"] * (row is rows[-1]) + ["kept"] * (row["epoch"] == run["chosen"])
+        scores = {PARTS[part][0]: (row[f"{part}_loss"], row[f"{part}_accuracy"]) for part in PARTS}
+        lines = [
+            [part, f"{pair[0]:.4f}", percent(pair[1])] for part, pair in scores.items() if None not in pair
+        ]
+        if words:
+            heading = f"Epoch {row['epoch']}, {' and '.join(words)}"
+            blocks[heading] = table_lines([["", "loss", "accuracy"], *lines])
+    versions = run["config"].get("versions") or run.get("definition", {}).get("versions") or {}
+    return blocks | ({"Made with": name_lines(versions)} if versions else {})
 
 
 def name_lines(values):
-    return [f"{drawable(name, 16):16} {drawable(short(value), 36)}" for name, value in values.items()]
+    return [f"{name:16} {printable(short(value), 36)}" for name, value in values.items()]
 
 
 # --- names and labels -------------------------------------------------------------------------
@@ -742,15 +653,20 @@ def short(value):
     return "none" if value is None or value == [] else data.setting_text(value)
 
 
-def drawable(text, most):
+def printable(text, most):
     """Text from outside on one line of at most so many characters."""
     text = data.printable(text)
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def settings_of(run):
+    """What a run was told, without what it found out."""
+    return {name: value for name, value in run["config"].items() if name not in NO_SETTINGS}
+
+
 def run_labels(runs):
     """A label for each run: its folder's name, what is particular to it, and how well it did."""
-    settings = [run.get("settings", {}) for run in runs]
+    settings = [settings_of(run) for run in runs]
     common = {}  # what more than half of the runs have is not worth a word
     for name in dict.fromkeys(name for config in settings for name in config):
         value, count = Counter(data.setting_text(config.get(name)) for config in settings).most_common(1)[0]
@@ -758,18 +674,18 @@ def run_labels(runs):
     labels = []
     for folder, run, config in zip(folder_names([run["path"] for run in runs]), runs, settings):
         own = [name for name in common if data.setting_text(config.get(name)) != common[name]]
-        words = [drawable(f"{name} {short(config.get(name))}", 40) for name in own[:LABEL_SETTINGS]]
+        words = [f"{name} {printable(short(config.get(name)), 24)}" for name in own[:LABEL_SETTINGS]]
         words += ["…"] * (len(own) > LABEL_SETTINGS)
         row = next((row for row in run["rows"] if row["epoch"] == run["chosen"]), run["rows"][-1])
         if row["test_accuracy"] is not None:
             words.append(f"test {percent(row['test_accuracy'])}".replace(" ", "\xa0"))
-        labels.append(f"{drawable(folder, 60)}: {', '.join(words)}" if words else drawable(folder, 60))
+        labels.append(f"{printable(folder, 60)}: {', '.join(words)}" if words else printable(folder, 60))
     return labels
 
 
 def folder_names(paths):
     """The last part of each path, or as many of the last parts as tell the paths apart."""
-    paths = [pathlib.Path(os.path.abspath(path)).parts for path in paths]
+    paths = [pathlib.Path(path).resolve().parts for path in paths]
     for count in range(1, max(map(len, paths)) + 1):
         names = ["/".join(parts[-count:]) for parts in paths]
         if len(set(names)) == len(set(paths)):
@@ -780,15 +696,14 @@ def folder_names(paths):
 def legend_texts(labels):
     """Labels folded to the page, and how many columns and lines their legend has, with its title."""
     folded = [textwrap.fill(label, 100, subsequent_indent="    ") for label in labels]
-    columns = max(1, min(4, 112 // (8 + max(map(len, labels)))))
+    columns = max(1, min(4, 122 // (8 + max(map(len, labels)))))
     return folded, columns, 1 + -(-sum(1 + label.count("\n") for label in folded) // columns)
 
 
 def common_title(runs):
     """What several runs are about: their data sets, and the network where it is the same."""
     whole = dict.fromkeys(run["network"] for run in runs)
-    titles = whole if len(whole) == 1 else (run["config"]["data"].get("title", "") for run in runs)
-    return "; ".join(filter(None, dict.fromkeys(titles)))
+    return "; ".join(whole if len(whole) == 1 else dict.fromkeys(run["data_title"] for run in runs))
 
 
 # --- pages and axes ---------------------------------------------------------------------------
@@ -816,38 +731,52 @@ def legend_below(figure, place, handles, labels, **options):
     legend.set_in_layout(False)  # it has its place, and must not take that of the axes
 
 
-def epoch_axis(ax, epochs, note="", room=10):
-    """Round epochs on the x-axis, which also has room for a note."""
-    ticks = MaxNLocator(room, integer=True, steps=[1, 2, 5, 10]).tick_values(0, epochs)
+def epoch_axis(ax, runs, clipped=False, room=10):
+    """Round epochs on the x-axis, which also says whether the first is outside the range shown."""
+    epochs = max(run["rows"][-1]["epoch"] for run in runs)
+    ticks = MaxNLocator(room, **ROUND).tick_values(0, epochs)
     ticks = [int(tick) for tick in ticks if 1 <= tick <= epochs]
     ax.set_xticks([1, *ticks] if ticks[0] >= 5 else ticks)
     margin = 0.2 + 0.02 * epochs
     ax.set_xlim(1 - margin, epochs + margin)
-    ax.set_xlabel(f"epoch ({note})" if note else "epoch")
+    ax.set_xlabel("epoch" + " (the first lies outside the range shown)" * clipped)
 
 
-def quantity_axis(ax, quantity, curves, config=None):
-    """Label and range of the y-axis; returns whether the first epoch of the curves is outside it.
-
-    That is where it would leave less than a quarter of the axis to all others, and there are enough others.
-    """
-    loss = LOSS_LABELS.get((config or {}).get("loss"), "loss")
+def quantity_axis(ax, runs, quantity, parts):
+    """Label and range of the y-axis for curves of runs; returns whether the first epoch is outside it."""
+    curves = [values_of(run["rows"], quantity, part) for run in runs for part in parts]
+    losses = {run["config"].get("loss") for run in runs}
+    loss = LOSS_LABELS.get(losses.pop() if len(losses) == 1 else None, "loss")
     ax.set_ylabel({"loss": loss, "accuracy": "accuracy (%)", "error": "error (%)"}[quantity])
-    values = np.concatenate([[np.nan], *curves])
     if quantity == "error":
-        log_axis(ax, "y", values)
+        log_axis(ax, "y", np.concatenate([[np.nan], *curves]))
         if any(np.isnan(curve).any() and not np.isnan(curve).all() for curve in curves):
             ax.set_ylabel("error (%); no point where it is 0")
         return False
+    limits = clipped_range(curves)
+    if limits:
+        ax.set_ylim(limits)
+    return limits is not None
+
+
+def clipped_range(curves):
+    """y-range without the first epoch, where that leaves less than a quarter to all others; else None.
+
+    Parameters
+    ----------
+    curves : list of float arrays
+        One value an epoch each; may hold nan.
+    """
     later = np.concatenate([[np.nan], *(curve[1:] for curve in curves)])
     if min(map(len, curves), default=0) <= SHORT_RUN or not np.isfinite(later).any():
-        return False
+        return None
     low, high = np.nanmin(later), np.nanmax(later)
-    if not 0 < 4 * (high - low) < np.nanmax(values) - np.nanmin(values):
-        return False
+    first = [curve[0] for curve in curves if np.isfinite(curve[0])]
+    span = max([high, *first]) - min([low, *first])
+    if not high > low or span <= 4 * (high - low):
+        return None
     margin = 0.05 * (high - low)
-    ax.set_ylim(low - margin, high + margin)
-    return True
+    return low - margin, high + margin
 
 
 def log_axis(ax, name, values, room=10):
@@ -855,21 +784,26 @@ def log_axis(ax, name, values, room=10):
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
     low, high = (values.min(), values.max()) if len(values) else (1, 10)
-    margin = (high / low) ** 0.04
+    margin = (high / low) ** 0.05
+    low, high = low / margin, high * margin
     while len(log_ticks(low, high, room)) < 2:
         low, high = low / 1.1, high * 1.1
-    ax.set(**{f"{name}scale": "log", f"{name}lim": (low / margin, high * margin)})
+    ax.set(**{f"{name}scale": "log", f"{name}lim": (low, high)})
     set_ticks(getattr(ax, f"{name}axis"), log_ticks(low, high, room))
 
 
 def log_ticks(low, high, room):
-    """1, 2, 5, 10, ... from low to high; of these only powers of ten where there is no room for all."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors, step in [((1, 2, 5), 1), *(((1,), step) for step in range(1, 1000))]:
+    """1, 2, 5, 10, ... from low to high; more where they are fewer than two, fewer where there is no room."""
+    powers = range(math.floor(math.log10(low)), math.ceil(min(308, math.log10(high))) + 1)
+
+    def ticks(factors, step=1):
         ticks = [float(f"{factor}e{power}") for power in powers if power % step == 0 for factor in factors]
-        ticks = [tick for tick in ticks if low <= 1.000001 * tick and tick <= 1.000001 * high]
-        if len(ticks) <= room:
-            return ticks
+        return [tick for tick in ticks if low <= tick * 1.000001 and tick <= high * 1.000001]
+
+    if len(ticks((1, 2, 5))) < 2:
+        return ticks((1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9))
+    choices = [ticks((1, 2, 5)), *(ticks((1,), step) for step in range(1, 10))]
+    return next((choice for choice in choices if len(choice) <= room), ticks((1,), 100))
 
 
 def set_ticks(axis, ticks):
@@ -929,21 +863,123 @@ def picture_grid(figure, count, shape, lines=1):
     return axes[:count]
 
 
+# --- from folders to figures to files ---------------------------------------------------------
+
+FIGURES = {  # name -> what a folder must hold for it, the function that draws it, its options
+    "summary": ("settings", summary_figure, {}),
+    "loss": ("rows", curves_figure, {"quantity": "loss"}),
+    "accuracy": ("rows", curves_figure, {"quantity": "accuracy"}),
+    "error": ("rows", curves_figure, {"quantity": "error"}),
+    "twin": ("rows", twin_figure, {}),
+    "weights": ("params", weights_figures, {}),
+    "fields": ("params", fields_figure, {}),
+    "histogram": ("params", histogram_figure, {}),
+    "activations": ("hidden", activations_figures, {}),
+    "confusion": ("images", confusion_figure, {}),
+    "mistakes": ("mistakes", mistakes_figure, {}),
+    "calibration": ("images", calibration_figure, {}),
+    "augment": ("distorted", augment_figure, {}),
+    "search": ("trials", search_figure, {}),
+    "ranking": ("trials", ranking_figure, {}),
+    "learning_curves": ("histories", learning_curves_figure, {}),
+}
+COMPARED = ("loss", "accuracy", "error")  # what several runs are overlaid in
+TEST_SET = ("images", "hidden", "mistakes", "distorted")  # what needs the data set
+LACKING = {  # why a folder has no such thing
+    "settings": "there is no config.json with settings",
+    "rows": "there is no history.csv with an epoch",
+    "params": "there is no params.pkl",
+    "hidden": "the network has no hidden layer",
+    "mistakes": "no test image is classified wrongly",
+    "distorted": "the run has no --augment",
+    "trials": "there is no trials.csv with a trial that ended well",
+    "histories": "there is no trials/NNN/history.csv",
+}
+
+
+def draw_folder(path, only, data_dir):
+    """``(figures, skipped)`` of a folder: figures by file name, and reason -> names left out."""
+    run = load_folder(path)
+    names = only or names_for(run)
+    if "params" in run and any(FIGURES[name][0] in TEST_SET for name in names):
+        run = add_test_set(run, data_dir)
+    figures, skipped = {}, {}
+    for name in names:
+        need, function, options = FIGURES[name]
+        if need in run:
+            drawn = function(run, **options)
+            figures |= drawn if isinstance(drawn, dict) else {name: drawn}
+        else:
+            skipped.setdefault({**LACKING, **run["lacks"]}[need], []).append(name)
+    return figures, skipped
+
+
+def names_for(run):
+    """The figures that belong to what a folder is: a run, a search or both."""
+    is_search = "trials" in run
+    is_run = bool({"rows", "params"} & set(run)) or not is_search
+    belongs = {
+        "settings": "settings" in run,
+        "trials": is_search,
+        "histories": is_search,
+        "distorted": is_run and run["config"].get("augment"),
+    }
+    return [name for name, (need, *_) in FIGURES.items() if belongs.get(need, is_run)]
+
+
+def draw_comparison(paths, only):
+    """``(figures, skipped)`` of several runs overlaid; as ``draw_folder``."""
+    skipped, runs = {}, []
+    for run in map(load_folder, paths):
+        if "rows" in run:
+            runs.append(run)
+        else:
+            skipped.setdefault(LACKING["rows"], []).append(str(run["path"]))
+    if others := [name for name in only or [] if name not in COMPARED]:
+        skipped["it is drawn for one run at a time"] = others
+    names = [name for name in only or COMPARED if name in COMPARED]
+    return {name: compare_figure(runs, name) for name in names if len(runs) > 1}, skipped
+
+
+def save_figures(figures, folder):
+    """Write each figure as PNG and SVG, and all of them as report.pdf; prints a line for each file.
+
+    The same figures give the same bytes: nothing written holds a date.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    report = io.BytesIO()
+    with PdfPages(report, metadata={"CreationDate": None}) as pages:
+        for name, figure in figures.items():
+            figure.draw_without_rendering()
+            figure.set_layout_engine(None)  # laid out once is enough for three files
+            for suffix, metadata in (("png", None), ("svg", {"Date": None})):
+                buffer = io.BytesIO()
+                figure.savefig(buffer, format=suffix, metadata=metadata)
+                save_file(folder / f"{name}.{suffix}", buffer.getvalue())
+            pages.savefig(figure)
+    save_file(folder / "report.pdf", report.getvalue())
+
+
+def save_file(path, content):
+    nn.save_bytes(path, content)
+    print(path, flush=True)
+
+
 # --- what a folder holds ----------------------------------------------------------------------
 
-CONFIG = {  # what config.json may hold, of what is looked at here
-    "data?": {"title?": str, "image_shape?": [int], "class_names?": [str]},
+FACTS = {"title?": str, "image_shape?": [int], "class_names?": [str]}
+CONFIG = {  # what config.json must hold, and what it may
+    "data?": FACTS,
     "hidden?": [int],
     "loss?": str,
     "dataset?": str,
     "versions?": {str: str},
     "result?": {"kept?": {"epoch?": int}},
 }
-FIGURES_OF_PARTS = [f"{part}_{figure}" for part in PARTS for figure in ("loss", "accuracy")]
-ROW = {"epoch": int, **dict.fromkeys(FIGURES_OF_PARTS, (int, float, None))}
+NUMBER = (int, float, None)
+ROW = {"epoch": int, **{f"{part}_{name}": NUMBER for part in PARTS for name in ("loss", "accuracy")}}
 TRIAL = {"trial": int, "status": str, "seed": int, "epochs": int, "val_accuracy": (int, float)}
-DEFINITION = {"space": str, "settings?": {}}
-NO_SETTINGS = ("data", "versions", "status", "result", "steps", "epoch", "val_accuracy")
+DEFINITION = {"space": str, "versions?": {str: str}}
 RANKED_STATUSES = ("finished", "stopped")  # of trials; the others have failed
 
 
@@ -953,9 +989,9 @@ def load_folder(path):
     Returns
     -------
     dict
-        ``path``; ``config``; ``chosen``, the epoch whose params were kept; ``network`` and ``title``;
-        where the folder has them ``settings``, ``rows`` (the history), ``params`` and the things of
-        ``load_search``. ``lacks`` says why what needs the data set is not there.
+        ``path``, ``config``, ``chosen`` (the epoch whose params were kept), ``title`` and, where the
+        folder has them, ``settings`` (what it was told), ``rows`` (the history), ``params`` and
+        ``trials`` (see ``load_search``). ``lacks`` says why what needs the data set is not there.
 
     Raises
     ------
@@ -967,26 +1003,24 @@ def load_folder(path):
     path = pathlib.Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}; python train.py makes one (see its --out)")
-    run, config = {"path": path, "lacks": {}}, load_checked(path / "config.json", CONFIG)
+    run = {"path": path, "lacks": {}, "config": load_checked(path / "config.json", CONFIG)}
     if (path / "params.pkl").exists():
-        run["params"], stored = data.load_run(path)
-        config |= stored
+        run["params"], config = data.load_run(path)
+        run["config"] = {**run["config"], **config}
     else:
         run["lacks"] = dict.fromkeys(TEST_SET, LACKING["params"])
     if rows := load_history(path / "history.csv"):
         run["rows"] = rows
-    if config:
-        run["settings"] = {name: value for name, value in config.items() if name not in NO_SETTINGS}
-    run["config"] = {**config, "data": drawable_facts(config.get("data") or {})}
-    if found := load_search(path):
-        run = {"settings": {}, **run, **found}
-    return {**run, **titles_of(run)}
+    if settings := settings_of(run):
+        run["settings"] = settings
+    run["config"] = {**run["config"], "data": with_printable_names(run["config"].get("data") or {})}
+    return {**run, **titles_of(run), **load_search(path)}
 
 
 def load_checked(path, kind):
-    """A JSON file of that kind (see ``nn.check``); an empty dict where there is none."""
+    """A JSON file of that kind (see ``nn.check``); an empty dict where there is no file."""
     content = data.load_json(path) if path.exists() else {}
-    if path.exists():
+    if content != {}:
         nn.check(content, kind, str(path))
     return content
 
@@ -998,25 +1032,31 @@ def load_history(path):
     return rows
 
 
-def drawable_facts(facts):
-    """What is known of a data set, with a title and class names that can be drawn."""
-    names = [drawable(name, 20) for name in facts.get("class_names") or []]
-    return {**facts, "title": drawable(facts.get("title") or "", 60), "class_names": names}
+def with_printable_names(facts):
+    """What is known of a data set, its title and class names such that they can be drawn."""
+    changed = {"title": printable(facts["title"], 60)} if facts.get("title") else {}
+    names = facts.get("class_names") or []
+    return {**facts, **changed, **({"class_names": [printable(name, 20) for name in names]} if names else {})}
 
 
 def titles_of(run):
-    """``chosen``; ``network``: data set and layers, as far as known; ``title``: also how good it is."""
-    config, facts = run["config"], run["config"]["data"]
-    kept = (config.get("result") or {}).get("kept") or {}
+    """``chosen``, and what is known of data set, layers and test accuracy: ``data_title`` to ``title``."""
+    config = run["config"]
+    facts, kept = config.get("data") or {}, (config.get("result") or {}).get("kept") or {}
     chosen, sizes = config.get("epoch", kept.get("epoch")), []
     if "params" in run:
         sizes = nn.layer_sizes(run["params"])
-    elif facts.get("image_shape") and facts["class_names"] and config.get("hidden") is not None:
+    elif facts.get("image_shape") and facts.get("class_names") and config.get("hidden") is not None:
         sizes = [math.prod(facts["image_shape"]), *config["hidden"], len(facts["class_names"])]
-    network = ", ".join(filter(None, [facts["title"], "-".join(map(str, sizes))]))
+    network = [facts.get("title"), "-".join(map(str, sizes))]
     row = next((row for row in run.get("rows", []) if row["epoch"] == chosen), None)
     reached = row and row["test_accuracy"] is not None and f"test accuracy {percent(row['test_accuracy'])}"
-    return {"chosen": chosen, "network": network, "title": ", ".join(filter(None, [network, reached]))}
+    return {
+        "chosen": chosen,
+        "data_title": facts.get("title") or "",
+        "network": ", ".join(filter(None, network)),
+        "title": ", ".join(filter(None, [*network, reached])),
+    }
 
 
 def load_search(path):
@@ -1025,36 +1065,37 @@ def load_search(path):
     Returns
     -------
     dict
-        ``trials``: the ranked rows of trials.csv, the best first; ``space``: searched setting -> its
-        range or choices as text; ``definition``: all that the search was told; ``histories``: trial ->
-        rows; ``search_title``. Nothing where no trial has ended well; no histories where no trial has one.
+        ``trials``: the ranked rows of trials.csv, the best first; ``definition``: search.json;
+        ``space``: searched setting -> its range or choices as text; ``histories``: trial -> rows;
+        ``search_title``. Nothing where no trial has ended well; no histories where no trial has one.
     """
     table = path / "trials.csv"
     rows = data.load_rows(table, words=True) if table.exists() else []
-    nn.check(rows, [{"status": (str, int, float, None)}], str(table))
+    nn.check(rows, [{"status": NUMBER + (str,)}], str(table))
     trials = [row for row in rows if row["status"] in RANKED_STATUSES]
     nn.check(trials, [TRIAL], str(table))
     if not trials:
         return {}
-    if not (path / "search.json").exists():
-        raise FileNotFoundError(f"there is no {path / 'search.json'}, which says what was searched")
     definition = load_checked(path / "search.json", DEFINITION)
+    if not definition:
+        raise FileNotFoundError(f"there is no {path / 'search.json'}, which says what was searched")
     words = [word.partition("=") for word in definition["space"].split()]
     space = {name: spec for name, _, spec in words if name in trials[0]} or {"seed": ""}
-    told = {n: v for n, v in definition.items() if n not in ("space", "settings", *NO_SETTINGS)}
     folders = {trial["trial"]: path / "trials" / f"{trial['trial']:03}" for trial in trials}
     histories = {trial: load_history(folder / "history.csv") for trial, folder in folders.items()}
     histories = {trial: rows for trial, rows in histories.items() if rows}
     best, failed = trials[0], len(rows) - len(trials)
-    facts = load_checked(folders[best["trial"]] / "config.json", CONFIG).get("data") or {}
-    title = [drawable_facts(facts)["title"], f"{len(rows)} trials", failed and f"{failed} failed"]
+    config = load_checked(folders[best["trial"]] / "config.json", CONFIG)
+    facts = with_printable_names(config.get("data") or {})
+    title = [facts.get("title"), f"{len(rows)} trials", failed and f"{failed} failed"]
     title.append(f"best validation accuracy {percent(best['val_accuracy'])} (trial {best['trial']})")
     return {
         "trials": trials,
+        "definition": definition,
         "space": space,
-        "definition": {**told, **(definition.get("settings") or {}), **space},
         **({"histories": histories} if histories else {}),
         "search_title": ", ".join(filter(None, title)),
+        "settings": definition,
     }
 
 
@@ -1118,7 +1159,7 @@ def open_drawing(path):
     pyplot = import_pyplot()
     with matplotlib.rc_context({"toolbar": "None", "keymap.back": []}):  # c is ours
         figure = pyplot.figure("draw", figsize=PAGE, layout="constrained")
-        config = {**config, "data": drawable_facts(config["data"])}
+        config = {**config, "data": with_printable_names(config["data"])}
         title = titles_of({"params": params, "config": config})["network"]
         window = drawing_window(figure, params, config, title)
         pyplot.show()
@@ -1138,8 +1179,8 @@ def drawing_window(figure, params, config, title=""):
     Returns
     -------
     dict
-        ``pad`` (the axes to draw in), ``ink``, ``seen`` (images), ``bars``, ``button``,
-        ``handlers``; to be kept as long as the window is, as Matplotlib itself does not.
+        ``pad`` (the axes to draw in), ``ink``, ``seen`` (images), ``bars``, ``button``; to be kept
+        as long as the window is: Matplotlib itself does not keep the button.
     """
     facts, canvas = config["data"], figure.canvas
     window = drawing_axes(figure, facts["class_names"], facts["image_shape"], title)
@@ -1156,7 +1197,7 @@ def drawing_window(figure, params, config, title=""):
             bar.set_color(ORANGE if estimate == estimates.max() else BLUE)
         if state["background"] is None:
             canvas.draw_idle()
-        else:  # only what changes is drawn anew: in a quarter of the time, so that curves are smooth
+        else:  # only what changes is drawn anew: in a tenth of the time, so that curves are smooth
             canvas.restore_region(state["background"])
             draw_changing()
             canvas.blit(figure.bbox)
@@ -1190,17 +1231,13 @@ def drawing_window(figure, params, config, title=""):
         if event.key == "c":
             clear(event)
 
-    handlers = {
-        "draw": drawn,
-        "button_press": press,
-        "motion_notify": move,
-        "button_release": release,
-        "key_press": key,
-    }
-    for name, handler in handlers.items():
-        canvas.mpl_connect(f"{name}_event", handler)
+    canvas.mpl_connect("draw_event", drawn)
+    canvas.mpl_connect("button_press_event", press)
+    canvas.mpl_connect("motion_notify_event", move)
+    canvas.mpl_connect("button_release_event", release)
+    canvas.mpl_connect("key_press_event", key)
     window["button"].on_clicked(clear)
-    return {**window, "handlers": [*handlers.values(), clear]}
+    return window
 
 
 def drawing_axes(figure, class_names, image_shape, title=""):
@@ -1230,7 +1267,13 @@ def drawing_axes(figure, class_names, image_shape, title=""):
 
 
 def stroke(drawing, start, end, radius=PEN):
-    """A drawing (rows, columns), ink in [0, 1], with a line of a round pen from start to end, both (x, y)."""
+    """A drawing with a line from start to end, both (x, y), of a round pen; the drawing is left alone.
+
+    Parameters
+    ----------
+    drawing : float array (rows, columns)
+        Ink in [0, 1].
+    """
     rows, columns = drawing.shape
     y, x = np.ogrid[:rows, :columns]
     (x0, y0), (dx, dy) = start, np.subtract(end, start)
@@ -1242,15 +1285,27 @@ def stroke(drawing, start, end, radius=PEN):
 
 def read_drawing(drawing, params, config):
     """What the network sees of a drawing, and its estimates (k,); blank and zeros of an empty one."""
-    shape, classes = config["data"]["image_shape"], len(config["data"]["class_names"])
+    facts = config["data"]
     if not drawing.any():
-        return np.zeros(shape, np.uint8), np.zeros(classes)
-    image = data.prepare_ink(drawing, shape)
+        return np.zeros(facts["image_shape"], np.uint8), np.zeros(len(facts["class_names"]))
+    if facts["fit"] == "digit":
+        image = data.prepare_ink(drawing, facts["image_shape"])
+    else:
+        on_paper = np.uint8(255 * (1 - drawing))[:, :, None]
+        image = data.fit_picture(np.repeat(on_paper, 3, axis=2), facts)
     x = data.preprocess(image.reshape(1, -1), config["steps"], params["W1"].dtype)
     return image, nn.predict(params, x, config["activation"], config["loss"])[0]
 
 
 # --- command line -----------------------------------------------------------------------------
+
+
+def check_only(text):
+    """Names of figures from ``loss,confusion``; none of them for all."""
+    names = text.split(",") if text is not None else []
+    for name in names:
+        nn.choose("figure", name, FIGURES)
+    return names
 
 
 def note_missing_letters(figures):
@@ -1276,7 +1331,7 @@ def main(argv=None):
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="folder for the files (default: FOLDER/figures; of several, comparison/ beside or in the first)",
+        help="folder for the files (default: FOLDER/figures; for several runs comparison/ beside them)",
     )
     parser.add_argument("--show", action="store_true", help="open windows and write no files")
     parser.add_argument(
@@ -1287,25 +1342,21 @@ def main(argv=None):
         raise ValueError("--draw: goes with one FOLDER and nothing else")
     if flags.show and flags.out:
         raise ValueError("--out: has no meaning with --show")
-    only = [] if flags.only is None else flags.only.split(",")
-    for name in only:
-        nn.choose("figure", name, FIGURES)
+    only = check_only(flags.only)
     # a warning ignored here is not ignored elsewhere, and params beyond all reason overflow
     with matplotlib.style.context(LOOK), warnings.catch_warnings(), np.errstate(over="ignore"):
         if flags.draw:
             open_drawing(flags.folders[0])
         else:
-            draw_and_save(flags, only)
+            draw(flags, only)
 
 
-def draw_and_save(flags, only):
+def draw(flags, only):
     """Draw what the flags ask for, and write or show it."""
     first = pathlib.Path(flags.folders[0])
     if len(flags.folders) > 1:
         figures, skipped = draw_comparison(flags.folders, only)
-        beside = (first if first.name.strip(".") else first.resolve()).parent  # the parent of . is not .
-        apart = len({os.path.dirname(os.path.abspath(folder)) for folder in flags.folders}) > 1
-        out = (first if apart or beside.resolve() == pathlib.Path.cwd() else beside) / "comparison"
+        out = pathlib.Path(os.path.commonpath(map(os.path.abspath, flags.folders))) / "comparison"
     else:
         figures, skipped = draw_folder(first, only, flags.data_dir)
         out = first / "figures"
