@@ -157,7 +157,7 @@ def test_default_search_is_that_of_system_a():
     for config in settings:
         assert 0.15 <= config["lr"] < 0.25 and 1e-7 <= config["weight_decay"] < 1e-4
         assert 200 <= config["hidden"][0] < 300
-        assert (config["epochs"], config["batch_size"], config["val_size"]) == (50, 128, 12_000)
+        assert (config["epochs"], config["batch_size"], config["val_size"]) == (50, 128, 0.2)
     assert len({config["seed"] for config in settings}) == 50
     assert len({config["split_seed"] for config in settings}) == 1
 

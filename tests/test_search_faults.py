@@ -180,9 +180,9 @@ def test_killed_again_and_again_a_search_ends_with_the_same_bits(
 ):
     """100 moments in the extended run: soon after the start, the first line (its workers start), the next."""
     out, rng = tmp_path / "out", np.random.default_rng([seed, kills])
-    given = flags(small, out, *STRATEGIES[strategy], "--resume")
+    given = flags(small, out, *STRATEGIES[strategy])
     for kill in range(kills):
-        with started("search.py", *given) as process:
+        with started("search.py", *given, *resume_if_begun(out)) as process:
             for _ in range(kill % 3):
                 process.stdout.readline()
             time.sleep(rng.uniform(0, 0.1 if kill % 3 == 2 else 0.5))  # if it ends first, that is no harm
@@ -190,8 +190,19 @@ def test_killed_again_and_again_a_search_ends_with_the_same_bits(
             process.wait(HANG)
             wait_until_gone(process)
         check_whole(out)
-    assert call(search.main, *given)[0] == 0
+    assert call(search.main, *given, *resume_if_begun(out))[0] == 0
     check_same_search(out, unbroken / strategy)
+
+
+def resume_if_begun(out):
+    return ["--resume"] if (out / "search.json").exists() else []
+
+
+def test_resume_without_a_search_is_refused_and_names_those_nearby(whole, tmp_path):
+    shutil.copytree(whole / "half", tmp_path / "there")
+    for out in (tmp_path, tmp_path / "here"):
+        call_refused(search.main, "--resume", "--out", out, words=["--resume", str(tmp_path / "there")])
+    assert not (tmp_path / "here").exists()
 
 
 def test_a_second_search_is_refused_while_the_first_lives(small, whole, tmp_path, here):
