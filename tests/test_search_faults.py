@@ -123,7 +123,7 @@ def go_on_to_the_end(out):
 @pytest.mark.parametrize(
     "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
 )
-@pytest.mark.parametrize("moments", [1, pytest.param(20, marks=EXTENDED)])
+@pytest.mark.parametrize("moments", [1, pytest.param(10, marks=EXTENDED)])
 def test_stopped_at_any_moment_a_search_leaves_no_process_and_resumes(
     small, unbroken, tmp_path, number, status, moments
 ):
