@@ -250,7 +250,7 @@ def test_a_network_without_hidden_layers_shows_its_class_templates(linear):
     for image, template in zip(images, params["W1"].T):
         np.testing.assert_array_equal(image, template.reshape(4, 5))
     assert [ax.get_title() for ax in figures["fields"].axes[:3]] == ["0", "1", "2"]
-    assert skipped == {"the network has no hidden layer": ["activations"]}
+    assert list(skipped.values()) == [["activations"]]
 
 
 def test_histograms_count_all_weights_of_each_layer(trained):
@@ -363,7 +363,7 @@ def test_figures_of_a_run_agree_with_its_network(trained, small):
     }
     expected |= {"weights_W1", "weights_W2", "weights_W3", "activations_1", "activations_2"}
     assert set(figures) == expected | ({"mistakes"} if wrong else set())
-    assert set(skipped) <= {"no test image is classified wrongly"}
+    assert list(skipped.values()) == ([] if wrong else [["mistakes"]])
     accuracy = 100 * (1 - wrong / 40)
     for figure in figures.values():
         assert f"small, 20-7-5-3, test accuracy {accuracy:.2f} %" in title_of(figure)
@@ -447,7 +447,8 @@ def test_a_search_without_histories_is_still_drawn(tmp_path):
     figures, skipped = visualize.draw_folder(tmp_path, None, None)
     assert [ax.get_xlabel() for ax in figures["search"].axes[:3]] == ["lr", "weight_decay", "hidden"]
     assert set(figures) == {"summary", "search", "ranking"}
-    assert skipped == {"there is no trials/NNN/history.csv": ["learning_curves"]}
+    ((reason, names),) = skipped.items()
+    assert "history.csv" in reason and names == ["learning_curves"]
 
 
 def test_a_search_without_its_definition_is_refused(tmp_path):
@@ -570,10 +571,7 @@ def test_comparing_skips_a_run_without_history(trained, linear, small, tmp_path)
     empty.mkdir()
     figures, skipped = visualize.draw_comparison([trained, linear, empty], ["loss", "fields"])
     assert set(figures) == {"loss"} and len(lines_of(figures["loss"].axes[0])) == 2
-    assert skipped == {
-        "there is no history.csv with an epoch": [str(empty)],
-        "it is drawn for one run at a time": ["fields"],
-    }
+    assert list(skipped.values()) == [[str(empty)], ["fields"]]
 
 
 # --- files, flags, errors ---
@@ -672,10 +670,10 @@ def test_missing_pieces_are_skipped_with_a_reason(trained, tmp_path, capsys):
     figures, skipped = visualize.draw_folder(tmp_path, None, None)
     assert set(figures) == {"summary", "loss", "accuracy", "error", "twin"}
     (reason,) = skipped
-    assert reason == "there is no params.pkl" and "fields" in skipped[reason]
+    assert "params.pkl" in reason and "fields" in skipped[reason]
     assert "small, 20-7-5-3, test accuracy" in title_of(figures["loss"])
     assert not visualize.main([str(tmp_path), "--only", "loss,fields"])
-    assert capsys.readouterr().err == "skipped fields: there is no params.pkl\n"
+    assert is_one_clear_line(capsys.readouterr().err, "fields", "params.pkl")
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError, ValueError])
@@ -686,7 +684,8 @@ def test_without_the_data_set_the_other_figures_are_drawn(trained, monkeypatch, 
     monkeypatch.setattr(data, "load_dataset_of", missing)
     figures, skipped = visualize.draw_folder(trained, ["weights", "confusion", "activations"], None)
     assert set(figures) == {"weights_W1", "weights_W2", "weights_W3"}
-    assert skipped == {"the data set is not at hand: gone": ["confusion", "activations"]}
+    ((reason, names),) = skipped.items()
+    assert "gone" in reason and names == ["confusion", "activations"]
 
 
 def test_a_run_is_compared_from_inside_its_folder(trained, tmp_path, monkeypatch):
@@ -722,36 +721,36 @@ HEADER = ",".join(["epoch", *(column for column in row(1) if "_" in column)]) + 
 
 
 @pytest.mark.parametrize(
-    "make, arguments, words",
+    "made, arguments, names",
     [
-        (None, ["{tmp}/nowhere"], ["there is no folder", "nowhere", "train.py"]),
-        (None, ["{tmp}"], ["nothing to draw in", "no history.csv", "no params.pkl"]),
-        (None, ["{tmp}", "{tmp}"], ["nothing to draw in"]),
-        (None, ["{tmp}", "--only", "los"], ["unknown figure 'los'", "did you mean loss?"]),
-        (None, ["{tmp}", "--onyl", "loss"], ["did you mean --only"]),
-        (("history.csv", "epoch,x\n1,2\n"), ["{tmp}"], ["history.csv", "lacks train_loss"]),
-        (("history.csv", "epoch\n1,2\n"), ["{tmp}"], ["history.csv", "differ in length"]),
-        (("params.pkl", "rubbish"), ["{tmp}"], ["params.pkl", "not a usable params file"]),
-        (("config.json", "[]"), ["{tmp}"], ["config.json", "dict"]),
-        (("config.json", '{"data": null}'), ["{tmp}"], ["nothing to draw in"]),
-        (("history.csv", HEADER + ",1,1,1,1,1,1\n"), ["{tmp}"], ["history.csv", "epoch"]),
-        (("trials.csv", "trial,status\n1,finished\n"), ["{tmp}"], ["trials.csv", "lacks seed"]),
-        (None, ["{run}", "--draw", "--only", "loss"], ["--draw: goes with one FOLDER"]),
-        (None, ["{run}", "--show", "--out", "x"], ["--out: has no meaning"]),
-        (None, ["{run}", "--draw"], ["no window can be opened", "display"]),
-        (None, ["{run}", "--show", "--only", "loss"], ["no window can be opened", "display"]),
+        (None, ["{tmp}/nowhere"], ["nowhere"]),
+        (None, ["{tmp}"], ["{tmp}", "history.csv", "params.pkl"]),
+        (None, ["{tmp}", "{tmp}"], ["{tmp}"]),
+        (None, ["{tmp}", "--only", "los"], ["'los'", "loss"]),
+        (None, ["{tmp}", "--onyl", "loss"], ["--onyl", "--only"]),
+        (("history.csv", "epoch,x\n1,2\n"), ["{tmp}"], ["history.csv"]),
+        (("history.csv", "epoch\n1,2\n"), ["{tmp}"], ["history.csv"]),
+        (("params.pkl", "rubbish"), ["{tmp}"], ["params.pkl"]),
+        (("config.json", "[]"), ["{tmp}"], ["config.json"]),
+        (("config.json", '{"data": null}'), ["{tmp}"], ["{tmp}"]),
+        (("history.csv", HEADER + ",1,1,1,1,1,1\n"), ["{tmp}"], ["history.csv"]),
+        (("trials.csv", "trial,status\n1,finished\n"), ["{tmp}"], ["trials.csv"]),
+        (None, ["{run}", "--draw", "--only", "loss"], ["--draw"]),
+        (None, ["{run}", "--show", "--out", "x"], ["--out"]),
+        (None, ["{run}", "--draw"], ["window"]),
+        (None, ["{run}", "--show", "--only", "loss"], ["window"]),
     ],
 )
-def test_bad_input_gives_one_clear_line(trained, tmp_path, capsys, monkeypatch, make, arguments, words):
-    monkeypatch.setattr("sys.argv", ["visualize.py"])
-    if make:
-        (tmp_path / make[0]).write_text(make[1])
-    names = {"{tmp}": tmp_path, "{run}": trained}
-    for name, value in names.items():
-        arguments = [argument.replace(name, str(value)) for argument in arguments]
+def test_bad_input_gives_one_clear_line(trained, tmp_path, monkeypatch, made, arguments, names):
+    if made:
+        (tmp_path / made[0]).write_text(made[1])
+
+    def filled(words):
+        return [word.replace("{tmp}", str(tmp_path)).replace("{run}", str(trained)) for word in words]
+
     with matplotlib.rc_context({"backend": "agg"}):
-        assert data.run_script(visualize.main, arguments) == 2
-    assert is_one_clear_line(capsys.readouterr().err, "visualize.py", *words)
+        done = run("visualize.py", *filled(arguments), check=2)
+    assert is_one_clear_line(done.stderr, "visualize.py", *filled(names))
 
 
 # --- drawing ---
