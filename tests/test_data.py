@@ -38,8 +38,9 @@ def test_idx_files_are_read_exactly(tmp_path, zipped):
         (b"", "does not start"),
         (b"\x00\x00", "does not start"),
         (b"<html>not found</html>", "does not start"),
-        (idx((2,), b"ab", kind=0x0D), "unsigned bytes"),
-        (idx((2, 2), b"abcd"), "unsigned bytes"),
+        (idx((2,), b"ab", kind=0x0D), "damaged"),
+        (idx((2,), b"ab", kind=0x0A), "does not start"),
+        (idx((1,) * 5, b"a"), "does not start"),
         (idx((2,), b"ab")[:6], "damaged"),
         (idx((5,), b"abc"), "ends before the 5"),
         (idx((2,), b"abc"), "goes on after the 2"),
@@ -122,11 +123,11 @@ def test_256_classes_and_dotted_names(tmp_path):
 @pytest.mark.parametrize(
     "part, array, words",
     [
-        ("train_labels", np.zeros(59, np.uint8), "60 train images but 59 labels"),
-        ("test_images", np.zeros((20, 4, 4), np.uint8), "differ in size"),
-        ("test_images", np.zeros(20, np.uint8), "not that of test images"),
-        ("train_labels", np.zeros((60, 1, 1), np.uint8), "not that of train labels"),
-        ("train_images", np.zeros((60, 0, 5), np.uint8), "not that of train images"),
+        ("train_labels", np.zeros(59, np.uint8), "60 training images but 59 labels"),
+        ("test_images", np.zeros((20, 4, 4), np.uint8), "test images have 4x4 pixels"),
+        ("test_images", np.zeros(20, np.uint8), "the test images have the shape"),
+        ("train_labels", np.zeros((60, 1, 1), np.uint8), "the training labels have the shape"),
+        ("train_images", np.zeros((60, 0, 5), np.uint8), "the training images have the shape"),
     ],
 )
 def test_files_that_do_not_match(small_set, part, array, words):
@@ -136,8 +137,8 @@ def test_files_that_do_not_match(small_set, part, array, words):
 
 
 def test_missing_and_unknown(small_set):
-    (small_set / data.FILES["test_labels"]).unlink()
-    with pytest.raises(FileNotFoundError, match="t10k-labels"):
+    (small_set / data.FILES["train_labels"]).unlink()
+    with pytest.raises(FileNotFoundError, match="lacks the training labels"):
         data.load_dataset(str(small_set))
     with pytest.raises(ValueError, match="unknown dataset 'mnsit'"):
         data.load_dataset("mnsit")
@@ -325,10 +326,10 @@ def test_a_file_with_thousands_of_steps_is_refused(tmp_path, name):
         data.load_run(path)
 
 
-def test_a_network_has_no_more_classes_than_a_label_has_values(tmp_path):
-    names = [str(number) for number in range(257)]
+def test_a_network_has_no_more_classes_than_are_taken(tmp_path):
+    names = [str(number) for number in range(data.MOST_CLASSES + 1)]
     facts = {"image_shape": [2, 2], "class_names": names}
-    with pytest.raises(ValueError, match=r"params\.pkl.*257 classes"):
+    with pytest.raises(ValueError, match=r"params\.pkl.*4,097 classes"):
         data.load_run(params_file(tmp_path / "params.pkl", data=facts))
 
 

@@ -99,9 +99,9 @@ def test_a_search_that_came_first_is_not_overwritten(whole, tmp_path, here, monk
     """Another one has taken the folder and ended while this one loaded its data."""
     load = data.load_dataset
 
-    def load_slowly(*args):
+    def load_slowly(*args, **more):
         shutil.copytree(whole / "half", tmp_path / "out")
-        return load(*args)
+        return load(*args, **more)
 
     monkeypatch.setattr(data, "load_dataset", load_slowly)
     words = flags(whole / "small", tmp_path / "out", "--seed", 1)
@@ -200,7 +200,7 @@ def test_files_of_a_search_that_are_whole_but_say_something_odd(whole, tmp_path,
 # --- nonsense ---------------------------------------------------------------------------------
 
 
-def not_loaded(*_):
+def not_loaded(*_, **__):
     raise FileNotFoundError("the data is loaded")
 
 

@@ -67,7 +67,7 @@ def test_every_setting_takes_or_refuses_every_value(tiny, name):
 
 @pytest.mark.parametrize("name", train.SETTINGS)
 def test_nonsense_on_the_command_line_is_refused_before_the_data_is_loaded(name, tmp_path, monkeypatch):
-    def load(*_):
+    def load(*_, **__):
         raise FileNotFoundError("the data is loaded")
 
     monkeypatch.setattr(train.data, "load_dataset", load)

@@ -394,7 +394,7 @@ def test_too_little_memory_is_no_damage(tmp_path, monkeypatch, params):
     def full(content):
         raise MemoryError
 
-    monkeypatch.setattr(nn, "_from_npy", full)
+    monkeypatch.setattr(nn, "npy_array", full)
     with pytest.raises(MemoryError, match=r"p\.npz"):
         nn.load_params(tmp_path / "p.npz")
 
