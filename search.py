@@ -252,7 +252,7 @@ DEFAULT_SEARCH = {
     "strategy": "random",
     "trials": 50,
     "seed": 0,
-    "settings": {"val_size": 12_000},
+    "settings": {"val_size": 0.2},
 }
 MOST_IN_ALL = 100_000  # trials of a search
 
@@ -770,11 +770,11 @@ def load_trials(out, trials):
 
 
 def settings_text(settings):
-    return "  ".join(f"{name} {short(value)}" for name, value in settings.items())
+    return "  ".join(f"{name} {short(value, 3)}" for name, value in settings.items())
 
 
-def short(value):
-    return f"{value:.4g}" if isinstance(value, float) else data.setting_text(value)
+def short(value, digits=4):
+    return f"{value:.{digits}g}" if isinstance(value, float) else data.setting_text(value)
 
 
 def trial_line(trial, trials, searched, done):
@@ -787,7 +787,8 @@ def trial_line(trial, trials, searched, done):
         words += [f"val {100 * trial['rows'][-1]['val_accuracy']:.2f}%", f"rank {rank}"]
     else:
         words.append({"diverged": "diverged", "failed": "FAILED: its workers died"}[trial["status"]])
-    return "  ".join(words)
+    line = "  ".join(words)
+    return line if len(line) < 80 else line.replace("  ", " ").replace(" rank ", " #")
 
 
 def live_line(trials, done, running, until, seconds):
@@ -895,23 +896,29 @@ def add_flags(parser):
     add("--resume", action="store_true", help="run what the search in --out is missing")
     folder = "results/search"
     add("--out", metavar="DIR", default=folder, help=f"folder of the search (default: {folder})")
-    train.add_settings(parser)
+    train.add_settings(parser, {"val_size": 0.2, "seed": "0, of the whole search"})
+
+
+EXAMPLES = """examples:
+  python search.py --strategy halving
+  python search.py --space lr=0.01:0.5:log hidden=128,512x256 --trials 20
+  python search.py --strategy grid --space momentum=0,0.9 batch_size=10,100 --lr 0.1"""
 
 
 def main(argv=None):
     parser = data.make_parser(
-        "Search for the best settings, and train the best network on all training images. Settings that "
-        "are not searched are the same in all trials; --seed is the seed of the search; --val-size is "
-        "12000 unless given."
+        "Search for the best settings, and train the best network on all training images.\n"
+        "Settings that are not searched are the same in all trials.",
+        EXAMPLES,
     )
     add_flags(parser)
     flags = data.parse_flags(parser, argv)
     given = {n: v for n, v in vars(flags).items() if n in DEFAULT_SEARCH or n in train.SETTINGS}
     out, count = pathlib.Path(flags.out), count_workers(flags)
+    if flags.resume:
+        train.check_resumable(out, "search.json", "search")
     definition, known = open_search(out, given, flags.resume)
     trials, datasets = make_trials(definition, flags.data_dir, known, 1 if flags.scheduler else count)
-    if flags.resume and known is None:
-        print(f"no search to resume in {out}: starting a new one")
     out.mkdir(parents=True, exist_ok=True)
     titles = " and ".join(dataset["title"] for dataset in datasets.values())
     what = f"{definition['strategy']} search on {titles}: {len(trials)} trials of {definition['space']}"

@@ -933,8 +933,11 @@ EXAMPLES = """examples:
   python train.py --hidden 0 --epochs 20 --out results/softmax"""
 
 
-def add_settings(parser):
-    """A flag for each of SETTINGS, in groups; only flags that are given appear in what is parsed."""
+def add_settings(parser, shown=()):
+    """A flag for each of SETTINGS, in groups; only flags that are given appear in what is parsed.
+
+    ``shown`` are the defaults that are not those of a run, as the help says them.
+    """
     for title, settings in GROUPS.items():
         group = parser.add_argument_group(title)
         for name, (default, check, value, help) in settings.items():
@@ -942,7 +945,7 @@ def add_settings(parser):
                 kind = {"action": argparse.BooleanOptionalAction}
             else:
                 kind = {"nargs": "+" if isinstance(default, list) else None, "metavar": value}
-            shown_default = SHOWN_DEFAULTS.get(name, default)
+            shown_default = {**SHOWN_DEFAULTS, **dict(shown)}.get(name, default)
             help = f"{help} (default: {shown_default})".replace("%", "%%")
             group.add_argument(flag(name), default=argparse.SUPPRESS, help=help, **kind)
 
@@ -994,12 +997,12 @@ def main(argv=None):
     print(f"its params are in {out / 'params.pkl'}; judge them with: {judging}")
 
 
-def check_resumable(out):
-    """Raise a ValueError that names other runs nearby where there is none in the folder."""
-    if not (out / "last.pkl").exists():
-        found = [str(path.parent) for near in (out, out.parent) for path in sorted(near.glob("*/last.pkl"))]
+def check_resumable(out, file="last.pkl", what="run"):
+    """Raise a ValueError that names others nearby where there is none in the folder."""
+    if not (out / file).exists():
+        found = [str(path.parent) for near in (out, out.parent) for path in sorted(near.glob(f"*/{file}"))]
         hint = f"; there is one in {', '.join(found[:5])}" if found else ""
-        raise ValueError(f"--resume: there is no run in {out}{hint} (name its folder with --out)")
+        raise ValueError(f"--resume: there is no {what} in {out}{hint} (name its folder with --out)")
 
 
 # --- what is only for speed -------------------------------------------------------------------

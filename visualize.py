@@ -6,7 +6,8 @@
     python visualize.py --draw                    a window to draw digits in, with their probabilities
 
 Figures go to the run's figures/ folder, each as PNG and SVG, and all of them as the pages of
-report.pdf. A figure function takes data and returns a matplotlib Figure; it touches no file.
+report.pdf. A figure function takes what a folder holds, the dict that ``load_folder`` describes,
+and returns a matplotlib Figure, or a dict of them by name; it touches no file.
 """
 
 import data  # first: while the rest is imported, Ctrl-C is one line already
@@ -14,21 +15,27 @@ import data  # first: while the rest is imported, Ctrl-C is one line already
 # isort: split
 import io
 import math
+import os
 import pathlib
 import sys
 import textwrap
+import warnings
+from collections import Counter
 
 import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 import nn
 
-STYLE = {  # one look for every figure; a fixed salt makes the ids in an SVG the same each time
+STYLE = {  # one look for every figure, on top of Matplotlib's defaults, whatever a matplotlibrc says
     "figure.dpi": 100,
     "savefig.dpi": 150,
     "font.size": 9,
@@ -46,9 +53,11 @@ STYLE = {  # one look for every figure; a fixed salt makes the ids in an SVG the
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.alpha": 0.3,
-    "svg.hashsalt": "figures",
+    "svg.hashsalt": "figures",  # a fixed one makes the ids in an SVG the same each time
+    "text.parse_math": False,  # a name such as $5 is no formula
 }
-PAGE = (8, 5.5)  # inches, of every figure
+LOOK = ["default", STYLE]
+PAGE = (8, 5.5)  # inches, of every figure; an overlay of many runs is higher
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#777777"  # Okabe & Ito's, safe for all eyes
 PARTS = {  # part -> name, colour, line, marker: lines differ in black and white, too
     "train": ("train", BLUE, "-", "o"),
@@ -61,48 +70,124 @@ RUN_LINES = ["-", "--", "-.", ":"]
 SIGNED = LinearSegmentedColormap.from_list(
     "signed", ["#06123f", "#2f66ad", "#a3a3a3", "#f2ab3d", "#fff6b8"], N=511
 )
-MARKED_EPOCHS = 30  # histories of up to so many epochs have a marker at each
-SHOWN_MISTAKES = 24
-RANKED_TRIALS = 25
-FIRES_ABOVE = {"sigmoid": 0.5}  # output above which a hidden unit fires; 0 for the others
-DRAWING = (140, 140)  # pixels of the pad to draw on
-PEN = 5.5  # radius of its pen in pixels: strokes as wide as MNIST's
-RANKED_STATUSES = ("finished", "stopped")  # of trials; the others have failed
-NO_SETTINGS = ("data", "versions", "status", "result", "steps", "epoch", "val_accuracy")
-LACKING = {  # why a folder has no such thing, where it does not itself say why
-    "trials": "there is no trials.csv with a trial that ended well",
-    "histories": "there is no trials/NNN/history.csv",
-}
-LABELLED_CLASSES = 20  # confusion matrices of up to so many classes show their counts
 LOSS_LABELS = {
     "cross_entropy": "cross-entropy (nats per image)",
     "mse": "half squared error (per image)",
 }
+RING = {"ls": "", "marker": "o", "ms": 10, "mfc": "none", "mew": 1.5}  # around what was kept
+ROUND = {"integer": True, "steps": [1, 2, 5, 10]}  # of ticks
+SATURATED = {"tanh": (-0.95, 0.95), "sigmoid": (0.025, 0.975)}  # beyond them the slope is below a tenth
+MARKED_EPOCHS = 30  # histories of up to so many epochs have a marker at each
+SHORT_RUN = 5  # a run of up to so many epochs is shown whole
+SHOWN_FIELDS = 300
+SHOWN_MISTAKES = 24
+RANKED_TRIALS = 25
+LABEL_SETTINGS = 6  # a label names no more of them
+# what a run found out, where the rest of its config is what it was told
+NO_SETTINGS = ("data", "versions", "status", "result", "steps", "epoch", "val_accuracy")
+LABELLED_CLASSES = 20  # classes that are up to so many are named at an axis, and their errors counted
+DRAWING = (140, 140)  # pixels of the pad to draw on
+PEN = 5.5  # radius of its pen in pixels: strokes as wide as MNIST's
 
 
-# --- helpers of the figure functions ----------------------------------------------------------
+# --- curves -----------------------------------------------------------------------------------
 
 
-def new_figure(heading, title):
-    """An empty page with its two lines of title."""
-    figure = Figure(figsize=PAGE, layout="constrained")
-    figure.suptitle(f"{heading}\n{title}" if title else heading)
+def curves_figure(run, quantity):
+    """Train, validation and test curves of one run.
+
+    Parameters
+    ----------
+    run : dict
+        ``rows`` of its history; ``chosen``, the epoch whose params were kept, which is marked;
+        ``config``, ``title``.
+    quantity : {"loss", "accuracy", "error"}
+        Accuracy and error in percent, error on a log axis (epochs without errors have no point).
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure = new_figure(f"{quantity.capitalize()} by epoch", run["title"])
+    ax = figure.add_subplot()
+    parts = parts_with(run["rows"], quantity)
+    lines = [plot_part(ax, run, quantity, part, PARTS[part][0]) for part in parts]
+    epoch_axis(ax, [run], quantity_axis(ax, [run], quantity, parts))
+    legend_above(ax, [*lines, *mark_chosen(ax, run)])
     return figure
 
 
-def setting_text(value):
-    """A setting's value as a reader writes it."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, (list, tuple)):
-        return ("+" if value and isinstance(value[0], str) else "-").join(map(str, value)) or "none"
-    if value is None:
-        return "none"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def twin_figure(run):
+    """Train and test loss on the left axis, test accuracy on the right one; see ``curves_figure``."""
+    figure = new_figure("Loss and test accuracy by epoch", run["title"])
+    left = figure.add_subplot()
+    right = left.twinx()
+    lines, clipped = [], False
+    for side, ax, quantity, parts in (
+        ("left", left, "loss", {"train": PARTS["train"], "test": PARTS["val"]}),
+        ("right", right, "accuracy", {"test": PARTS["test"]}),
+    ):
+        for part, style in parts.items():
+            lines.append(plot_part(ax, run, quantity, part, f"{part} {quantity} ({side} axis)", style))
+        clipped |= quantity_axis(ax, [run], quantity, parts)
+    right.set_ylabel("test accuracy (%)")
+    right.grid(False)
+    right.spines["right"].set_visible(True)
+    epoch_axis(left, [run], clipped)
+    legend_above(left, [*lines, *mark_chosen(left, run)], columns=2)
+    return figure
 
 
-def percent(share):
-    return f"{100 * share:.2f} %"
+def compare_figure(runs, quantity):
+    """The curves of several runs: a panel for each part, a colour and a line for each run.
+
+    The page grows with the legend, which names each run and says how it differs from the others.
+    """
+    labels, columns, lines = legend_texts(run_labels(runs))
+    below = 0.17 * lines + 0.25  # inches
+    heading = f"{quantity.capitalize()} of {len(runs)} runs by epoch"
+    figure = new_figure(heading, common_title(runs), max(PAGE[1], 4.4 + below))
+    parts = [part for part in PARTS if any(part in parts_with(run["rows"], quantity) for run in runs)]
+    parts = parts or ["train"]  # no error above 0 to show on a logarithmic axis
+    height = figure.get_figheight() - 0.5
+    grid = figure.add_gridspec(2, len(parts), height_ratios=[height - below, below])
+    axes = []
+    for column, part in enumerate(parts):
+        ax = figure.add_subplot(grid[0, column], sharey=axes[0] if axes else None, title=PARTS[part][0])
+        axes.append(ax)
+        handles = []
+        for number, (run, label) in enumerate(zip(runs, labels)):
+            colour, line = RUN_COLOURS[number % len(RUN_COLOURS)], RUN_LINES[number % len(RUN_LINES)]
+            handles.append(plot_part(ax, run, quantity, part, label, (None, colour, line, ".")))
+        clipped = quantity_axis(ax, runs, quantity, parts)
+        epoch_axis(ax, runs, room=5)
+        if column:
+            ax.set_ylabel("")
+            ax.tick_params(labelleft=False)
+    note = "circle: the epoch whose params are kept" + "; epoch 1 lies outside the range" * clipped
+    legend_below(figure, grid[1, :], handles, labels, title=note, ncol=columns, fontsize=8, alignment="left")
+    return figure
+
+
+def plot_part(ax, run, quantity, part, label, style=None):
+    """One curve, and a ring around its value at the epoch whose params were kept; returns the line."""
+    _, colour, line, marker = style or PARTS[part]
+    epochs, values = [row["epoch"] for row in run["rows"]], values_of(run["rows"], quantity, part)
+    marker = marker if len(epochs) <= MARKED_EPOCHS else None
+    (curve,) = ax.plot(epochs, values, line, color=colour, marker=marker, label=label)
+    if run["chosen"] in epochs:
+        value = values[epochs.index(run["chosen"])]
+        ax.plot([run["chosen"]], [value], **RING, mec=colour)
+    return curve
+
+
+def mark_chosen(ax, run):
+    """A line at the epoch whose params were kept; returns what explains it and the rings in a legend."""
+    if run["chosen"] is None:
+        return []
+    label = f"epoch {run['chosen']}, whose params are kept"
+    ax.axvline(run["chosen"], color=GREY, ls=":", lw=1, label=label)
+    return [Line2D([], [], **{**RING, "ls": ":", "ms": 8}, color=GREY, lw=1, label=label)]
 
 
 def values_of(rows, quantity, part):
@@ -119,235 +204,123 @@ def parts_with(rows, quantity):
     return [part for part in PARTS if np.isfinite(values_of(rows, quantity, part)).any()]
 
 
-def zoomed_range(curves):
-    """y-range without the first epoch, where that would flatten all others; else None.
-
-    Parameters
-    ----------
-    curves : list of float arrays
-        One value an epoch each; may hold nan.
-    """
-    later = np.concatenate([[np.nan], *(curve[1:] for curve in curves)])
-    if min(map(len, curves), default=0) < 4 or not np.isfinite(later).any():
-        return None
-    low, high = np.nanmin(later), np.nanmax(later)
-    first = [curve[0] for curve in curves if np.isfinite(curve[0])]
-    span = max([high, *first]) - min([low, *first])
-    if not high > low or span <= 2 * (high - low):
-        return None
-    margin = 0.05 * (high - low)
-    return low - margin, high + margin
-
-
-def epoch_axis(ax, epochs, zoomed=False):
-    """Whole epochs on the x-axis, which also says when the first is out of range."""
-    ax.set_xlabel("epoch (the first lies outside the range shown)" if zoomed else "epoch")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    margin = 0.2 + 0.02 * epochs
-    ax.set_xlim(1 - margin, epochs + margin)
-
-
-def set_quantity_axis(ax, quantity, curves, loss=None):
-    """Label and range of the y-axis; returns whether the first epoch is outside it."""
-    labels = {"loss": LOSS_LABELS.get(loss, "loss"), "accuracy": "accuracy (%)", "error": "error (%)"}
-    ax.set_ylabel(labels[quantity])
-    if quantity == "error":
-        ax.set_yscale("log")
-        label_log_axis(ax.yaxis, np.concatenate([[np.nan], *curves]), room=10)
-        if any(np.isnan(curve).any() and not np.isnan(curve).all() for curve in curves):
-            ax.set_ylabel("error (%); no point where it is 0")
-        return False
-    limits = zoomed_range(curves)
-    if limits:
-        ax.set_ylim(limits)
-    return limits is not None
-
-
-def label_log_axis(axis, values, room):
-    """Ticks in plain numbers on a log axis that has room for so many of them."""
-    decades = math.log10(np.nanmax(values) / np.nanmin(values)) if np.isfinite(values).any() else 0
-    fine = LogLocator(subs=(1, 2, 5)) if 3 * decades < room else LogLocator(numticks=room)
-    axis.set_major_locator(MaxNLocator(5) if decades < 1 else fine)
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_locator(NullLocator())
-
-
-def mark_epoch(ax, rows, quantity, part, chosen, colour):
-    """A ring around a curve's value at the chosen epoch."""
-    values = {row["epoch"]: value for row, value in zip(rows, values_of(rows, quantity, part))}
-    if chosen in values:
-        ax.plot([chosen], [values[chosen]], "o", ms=10, mfc="none", mec=colour, mew=1.5)
-
-
-def legend_below(figure, place, handles, labels, **options):
-    """A legend in a place of its own, a cell of a gridspec."""
-    ax = figure.add_subplot(place)
-    ax.set_axis_off()
-    legend = ax.legend(handles, labels, loc="upper left", borderaxespad=0, **options)
-    legend.set_in_layout(False)  # it has its place, and must not take that of the axes
-
-
-def legend_texts(texts):
-    """Texts folded to the width of a page, the number of their lines with a title, and the font's size."""
-
-    def folded(size, width):
-        parts = [textwrap.fill(text, width) for text in texts]
-        return parts, 1 + sum(1 + part.count("\n") for part in parts), size
-
-    large = folded(9, 95)
-    return large if large[1] <= 8 else folded(7, 120)
-
-
-def legend_above(ax, columns=5, **options):
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=columns, borderaxespad=0.2, **options)
-
-
-# --- curves -----------------------------------------------------------------------------------
-
-
-def curves_figure(rows, quantity, title="", chosen=None, loss=None):
-    """Train, validation and test curves of one run.
-
-    Parameters
-    ----------
-    rows : list of dict
-        The history.
-    quantity : {"loss", "accuracy", "error"}
-        Accuracy and error in percent, error on a log axis (epochs without errors have no point).
-    title : str
-    chosen : int, optional
-        The epoch whose params were kept; marked.
-    loss : str, optional
-        Name of the loss, for the axis.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
-    figure = new_figure(f"{quantity.capitalize()} by epoch", title)
-    ax = figure.add_subplot()
-    curves = []
-    for part in parts_with(rows, quantity):
-        name, colour, line, marker = PARTS[part]
-        curves.append(values_of(rows, quantity, part))
-        marker = marker if len(rows) <= MARKED_EPOCHS else None
-        ax.plot([row["epoch"] for row in rows], curves[-1], line, color=colour, marker=marker, label=name)
-        mark_epoch(ax, rows, quantity, part, chosen, colour)
-    if chosen is not None:
-        ax.axvline(chosen, color=GREY, ls=":", lw=1, label=f"epoch {chosen}, whose params are kept")
-    zoomed = set_quantity_axis(ax, quantity, curves, loss)
-    epoch_axis(ax, rows[-1]["epoch"], zoomed)
-    legend_above(ax)
-    return figure
-
-
-def twin_figure(rows, title="", chosen=None, loss=None):
-    """Train and test loss on the left axis, test accuracy on the right one; see ``curves_figure``."""
-    figure = new_figure("Loss and test accuracy by epoch", title)
-    left = figure.add_subplot()
-    right = left.twinx()
-    lines, zoomed = [], []
-    styles = [(left, "loss", "train", BLUE, "-"), (left, "loss", "test", ORANGE, "--")]
-    styles += [(right, "accuracy", "test", GREEN, "-.")]
-    for ax, quantity, part, colour, line in styles:
-        values = values_of(rows, quantity, part)
-        marker = PARTS[part][3] if len(rows) <= MARKED_EPOCHS else None
-        label = f"{part} {quantity} ({'right' if ax is right else 'left'} axis)"
-        epochs = [row["epoch"] for row in rows]
-        lines += ax.plot(epochs, values, line, color=colour, marker=marker, label=label)
-        mark_epoch(ax, rows, quantity, part, chosen, colour)
-    for ax, quantity, parts in ((left, "loss", ("train", "test")), (right, "accuracy", ("test",))):
-        curves = [values_of(rows, quantity, part) for part in parts]
-        zoomed.append(set_quantity_axis(ax, quantity, curves, loss))
-    right.set_ylabel("test accuracy (%)")
-    right.grid(False)
-    right.spines["right"].set_visible(True)
-    epoch_axis(left, rows[-1]["epoch"], any(zoomed))
-    legend_above(left, handles=lines)
-    return figure
-
-
-def compare_figure(runs, quantity, title=""):
-    """The curves of several runs: a panel for each part, a colour and a line for each run.
-
-    Parameters
-    ----------
-    runs : list of dict
-        ``rows``, ``label``, ``chosen`` and ``config``.
-    quantity : {"loss", "accuracy", "error"}
-    """
-    losses = {run["config"].get("loss") for run in runs}
-    parts = [part for part in PARTS if any(part in parts_with(run["rows"], quantity) for run in runs)]
-    parts = parts or ["train"]  # no error above 0 to show on a logarithmic axis
-    figure = new_figure(f"{quantity.capitalize()} of {len(runs)} runs by epoch", title)
-    labels, lines, size = legend_texts([run["label"] for run in runs])
-    grid = figure.add_gridspec(2, len(parts), height_ratios=[1, min(1, 0.055 * lines)])
-    curves = [values_of(run["rows"], quantity, part) for run in runs for part in parts]
-    for column, part in enumerate(parts):
-        ax = figure.add_subplot(grid[0, column], sharey=figure.axes[0] if column else None)
-        for number, run in enumerate(runs):
-            colour, line = RUN_COLOURS[number % len(RUN_COLOURS)], RUN_LINES[number % len(RUN_LINES)]
-            epochs = [row["epoch"] for row in run["rows"]]
-            marker = "." if len(epochs) <= MARKED_EPOCHS else None
-            values = values_of(run["rows"], quantity, part)
-            ax.plot(epochs, values, line, color=colour, marker=marker, label=labels[number])
-            mark_epoch(ax, run["rows"], quantity, part, run["chosen"], colour)
-        ax.set_title(PARTS[part][0])
-        zoomed = set_quantity_axis(ax, quantity, curves, next(iter(losses)) if len(losses) == 1 else None)
-        epoch_axis(ax, max(run["rows"][-1]["epoch"] for run in runs))
-        if column:
-            ax.set_ylabel("")
-            ax.tick_params(labelleft=False)
-    note = "circle: the epoch whose params are kept" + "; epoch 1 lies outside the range" * zoomed
-    handles = figure.axes[0].get_legend_handles_labels()
-    legend_below(figure, grid[1, :], *handles, title=note, fontsize=size, alignment="left")
-    return figure
-
-
 # --- weights ----------------------------------------------------------------------------------
 
 
-def signed_image(ax, array, limit=None, **options):
-    """Draw an array in colours centred on 0; few values lie beyond the limit, in its colour."""
-    limit = signed_limit(array) if limit is None else limit
-    return ax.imshow(array, cmap=SIGNED, vmin=-limit, vmax=limit, **options)
+def weights_figures(run):
+    """A heat map of each weight matrix, with its longer side along the page and colours centred on 0."""
+    params, config, figures = run["params"], run["config"], {}
+    depth = len(params) // 2
+    of_components = any(step.get("basis") is not None for step in config["steps"])
+    for layer in range(1, depth + 1):
+        weights = params[f"W{layer}"]  # (inputs, outputs)
+        inputs, outputs = weights.shape
+        figure = new_figure(f"W{layer}: {inputs:,} × {outputs:,} weights", run["title"])
+        ax = figure.add_subplot()
+        along, up = (ax.xaxis, ax.yaxis) if inputs >= outputs else (ax.yaxis, ax.xaxis)
+        image = signed_image(ax, weights.T if inputs >= outputs else weights, aspect="auto")
+        weight_colourbar(figure, image, "weight")
+        ax.grid(False)
+        for axis in (along, up):
+            axis.set_major_locator(MaxNLocator(**ROUND))
+        below = "principal component" if of_components else "input pixel"
+        along.set_label_text(below if layer == 1 else f"unit of hidden layer {layer - 1}")
+        up.set_label_text("class" if layer == depth else f"unit of hidden layer {layer}")
+        if layer == depth:
+            label_classes(up, config["data"]["class_names"])
+        figures[f"weights_W{layer}"] = figure
+    return figures
 
 
-def signed_limit(array):
-    """The symmetric limit of a colour scale: what one value in 500 exceeds, so that the rest has contrast."""
-    return float(np.quantile(np.abs(array), 0.998)) or 1.0
-
-
-def weight_colourbar(figure, image, label, **options):
-    beyond = np.abs(image.get_array()).max() > image.norm.vmax
-    figure.colorbar(image, label=label, fraction=0.05, extend="both" if beyond else "neither", **options)
-
-
-def weights_figure(weights, name, title="", class_names=None):
-    """Heat map of a weight matrix (inputs, outputs), colours centred on 0.
-
-    With ``class_names`` the outputs are classes, and named.
-    """
-    inputs, outputs = weights.shape
-    figure = new_figure(f"{name}: {inputs} × {outputs} weights", title)
+def fields_figure(run):
+    """The receptive fields of the first layer on one sheet, strongest first; or a template for each class."""
+    facts = run["config"]["data"]
+    weights = data.weights_in_pixels(run["params"]["W1"], run["config"]["steps"])
+    if len(run["params"]) == 2:
+        return templates_figure(weights, facts, run["title"])
+    fields = receptive_fields(weights, facts["image_shape"])
+    shown = fields[:SHOWN_FIELDS]
+    which = f"{len(fields):,} hidden units, strongest first" if len(fields) > 1 else "hidden unit"
+    if len(shown) < len(fields):
+        which = f"strongest {len(shown)} of {len(fields):,} hidden units"
+    figure = new_figure(f"Receptive fields of the {which}", run["title"])
     ax = figure.add_subplot()
-    image = signed_image(ax, weights, aspect="auto")
-    weight_colourbar(figure, image, "weight")
-    ax.grid(False)
-    ax.set_ylabel("input pixel" if name == "W1" else "hidden unit of the layer below")
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("class" if class_names else "hidden unit")
-    if class_names and len(class_names) <= LABELLED_CLASSES:
-        label_classes(ax.xaxis, class_names)
+    image = signed_image(ax, mosaic(shown, aspect=1.4), signed_limit(shown))
+    weight_colourbar(figure, image, "weight from a pixel to the unit")
+    ax.set_axis_off()
     return figure
 
 
-def label_classes(axis, class_names):
-    axis.set_ticks(range(len(class_names)), class_names)
-    if axis.axis_name == "x" and max(map(len, class_names)) > 3:
-        for label in axis.get_ticklabels():
-            label.set(rotation=35, ha="right", rotation_mode="anchor")
+def templates_figure(weights, facts, title):
+    """The weights (pixels, classes) of each class of a network without hidden layers, as a picture."""
+    figure = new_figure("Class templates: the weights of each class", title)
+    axes = picture_grid(figure, len(facts["class_names"]), facts["image_shape"])
+    for ax, template, name in zip(axes, weights.T, facts["class_names"]):
+        image = signed_image(ax, template.reshape(facts["image_shape"]), signed_limit(weights))
+        ax.set_title(name, fontsize=9)
+    below = {"location": "bottom", "aspect": 50, "ax": list(axes)}
+    weight_colourbar(figure, image, "weight from a pixel to the class", **below)
+    return figure
+
+
+def histogram_figure(run):
+    """How the weights of each layer are distributed: a histogram for each."""
+    depth = len(run["params"]) // 2
+    figure = new_figure("Distribution of each layer's weights", run["title"])
+    across = math.ceil(math.sqrt(depth))
+    axes = figure.subplots(-(-depth // across), across, squeeze=False).ravel()
+    for ax in axes[depth:]:
+        ax.set_axis_off()
+    for layer, ax in enumerate(axes[:depth], start=1):
+        weights = run["params"][f"W{layer}"].ravel()
+        counts, _, _ = ax.hist(weights, bins=80, color=BLUE)
+        count_axis(ax, counts)
+        ax.axvline(0, color=GREY, lw=1)
+        ax.set_title(f"W{layer}: standard deviation {weights.std():.3g}")
+        ax.set_xlabel("weight")
+        ax.set_ylabel("number of weights")
+    return figure
+
+
+def activations_figures(run):
+    """For each hidden layer the distribution of its outputs, and how often each unit is at work.
+
+    A relu unit is of no use when it fires for no image; one of tanh or sigmoid when it is always
+    saturated, so that its gradient is nearly 0.
+    """
+    figures = {}
+    for layer, activations in enumerate(run["hidden"], start=1):  # (n, width)
+        width, limits = activations.shape[1], SATURATED.get(run["config"]["activation"])
+        if limits:
+            low, high = limits
+            counted = (activations < low) | (activations > high)
+            what, state = f"below {low:g} or above {high:g}".replace("-", "−"), "saturated"
+            units = f"{int(counted.all(axis=0).sum())} of {width:,} units always saturated"
+        else:
+            counted, what, state = activations > 0, "above 0", "active"
+            units = f"{int((~counted.any(axis=0)).sum())} of {width:,} units never fire"
+        figure = new_figure(f"Activations of hidden layer {layer}: {units}", run["title"])
+        left, right = figure.subplots(1, 2)
+        every = max(1, activations.size // 2_000_000)  # so many are enough for a histogram
+        counts, _, _ = left.hist(activations.ravel()[::every], bins=80, color=BLUE)
+        count_axis(left, counts)
+        left.set(xlabel="activation", ylabel="number of activations")
+        left.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        left.set_title(f"{percent(counted.mean())} are {what}")
+        share = 100 * np.sort(counted.mean(axis=0))[::-1]  # (width,)
+        right.stairs(share, np.arange(width + 1) + 0.5, fill=True, color=ORANGE)
+        right.set(xlim=(0.5, width + 0.5), ylim=(0, 100), title=f"how often each unit is {state}")
+        right.xaxis.set_major_locator(MaxNLocator(**ROUND))
+        right.set_xlabel(f"hidden unit, the most often {state} first")
+        right.set_ylabel("test images (%)")
+        figures[f"activations_{layer}"] = figure
+    return figures
+
+
+def receptive_fields(weights, image_shape):
+    """Columns of W1 (d, units) as pictures (units, rows, columns), the largest norm first."""
+    order = np.argsort(-np.linalg.norm(weights, axis=0), kind="stable")
+    return weights.T[order].reshape(-1, *image_shape)
 
 
 def mosaic(pictures, aspect=1.0, gap=2):
@@ -376,120 +349,47 @@ def mosaic(pictures, aspect=1.0, gap=2):
     return sheet.reshape(down * (rows + gap), across * (columns + gap))[:-gap, :-gap]
 
 
-def receptive_fields(weights, image_shape):
-    """Columns of W1 (d, units) as pictures (units, rows, columns), the largest norm first."""
-    order = np.argsort(-np.linalg.norm(weights, axis=0), kind="stable")
-    return weights.T[order].reshape(-1, *image_shape)
-
-
-def fields_figure(weights, image_shape, title=""):
-    """The receptive field of every unit of the first layer on one sheet, strongest first."""
-    fields = receptive_fields(weights, image_shape)
-    units = "hidden unit" if len(fields) == 1 else f"{len(fields)} hidden units, strongest first"
-    figure = new_figure(f"Receptive fields of the {units}", title)
-    ax = figure.add_subplot()
-    sheet = mosaic(fields, aspect=1.4, gap=2 if len(fields) < 500 else 1)
-    image = signed_image(ax, sheet, signed_limit(fields))
-    weight_colourbar(figure, image, "weight from a pixel to the unit")
-    ax.set_axis_off()
-    return figure
-
-
-def templates_figure(weights, image_shape, class_names, title=""):
-    """The weights of each class of a network without hidden layers, as a picture."""
-    figure = new_figure("Class templates: the weights of each class", title)
-    axes = picture_grid(figure, len(class_names))
-    for ax, template, name in zip(axes, weights.T, class_names):
-        image = signed_image(ax, template.reshape(image_shape), signed_limit(weights))
-        ax.set_title(name, fontsize=9)
-    weight_colourbar(figure, image, "weight from a pixel to the class", ax=list(axes))
-    return figure
-
-
-def picture_grid(figure, count, aspect=2.0):
-    """A grid of axes without ticks, as many as there are pictures."""
-    down = max(1, round(math.sqrt(count / aspect)))
-    axes = figure.subplots(down, -(-count // down), squeeze=False).ravel()
-    for ax in axes:
-        ax.set_axis_off()
-    return axes[:count]
-
-
-def histogram_figure(params, title=""):
-    """How the weights of each layer are distributed: a histogram for each."""
-    depth = len(params) // 2
-    figure = new_figure("Distribution of each layer's weights", title)
-    across = math.ceil(math.sqrt(depth))
-    axes = figure.subplots(-(-depth // across), across, squeeze=False).ravel()
-    for ax in axes[depth:]:
-        ax.set_axis_off()
-    for layer, ax in enumerate(axes[:depth], start=1):
-        weights = params[f"W{layer}"].ravel()
-        ax.hist(weights, bins=80, color=BLUE, log=True)
-        ax.axvline(0, color=GREY, lw=1)
-        ax.set_title(f"W{layer}: standard deviation {weights.std():.3g}")
-        ax.set_xlabel("weight")
-        ax.set_ylabel("number of weights")
-    return figure
-
-
-def activations_figure(activations, layer, fires_above=0.0, title=""):
-    """Distribution of a hidden layer's outputs, and the share of images for which each unit fires.
-
-    Parameters
-    ----------
-    activations : float array (n, width)
-        Outputs of the layer for the test images.
-    layer : int
-        From 1; for the title.
-    fires_above : float
-        A unit fires when its output is above this.
-    """
-    fires = (activations > fires_above).mean(axis=0)  # (width,)
-    never, width = int((fires == 0).sum()), len(fires)
-    heading = f"Activations of hidden layer {layer}: {never} of {width} units never fire"
-    figure = new_figure(heading, title)
-    left, right = figure.subplots(1, 2)
-    every = max(1, activations.size // 2_000_000)  # so many are enough for a histogram
-    left.hist(activations.ravel()[::every], bins=80, color=BLUE, log=True)
-    left.set_xlabel("activation")
-    left.set_ylabel("number of activations")
-    left.set_title(f"{percent((activations > fires_above).mean())} are above {fires_above:g}")
-    right.stairs(100 * np.sort(fires)[::-1], np.arange(width + 1) + 0.5, fill=True, color=ORANGE)
-    right.set_xlim(0.5, width + 0.5)
-    right.set_ylim(0, 100)
-    right.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.set_xlabel("hidden unit, the most active first")
-    right.set_ylabel(f"test images with an activation above {fires_above:g} (%)")
-    right.set_title("how often each unit fires")
-    return figure
-
-
 # --- predictions ------------------------------------------------------------------------------
 
 
-def confusion_figure(counts, class_names, title=""):
-    """Confusion matrix (k, k) with counts; colours show the errors alone, which are few."""
-    counts = np.asarray(counts)
-    figure = new_figure("Confusion matrix of the test images", title)
+def confusion_figure(run):
+    """Confusion matrix with counts; colours show the errors alone, which are few."""
+    names = run["config"]["data"]["class_names"]
+    counts = nn.confusion_matrix(run["labels"], run["estimates"].argmax(axis=1), len(names))
+    figure = new_figure("Confusion matrix of the test images", run["title"], layout="compressed")
     ax = figure.add_subplot()
     errors = np.ma.masked_array(counts, np.eye(len(counts), dtype=bool))
     cmap = matplotlib.colormaps["Oranges"].with_extremes(bad="#d9d9d9")
     most = max(1, int(errors.filled(0).max()))
-    image = ax.imshow(errors, cmap=cmap, vmin=0, vmax=most)
-    figure.colorbar(image, label="wrongly classified images", fraction=0.05).ax.yaxis.set_major_locator(
-        MaxNLocator(integer=True)
-    )
+    image = ax.imshow(errors, cmap=cmap, vmin=0, vmax=most, interpolation="none")
+    bar = figure.colorbar(image, label="wrongly classified images", fraction=0.05)
+    bar.ax.yaxis.set_major_locator(MaxNLocator(**ROUND))
     ax.grid(False)
-    ax.set_xlabel("prediction")
-    ax.set_ylabel("label")
-    if len(counts) <= LABELLED_CLASSES:
-        label_classes(ax.xaxis, class_names)
-        label_classes(ax.yaxis, class_names)
+    ax.set(xlabel="prediction", ylabel="label")
+    label_classes(ax.xaxis, names)
+    label_classes(ax.yaxis, names)
+    if len(names) <= LABELLED_CLASSES:
         for (row, column), count in np.ndenumerate(counts):
             dark = row != column and count > 0.6 * most
             if count:
                 ax.text(column, row, f"{count}", ha="center", va="center", size=8, color="w" if dark else "k")
+    return figure
+
+
+def mistakes_figure(run):
+    """The wrongly classified pictures of the most confident predictions, with label and prediction."""
+    facts, worst = run["config"]["data"], run["mistakes"][:SHOWN_MISTAKES]
+    figure = new_figure("The most confident mistakes: label → prediction, its probability", run["title"])
+    pictures = run["images"][worst].reshape(-1, *facts["image_shape"])
+    labels, estimates = run["labels"][worst], run["estimates"][worst]
+    short_names = max(map(len, facts["class_names"])) <= 2
+    axes = picture_grid(figure, len(worst), facts["image_shape"], lines=1 if short_names else 3)
+    for ax, picture, label, estimate in zip(axes, pictures, labels, estimates):
+        ax.imshow(picture, cmap="gray_r", vmin=0, vmax=255)
+        names = [facts["class_names"][label], facts["class_names"][estimate.argmax()]]
+        names = (" → " if short_names else " →\n").join(names)
+        likely = f"{100 * min(1, estimate.max()):.1f} %"
+        ax.set_title(f"{names}{'   ' if short_names else chr(10)}{likely}", fontsize=8, pad=2)
     return figure
 
 
@@ -500,34 +400,41 @@ def worst_mistakes(estimates, labels):
     return wrong[np.argsort(-confidence[wrong], kind="stable")]
 
 
-def mistakes_figure(images, labels, estimates, class_names, title=""):
-    """Wrongly classified pictures with label, prediction and its probability.
-
-    Parameters
-    ----------
-    images : uint8 array (n, rows, columns)
-        Those to show.
-    labels : int array (n,)
-    estimates : float array (n, k)
-    """
-    figure = new_figure("The most confident mistakes: label → prediction, its probability", title)
-    for ax, image, label, estimate in zip(picture_grid(figure, len(images)), images, labels, estimates):
-        ax.imshow(image, cmap="gray_r", vmin=0, vmax=255)
-        names = [class_names[label], class_names[estimate.argmax()]]
-        arrow = " → " if max(map(len, names)) <= 3 else " →\n"
-        ax.set_title(f"{arrow.join(names)}\n{100 * min(1, estimate.max()):.1f} %", fontsize=8)
+def augment_figure(run):
+    """An image of each class beside distorted versions of it."""
+    config, rng = run["config"], np.random.default_rng(0)
+    shape = data.shape_after(config["steps"], config["data"]["image_shape"])
+    strengths = {name: config[name] for name in data.STRENGTHS if name in config}
+    how = data.make_augment(config["augment"], shape, **strengths)
+    _, first = np.unique(run["labels"], return_index=True)
+    images = data.redraw(run["images"][first[:10]], config["steps"])
+    blank = np.zeros_like(images)
+    shown = np.stack([images, blank, *(data.augment(images, how, rng) for _ in range(14))], axis=1)
+    rows, columns = shape
+    sheet = shown.reshape(len(images), -1, rows, columns).swapaxes(1, 2).reshape(len(images) * rows, -1)
+    figure = new_figure("An image of each class, and as distorted for fourteen epochs", run["title"])
+    ax = figure.add_subplot()
+    ax.imshow(sheet, cmap="gray_r", vmin=0, vmax=255)
+    ax.set_axis_off()
     return figure
 
 
-def augment_figure(pictures, versions, title=""):
-    """Each picture (n, rows, columns) beside distorted versions of it, (n, versions, rows, columns)."""
-    figure = new_figure("An image of each class, and as distorted for eight epochs", title)
-    ax = figure.add_subplot()
-    blank = np.zeros_like(versions[:, 0])
-    shown = np.stack([pictures, blank, *versions.swapaxes(0, 1)], axis=1).astype(np.float32)
-    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in shown])
-    ax.imshow(sheet, cmap="gray_r", vmin=0, vmax=255)
-    ax.set_axis_off()
+def calibration_figure(run):
+    """Confidence of the predictions against their accuracy, and how many there are of each."""
+    estimates, labels = run["estimates"], run["labels"]
+    confidence = estimates.max(axis=1).clip(0, 1).astype(float)
+    correct = estimates.argmax(axis=1) == labels
+    counts, mean_confidence, accuracy, error = calibration(confidence, correct)
+    figure = new_figure(f"Calibration: expected calibration error {percent(error)}", run["title"])
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    (perfect,) = upper.plot([0, 100], [0, 100], ":", color=GREY, label="perfect calibration")
+    (ours,) = upper.plot(100 * mean_confidence, 100 * accuracy, "o-", color=BLUE, label="this network")
+    upper.set(ylabel="accuracy (%)", ylim=(-3, 103))
+    legend_above(upper, [perfect, ours])
+    edges = np.linspace(0, 100, len(counts) + 1)
+    lower.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=BLUE, edgecolor="w")
+    count_axis(lower, counts, room=5)
+    lower.set(xlabel="confidence: probability of the prediction (%)", ylabel="test images", xlim=(0, 102))
     return figure
 
 
@@ -559,74 +466,27 @@ def calibration(confidence, correct, bins=10):
     return counts, mean_confidence, accuracy, error
 
 
-def calibration_figure(estimates, labels, title=""):
-    """Confidence of the predictions against their accuracy, and how many there are of each."""
-    confidence = estimates.max(axis=1).clip(0, 1).astype(float)
-    correct = estimates.argmax(axis=1) == labels
-    counts, mean_confidence, accuracy, error = calibration(confidence, correct)
-    figure = new_figure(f"Calibration: expected calibration error {percent(error)}", title)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    upper.plot([0, 100], [0, 100], ":", color=GREY, label="perfect calibration")
-    upper.plot(100 * mean_confidence, 100 * accuracy, "o-", color=BLUE, label="this network")
-    upper.set_ylabel("accuracy (%)")
-    upper.set_ylim(0, 102)
-    legend_above(upper)
-    edges = np.linspace(0, 100, len(counts) + 1)
-    lower.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=BLUE, edgecolor="w", log=True)
-    lower.set_xlabel("confidence: probability of the prediction (%)")
-    lower.set_ylabel("test images")
-    lower.set_xlim(0, 102)
-    return figure
-
-
 # --- searches ---------------------------------------------------------------------------------
 
 
-def axis_kind(spec, values):
-    """How a searched setting's axis is drawn: ``linear``, ``log`` or ``choices``.
-
-    Parameters
-    ----------
-    spec : str or None
-        Its range, as ``0.1:1`` or ``1e-7:1e-4:log``, or choices, as ``0,0.9``; None: not known.
-    values : list
-        What the trials have.
-    """
-    numeric = all(isinstance(value, (int, float)) for value in values)
-    if not numeric or (spec is not None and ":" not in spec):
-        return "choices"
-    return "log" if spec is not None and spec.endswith(":log") and min(values) > 0 else "linear"
-
-
-def floor_of(values):
-    """The lowest value that is worth the space on an axis: outliers lie below."""
-    low, high = np.percentile(values, [25, 75])
-    return max(min(values), low - 3 * (high - low))
-
-
-def search_figure(trials, space, title=""):
-    """Validation accuracy of each trial against each searched setting.
-
-    Parameters
-    ----------
-    trials : list of dict
-        The ranked rows of trials.csv, the best first; at least one.
-    space : dict
-        Searched setting -> its range or choices, as text, or None.
-    """
-    figure = new_figure("Validation accuracy against each searched setting", title)
+def search_figure(run):
+    """Validation accuracy of each trial against each searched setting."""
+    trials, space = run["trials"], run["space"]
+    figure = new_figure("Validation accuracy against each searched setting", run["search_title"])
     across = min(3, len(space))
     down = -(-len(space) // across)
     grid = figure.add_gridspec(down + 1, across, height_ratios=[1] * down + [0.1])
+    floor = floor_of([100 * trial["val_accuracy"] for trial in trials])
     axes = []
-    for number in range(len(space)):
+    for number, (name, spec) in enumerate(space.items()):
         place = grid[number // across, number % across]
         axes.append(figure.add_subplot(place, sharey=axes[0] if axes else None))
-        if number % across == 0:
+        if number % across:
+            axes[-1].tick_params(labelleft=False)
+        else:
             axes[-1].set_ylabel("validation accuracy (%)")
-    floor = 100 * floor_of([trial["val_accuracy"] for trial in trials])
-    for ax, (name, spec) in zip(axes, space.items()):
-        plot_setting(ax, name, spec, trials, floor)
+        place = setting_axis(axes[-1], name, spec, trials)
+        plot_trials(axes[-1], trials, place, lambda trial: max(floor, 100 * trial["val_accuracy"]))
     handles, labels = axes[0].get_legend_handles_labels()
     below = sum(100 * trial["val_accuracy"] < floor for trial in trials)
     if below:
@@ -636,445 +496,449 @@ def search_figure(trials, space, title=""):
     return figure
 
 
-def plot_setting(ax, name, spec, trials, floor):
-    """Validation accuracy of trials, but at least floor, against one setting; the best is a star."""
-    places = setting_places(ax, name, axis_kind(spec, [trial[name] for trial in trials]), trials)
+def plot_trials(ax, trials, x, y):
+    """A mark for each trial (the best first) at (x(trial), y(trial)): the best, all epochs, fewer of them."""
     longest = max(trial["epochs"] for trial in trials)
-    groups = [
-        ("all epochs", [t for t in trials[1:] if t["epochs"] == longest], {"marker": "o", "color": BLUE}),
-        (
-            "fewer epochs",
-            [t for t in trials[1:] if t["epochs"] < longest],
-            {"marker": "s", "color": BLUE, "mfc": "none"},
-        ),
-        ("the best", trials[:1], {"marker": "*", "color": ORANGE, "ms": 14}),
-    ]
-    for label, chosen, style in groups:
-        x = [places(trial[name]) for trial in chosen]
-        y = [max(floor, 100 * trial["val_accuracy"]) for trial in chosen]
-        ax.plot(x, y, ls="", label=label if chosen else None, **style)
-    ax.set_xlabel(name)
+    groups = {
+        "the best": (trials[:1], "*", ORANGE, ORANGE, 14),
+        "all epochs": ([t for t in trials[1:] if t["epochs"] == longest], "o", BLUE, BLUE, 5),
+        "fewer epochs": ([t for t in trials[1:] if t["epochs"] < longest], "o", BLUE, "none", 5),
+    }
+    for label, (chosen, marker, colour, inside, size) in groups.items():
+        if chosen:
+            places = list(map(x, chosen)), list(map(y, chosen))
+            ax.plot(
+                *places, marker, color=colour, mfc=inside, ms=size, label=label, zorder=3 if size > 5 else 2
+            )
 
 
-def setting_places(ax, name, kind, trials):
-    """Set up an axis for a setting; returns the function from its values to places on the axis."""
-    if kind != "choices":
-        ax.set_xscale(kind)
-        if kind == "log":
-            label_log_axis(ax.xaxis, [trial[name] for trial in trials], room=5)
-        return lambda value: value
-    choices = {trial[name] for trial in trials}
-    choices = sorted(choices, key=lambda v: (0, v) if isinstance(v, (int, float)) else (1, str(v)))
-    ax.set_xticks(range(len(choices)), [setting_text(choice) for choice in choices])
-    ax.set_xlim(-0.5, len(choices) - 0.5)
-    return choices.index
-
-
-def ranking_figure(trials, settings, title=""):
-    """The best trials, each a line with its settings and its validation accuracy.
+def setting_axis(ax, name, spec, trials):
+    """Set up an x-axis for a setting; returns the function from a trial to its place on the axis.
 
     Parameters
     ----------
-    trials : list of dict
-        As for ``search_figure``.
-    settings : list of str
-        Names of the searched settings.
+    spec : str
+        Its range, as ``0.1:1`` or ``1e-7:1e-4:log``, or its choices, as ``0,0.9``.
     """
-    shown = trials[:RANKED_TRIALS]
+    values = [trial[name] for trial in trials]
+    ax.set_xlabel(name)
+    if ":" in spec and all(isinstance(value, (int, float)) for value in values):
+        if spec.endswith(":log") and min(values) > 0:
+            log_axis(ax, "x", values, room=4)
+        else:
+            ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+            ax.margins(x=0.1)
+        return lambda trial: trial[name]
+    choices = sorted(set(values), key=lambda v: (0, v) if isinstance(v, (int, float)) else (1, str(v)))
+    ax.set_xticks(range(len(choices)), map(short, choices))
+    ax.set_xlim(-0.5, len(choices) - 0.5)
+    return lambda trial: choices.index(trial[name])
+
+
+def floor_of(values):
+    """The lowest value that is worth the space on an axis: outliers lie below."""
+    low, high = np.percentile(values, [25, 75])
+    return max(min(values), low - 3 * (high - low))
+
+
+def ranking_figure(run):
+    """The best trials, each a line with its settings and its validation accuracy."""
+    trials, shown = run["trials"], run["trials"][:RANKED_TRIALS]
+    columns = ["trial", *run["space"]]
+    if len({trial["epochs"] for trial in trials}) > 1 and "epochs" not in columns:
+        columns.append("epochs")
     heading = f"The best {len(shown)} of {len(trials)} trials" if len(shown) < len(trials) else "All trials"
-    figure = new_figure(f"{heading}, ranked by validation accuracy", title)
+    figure = new_figure(f"{heading}, ranked by validation accuracy", run["search_title"])
     ax = figure.add_subplot()
-    accuracies = [100 * trial["val_accuracy"] for trial in shown]
-    places = np.arange(1, len(shown) + 1)
-    ax.plot(accuracies, places, "o", color=BLUE)
-    ax.plot(accuracies[:1], places[:1], "*", color=ORANGE, ms=14)
-    columns = [[name, *(setting_text(trial[name]) for trial in shown)] for name in ("trial", *settings)]
-    widths = [max(map(len, column)) for column in columns]
-    lines = ["  ".join(text.rjust(w) for text, w in zip(line, widths)) for line in zip(*columns)]
-    ax.set_yticks([0, *places], lines, family="monospace")
+    places = {trial["trial"]: place for place, trial in enumerate(shown, start=1)}
+    plot_trials(ax, shown, lambda trial: 100 * trial["val_accuracy"], lambda trial: places[trial["trial"]])
+    legend_above(ax, ax.lines)
+    lines = table_lines([columns, *([short(trial[name]) for name in columns] for trial in shown)])
+    ax.set_yticks(range(len(lines)), lines, family="monospace")
     ax.set_ylim(len(shown) + 0.7, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel("validation accuracy (%)")
     return figure
 
 
-def learning_curves_figure(histories, best, title=""):
-    """Validation accuracy of all trials by epoch, the best one in colour.
+def table_lines(rows):
+    """Rows of texts as lines of one width, in columns that are flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(text.rjust(width) for text, width in zip(row, widths)) for row in rows]
 
-    Parameters
-    ----------
-    histories : dict
-        Trial -> rows of its history.
-    best : int
-        The trial to show in colour.
-    """
-    figure = new_figure(f"Learning curves of {len(histories)} trials", title)
+
+def learning_curves_figure(run):
+    """Validation accuracy of all trials by epoch, the best one in colour."""
+    histories, best = run["histories"], run["trials"][0]["trial"]
+    figure = new_figure(f"Learning curves of {len(histories)} trials", run["search_title"])
     ax = figure.add_subplot()
-    curves = {trial: values_of(rows, "accuracy", "val") for trial, rows in histories.items()}
-    for trial, values in sorted(curves.items(), key=lambda item: item[0] == best):
-        epochs = [row["epoch"] for row in histories[trial]]
-        marker = "." if len(epochs) <= MARKED_EPOCHS else None
-        if trial == best:
-            style = {"color": ORANGE, "lw": 2.5, "label": f"trial {trial}, the best"}
-        else:
-            style = {"color": "#999999", "lw": 0.8, "label": None}
-        ax.plot(epochs, values, marker=marker, **style)
-    zoomed = set_quantity_axis(ax, "accuracy", list(curves.values()))
+    runs = {trial: {"rows": rows, "config": {}, "chosen": None} for trial, rows in histories.items()}
+    for trial in sorted(runs, key=lambda trial: trial == best):
+        label, colour = (f"trial {trial}, the best", ORANGE) if trial == best else ("the others", "#999999")
+        line = plot_part(ax, runs[trial], "accuracy", "val", label, (None, colour, "-", "."))
+        line.set_linewidth(2.5 if trial == best else 0.8)
+    clipped = quantity_axis(ax, runs.values(), "accuracy", ["val"])
     ax.set_ylabel("validation accuracy (%)")
-    epoch_axis(ax, max(rows[-1]["epoch"] for rows in histories.values()), zoomed)
-    if best in curves:
-        legend_above(ax)
+    epoch_axis(ax, runs.values(), clipped)
+    legend_above(ax, list({line.get_label(): line for line in ax.lines[::-1]}.values()))
     return figure
 
 
-# --- what a folder holds ----------------------------------------------------------------------
+# --- a first page -----------------------------------------------------------------------------
 
 
-def load_folder(path):
-    """What a folder holds of a run or of a search, as a dict.
+def summary_figure(run):
+    """What was trained or searched, on which data, and what it reached: the first page of a report."""
+    figure = new_figure("Summary", run["search_title"] if "trials" in run else run["title"])
+    blocks = list(summary_blocks(run).items())
+    sizes = [len(lines) + 3.5 for _, lines in blocks]  # in lines of text
+    columns = [(sum(sizes[:count]), sum(sizes[count:]), count) for count in range(1, len(blocks) + 1)]
+    count = min(columns, key=lambda column: max(column[:2]))[2]
+    line = min(0.0225, 0.87 / max(sum(sizes[:count]), sum(sizes[count:])))  # of the page's height
+    for x, column in ((0.05, blocks[:count]), (0.53, blocks[count:])):
+        y = 0.88
+        for heading, lines in column:
+            figure.text(x, y, heading, va="top", weight="bold")
+            style = {"family": "monospace", "size": 310 * line, "linespacing": 1.25}
+            figure.text(x, y - 2 * line, "\n".join(lines), va="top", **style)
+            y -= line * (len(lines) + 3.5)
+    return figure
 
-    Returns
-    -------
-    dict
-        ``path``, ``config``, ``chosen`` (the epoch whose params were kept), ``title`` and, where the
-        folder has them, ``rows`` (the history), ``params`` and ``trials`` (see ``load_search``).
-        ``lacks`` says for each thing that a figure needs why it is not there.
 
-    Raises
-    ------
-    ValueError
-        A file that is there is damaged.
-    OSError
-        There is no such folder.
-    """
-    path = pathlib.Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"there is no folder {path}; python train.py makes one (see its --out)")
-    run = {"path": path, "lacks": {}, "config": load_config(path / "config.json")}
-    if (path / "params.pkl").exists():
-        run["params"], config = data.load_run(path)
-        run["config"] = {**run["config"], **config}
+def summary_blocks(run):
+    """Heading -> lines; the settings first."""
+    blocks = {}
+    if "trials" in run:
+        told = {**run["definition"], **(run["definition"].get("settings") or {}), **run["space"]}
+        apart = ("data", "versions", "settings", "space")
+        blocks["Search"] = name_lines({name: value for name, value in told.items() if name not in apart})
+        blocks["The best trial"] = name_lines(run["trials"][0])
     else:
-        run["lacks"] |= dict.fromkeys(("params", *TEST_SET), "there is no params.pkl")
-    if rows := load_history(path / "history.csv"):
-        run["rows"] = rows
-    else:
-        run["lacks"]["rows"] = "there is no history.csv with an epoch"
-    run |= load_search(path)
-    run["chosen"] = chosen_epoch(run["config"])
-    return {**run, "title": title_of(run)}
+        blocks["Settings"] = name_lines(run["settings"])
+    facts = run["config"].get("data") or {}
+    if facts.get("image_shape") and facts.get("class_names"):
+        names = ", ".join(facts["class_names"])
+        rows, columns = facts["image_shape"]
+        about = f"{len(facts['class_names'])} classes of images of {rows} × {columns} pixels: {names}"
+        blocks["Data"] = [run["data_title"], *textwrap.wrap(about, 60, max_lines=5, placeholder=" …")]
+    rows = run.get("rows", [])
+    for row in rows:
+        words = ["the last"] * (row is rows[-1]) + ["kept"] * (row["epoch"] == run["chosen"])
+        scores = {PARTS[part][0]: (row[f"{part}_loss"], row[f"{part}_accuracy"]) for part in PARTS}
+        lines = [
+            [part, f"{pair[0]:.4f}", percent(pair[1])] for part, pair in scores.items() if None not in pair
+        ]
+        if words:
+            heading = f"Epoch {row['epoch']}, {' and '.join(words)}"
+            blocks[heading] = table_lines([["", "loss", "accuracy"], *lines])
+    versions = run["config"].get("versions") or run.get("definition", {}).get("versions") or {}
+    return blocks | ({"Made with": name_lines(versions)} if versions else {})
 
 
-def load_config(path):
-    config = data.load_json(path) if path.exists() else {}
-    records = isinstance(config, dict) and [config.get("data", {}), config.get("result") or {}]
-    if not records or not all(isinstance(record, dict) for record in records):
-        raise ValueError(f"{path} does not hold a run's settings")
-    facts, kept = config.get("data", {}), (config.get("result") or {}).get("kept") or {}
-    lists = {"image_shape": (int, facts), "class_names": (str, facts), "hidden": (int, config)}
-    for name, (kind, record) in lists.items():
-        values = record.get(name, [])
-        if not isinstance(values, (list, tuple)) or not all(type(value) is kind for value in values):
-            raise ValueError(f"{path}: its {name} is no list of the right kind")
-    texts = (config.get("loss", ""), config.get("dataset", ""), facts.get("title", ""))
-    if not isinstance(kept, dict) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{path} holds settings of the wrong kind")
-    if type(chosen_epoch(config)) not in (int, type(None)):
-        raise ValueError(f"{path}: the epoch that it kept is no number")
-    return config
+def name_lines(values):
+    return [f"{name:16} {printable(short(value), 36)}" for name, value in values.items()]
 
 
-def load_history(path):
-    """The rows of a history.csv; none where there is no file."""
-    rows = data.load_rows(path) if path.exists() else []
-    figures = {f"{part}_{figure}" for part in PARTS for figure in ("loss", "accuracy")}
-    check_columns(path, rows, {"epoch"} | figures)
-    if not all(isinstance(row["epoch"], int) for row in rows):
-        raise ValueError(f"{path} has a row without the number of its epoch")
-    return rows
+# --- names and labels -------------------------------------------------------------------------
 
 
-def check_columns(path, rows, needed):
-    if rows and not needed <= set(rows[0]):
-        raise ValueError(f"{path} lacks the columns {', '.join(sorted(needed - set(rows[0])))}")
+def percent(share):
+    return f"{100 * share:.2f} %"
 
 
-def load_search(path):
-    """What a folder holds of a search: a part of the dict of ``load_folder``.
+def short(value):
+    """A setting's value as a reader writes it, its numbers rounded to four digits."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "none" if value is None or value == [] else data.setting_text(value)
 
-    Returns
-    -------
-    dict
-        ``trials``: the ranked rows of trials.csv, the best first; ``space``: searched setting ->
-        its range as text, or None without a search.json; ``histories``: trial -> rows;
-        ``search_title``. Nothing where no trial has ended well; no histories where no trial has one.
+
+def printable(text, most):
+    """Text from outside on one line of at most so many characters."""
+    text = data.printable(text)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def settings_of(run):
+    """What a run was told, without what it found out."""
+    return {name: value for name, value in run["config"].items() if name not in NO_SETTINGS}
+
+
+def run_labels(runs):
+    """A label for each run: its folder's name, what is particular to it, and how well it did."""
+    settings = [settings_of(run) for run in runs]
+    common = {}  # what more than half of the runs have is not worth a word
+    for name in dict.fromkeys(name for config in settings for name in config):
+        value, count = Counter(data.setting_text(config.get(name)) for config in settings).most_common(1)[0]
+        common[name] = value if count > len(runs) / 2 else ...
+    labels = []
+    for folder, run, config in zip(folder_names([run["path"] for run in runs]), runs, settings):
+        own = [name for name in common if data.setting_text(config.get(name)) != common[name]]
+        words = [f"{name} {printable(short(config.get(name)), 24)}" for name in own[:LABEL_SETTINGS]]
+        words += ["…"] * (len(own) > LABEL_SETTINGS)
+        row = next((row for row in run["rows"] if row["epoch"] == run["chosen"]), run["rows"][-1])
+        if row["test_accuracy"] is not None:
+            words.append(f"test {percent(row['test_accuracy'])}".replace(" ", "\xa0"))
+        labels.append(f"{printable(folder, 60)}: {', '.join(words)}" if words else printable(folder, 60))
+    return labels
+
+
+def folder_names(paths):
+    """The last part of each path, or as many of the last parts as tell the paths apart."""
+    paths = [pathlib.Path(path).resolve().parts for path in paths]
+    for count in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(parts[-count:]) for parts in paths]
+        if len(set(names)) == len(set(paths)):
+            break
+    return names
+
+
+def legend_texts(labels):
+    """Labels folded to the page, and how many columns and lines their legend has, with its title."""
+    folded = [textwrap.fill(label, 100, subsequent_indent="    ") for label in labels]
+    columns = max(1, min(4, 122 // (8 + max(map(len, labels)))))
+    return folded, columns, 1 + -(-sum(1 + label.count("\n") for label in folded) // columns)
+
+
+def common_title(runs):
+    """What several runs are about: their data sets, and the network where it is the same."""
+    whole = dict.fromkeys(run["network"] for run in runs)
+    return "; ".join(whole if len(whole) == 1 else dict.fromkeys(run["data_title"] for run in runs))
+
+
+# --- pages and axes ---------------------------------------------------------------------------
+
+
+def new_figure(heading, title, height=PAGE[1], layout="constrained"):
+    """An empty page with its two lines of title."""
+    figure = Figure(figsize=(PAGE[0], height), layout=layout)
+    figure.suptitle(f"{heading}\n{textwrap.shorten(title, 110, placeholder=' …')}" if title else heading)
+    return figure
+
+
+def legend_above(ax, handles, columns=4):
+    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncol=columns, borderaxespad=0.2)
+
+
+def legend_below(figure, place, handles, labels, **options):
+    """A legend in a place of its own, a cell of a gridspec; labels may start with an underscore."""
+    ax = figure.add_subplot(place)
+    ax.set_axis_off()
+    blank = [" " * len(label) for label in labels]
+    legend = ax.legend(handles, blank, loc="upper left", borderaxespad=0, labelspacing=0.3, **options)
+    for text, label in zip(legend.get_texts(), labels):
+        text.set_text(label)
+    legend.set_in_layout(False)  # it has its place, and must not take that of the axes
+
+
+def epoch_axis(ax, runs, clipped=False, room=10):
+    """Round epochs on the x-axis, which also says whether the first is outside the range shown."""
+    epochs = max(run["rows"][-1]["epoch"] for run in runs)
+    ticks = MaxNLocator(room, **ROUND).tick_values(0, epochs)
+    ticks = [int(tick) for tick in ticks if 1 <= tick <= epochs]
+    ax.set_xticks([1, *ticks] if ticks[0] >= 5 else ticks)
+    margin = 0.2 + 0.02 * epochs
+    ax.set_xlim(1 - margin, epochs + margin)
+    ax.set_xlabel("epoch" + " (the first lies outside the range shown)" * clipped)
+
+
+def quantity_axis(ax, runs, quantity, parts):
+    """Label and range of the y-axis for curves of runs; returns whether the first epoch is outside it."""
+    curves = [values_of(run["rows"], quantity, part) for run in runs for part in parts]
+    losses = {run["config"].get("loss") for run in runs}
+    loss = LOSS_LABELS.get(losses.pop() if len(losses) == 1 else None, "loss")
+    ax.set_ylabel({"loss": loss, "accuracy": "accuracy (%)", "error": "error (%)"}[quantity])
+    if quantity == "error":
+        log_axis(ax, "y", np.concatenate([[np.nan], *curves]))
+        if any(np.isnan(curve).any() and not np.isnan(curve).all() for curve in curves):
+            ax.set_ylabel("error (%); no point where it is 0")
+        return False
+    limits = clipped_range(curves)
+    if limits:
+        ax.set_ylim(limits)
+    return limits is not None
+
+
+def clipped_range(curves):
+    """y-range without the first epoch, where that leaves less than a quarter to all others; else None.
+
+    Parameters
+    ----------
+    curves : list of float arrays
+        One value an epoch each; may hold nan.
     """
-    table = path / "trials.csv"
-    rows = data.load_rows(table, words=True) if table.exists() else []
-    check_columns(table, rows, {"trial", "status", "seed", "epochs", "val_accuracy"})
-    trials = [
-        row
-        for row in rows
-        if row["status"] in RANKED_STATUSES and isinstance(row["val_accuracy"], (int, float))
-    ]
-    if not trials:
-        return {}
-    if not all(type(trial[name]) is int for trial in trials for name in ("trial", "epochs")):
-        raise ValueError(f"{table} is not the table of a search")
-    columns = list(rows[0])
-    space = dict.fromkeys(columns[columns.index("status") + 1 : columns.index("epochs")])
-    definition = load_config(path / "search.json")
-    words = [word.partition("=") for word in str(definition.get("space", "")).split()]
-    space = {name: spec for name, _, spec in words if name in columns} or without(space, "seed")
-    space = space or {"seed": None}
-    folders = {trial["trial"]: path / "trials" / f"{trial['trial']:03}" for trial in trials}
-    histories = {trial: load_history(folder / "history.csv") for trial, folder in folders.items()}
-    best = trials[0]
-    facts = load_config(folders[best["trial"]] / "config.json").get("data", {})
-    accuracy = f"best validation accuracy {percent(best['val_accuracy'])} (trial {best['trial']})"
-    counted = f"{len(rows)} trials" + (
-        f", {len(rows) - len(trials)} failed" if len(rows) > len(trials) else ""
-    )
-    histories = {trial: rows for trial, rows in histories.items() if rows}
-    return {
-        "trials": trials,
-        "space": space,
-        **({"histories": histories} if histories else {}),
-        "search_title": ", ".join([*([facts["title"]] if "title" in facts else []), counted, accuracy]),
-    }
+    later = np.concatenate([[np.nan], *(curve[1:] for curve in curves)])
+    if min(map(len, curves), default=0) <= SHORT_RUN or not np.isfinite(later).any():
+        return None
+    low, high = np.nanmin(later), np.nanmax(later)
+    first = [curve[0] for curve in curves if np.isfinite(curve[0])]
+    span = max([high, *first]) - min([low, *first])
+    if not high > low or span <= 4 * (high - low):
+        return None
+    margin = 0.05 * (high - low)
+    return low - margin, high + margin
 
 
-def chosen_epoch(config):
-    """The epoch whose params were kept: of a params file's config, or of config.json."""
-    kept = (config.get("result") or {}).get("kept") or {}
-    return config.get("epoch", kept.get("epoch"))
+def log_axis(ax, name, values, room=10):
+    """Make the x- or y-axis a log axis of values, with ticks in plain numbers, at least two of them."""
+    values = np.asarray(values, float)
+    values = values[np.isfinite(values)]
+    low, high = (values.min(), values.max()) if len(values) else (1, 10)
+    margin = (high / low) ** 0.05
+    low, high = low / margin, high * margin
+    while len(log_ticks(low, high, room)) < 2:
+        low, high = low / 1.1, high * 1.1
+    ax.set(**{f"{name}scale": "log", f"{name}lim": (low, high)})
+    set_ticks(getattr(ax, f"{name}axis"), log_ticks(low, high, room))
 
 
-def title_of(run):
-    """Data set, layers and test accuracy of a run, as far as they are known."""
-    facts, config = run["config"].get("data", {}), run["config"]
-    parts = [facts["title"]] if "title" in facts else []
-    if "params" in run:
-        parts.append(setting_text(nn.layer_sizes(run["params"])))
-    elif {"image_shape", "class_names"} <= set(facts) and "hidden" in config:
-        sizes = [math.prod(facts["image_shape"]), *config["hidden"], len(facts["class_names"])]
-        parts.append(setting_text(sizes))
-    row = next((row for row in run.get("rows", []) if row["epoch"] == run["chosen"]), None)
-    if row and row["test_accuracy"] is not None:
-        parts.append(f"test accuracy {percent(row['test_accuracy'])}")
-    return ", ".join(parts)
+def log_ticks(low, high, room):
+    """1, 2, 5, 10, ... from low to high; more where they are fewer than two, fewer where there is no room."""
+    powers = range(math.floor(math.log10(low)), math.ceil(min(308, math.log10(high))) + 1)
+
+    def ticks(factors, step=1):
+        ticks = [float(f"{factor}e{power}") for power in powers if power % step == 0 for factor in factors]
+        return [tick for tick in ticks if low <= tick * 1.000001 and tick <= high * 1.000001]
+
+    if len(ticks((1, 2, 5))) < 2:
+        return ticks((1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9))
+    choices = [ticks((1, 2, 5)), *(ticks((1,), step) for step in range(1, 10))]
+    return next((choice for choice in choices if len(choice) <= room), ticks((1,), 100))
 
 
-def add_test_set(run, data_dir):
-    """The run with what its network makes of its test images.
+def set_ticks(axis, ticks):
+    axis.set_ticks(ticks, [f"{tick:,.10g}" for tick in ticks])
+    axis.set_minor_locator(NullLocator())
 
-    Adds ``images``, ``labels``, ``estimates`` (n, k), ``hidden`` (activations of each hidden
-    layer) and ``mistakes`` (indices); or says under ``lacks`` why not.
+
+def count_axis(ax, counts, room=7):
+    """A log y-axis of bars: it starts below 1, so that a bar of 1 is seen."""
+    most = max(1, *counts)
+    ax.set(yscale="log", ylim=(0.5, 2 * most))
+    set_ticks(ax.yaxis, log_ticks(1, most, room))
+
+
+def label_classes(axis, names):
+    """Name the classes at an axis, where there are not too many."""
+    if len(names) > LABELLED_CLASSES:
+        return
+    axis.set_ticks(range(len(names)), names)
+    if axis.axis_name == "x" and max(map(len, names)) > 3:
+        for label in axis.get_ticklabels():
+            label.set(rotation=35, ha="right", rotation_mode="anchor")
+
+
+def signed_image(ax, array, limit=None, **options):
+    """Draw an array in colours centred on 0; few values lie beyond the limit, in its colour.
+
+    Its values are not mixed with their neighbours': an SVG or PDF holds all of them, and a PNG as
+    many as it has pixels.
     """
-    params, config, lacks = run["params"], run["config"], dict(run["lacks"])
-    try:
-        dataset = data.load_dataset_of(config, data_dir)
-    except (OSError, ValueError) as error:
-        reason = f"the data set is not at hand: {error}"
-        return {**run, "lacks": {**lacks, **dict.fromkeys(TEST_SET, reason)}}
-    images, labels = dataset["test_images"], dataset["test_labels"]
-    estimates, layers = judge_images(params, config, images)
-    found = {"images": images, "labels": labels, "estimates": estimates}
-    mistakes = worst_mistakes(estimates, labels)
-    found |= {"hidden": layers} if layers else {}
-    found |= {"mistakes": mistakes} if len(mistakes) else {}
-    found |= {"distorted": True} if config.get("augment") else {}
-    lacks |= {} if layers else {"hidden": "the network has no hidden layer"}
-    lacks |= {} if len(mistakes) else {"mistakes": "no test image is classified wrongly"}
-    lacks |= {"distorted": "the run has no --augment"}
-    return {**run, **found, "lacks": lacks}
+    limit = signed_limit(array) if limit is None else limit
+    return ax.imshow(array, cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="none", **options)
 
 
-def judge_images(params, config, images):
-    """Estimates (n, k) of uint8 images (n, d), and the activations (n, width) of each hidden layer."""
-    batches = data.batches(images, None, config["steps"], dtype=params["W1"].dtype)
-    outputs, layers = nn.hidden_of(params, batches, config["activation"])
-    return nn.estimates(outputs, config["loss"]), layers
+def signed_limit(array):
+    """The symmetric limit of a colour scale: what one value in 500 exceeds, so that the rest has contrast."""
+    return float(np.quantile(np.abs(array), 0.998)) or 1.0
 
 
-# --- which figures there are ------------------------------------------------------------------
+def weight_colourbar(figure, image, label, **options):
+    beyond = np.abs(image.get_array()).max() > image.norm.vmax
+    figure.colorbar(image, label=label, fraction=0.05, extend="both" if beyond else "neither", **options)
 
 
-def draw_curves(quantity):
-    def draw(run):
-        loss = run["config"].get("loss")
-        return {quantity: curves_figure(run["rows"], quantity, run["title"], run["chosen"], loss)}
+def picture_grid(figure, count, shape, lines=1):
+    """Axes without ticks for pictures of a shape with lines of text above, as large as the page allows."""
+    text = 0.15 * lines + 0.05  # inches
 
-    return draw
+    def scale(across):  # inches of a picture's pixel
+        width, height = PAGE[0] / across, (PAGE[1] - 0.5) / -(-count // across)
+        return min(0.95 * width / shape[1], (height - text) / shape[0])
 
-
-def draw_twin(run):
-    loss = run["config"].get("loss")
-    return {"twin": twin_figure(run["rows"], run["title"], run["chosen"], loss)}
-
-
-def draw_weights(run):
-    params, names = run["params"], run["config"]["data"]["class_names"]
-    depth = len(params) // 2
-    return {
-        f"weights_W{i}": weights_figure(params[f"W{i}"], f"W{i}", run["title"], names if i == depth else None)
-        for i in range(1, depth + 1)
-    }
+    across = max(range(1, count + 1), key=scale)
+    axes = figure.subplots(-(-count // across), across, squeeze=False).ravel()
+    for ax in axes:
+        ax.set_axis_off()
+    return axes[:count]
 
 
-def draw_fields(run):
-    facts = run["config"]["data"]
-    weights = data.weights_in_pixels(run["params"]["W1"], run["config"]["steps"])
-    if len(run["params"]) == 2:
-        return {"fields": templates_figure(weights, facts["image_shape"], facts["class_names"], run["title"])}
-    return {"fields": fields_figure(weights, facts["image_shape"], run["title"])}
+# --- from folders to figures to files ---------------------------------------------------------
 
-
-def draw_histogram(run):
-    return {"histogram": histogram_figure(run["params"], run["title"])}
-
-
-def draw_activations(run):
-    above = FIRES_ABOVE.get(run["config"]["activation"], 0.0)
-    return {
-        f"activations_{i}": activations_figure(layer, i, above, run["title"])
-        for i, layer in enumerate(run["hidden"], start=1)
-    }
-
-
-def draw_confusion(run):
-    names = run["config"]["data"]["class_names"]
-    counts = nn.confusion_matrix(run["labels"], run["estimates"].argmax(axis=1), len(names))
-    return {"confusion": confusion_figure(counts, names, run["title"])}
-
-
-def draw_mistakes(run):
-    facts, worst = run["config"]["data"], run["mistakes"][:SHOWN_MISTAKES]
-    images = run["images"][worst].reshape(-1, *facts["image_shape"])
-    labels, estimates = run["labels"][worst], run["estimates"][worst]
-    return {"mistakes": mistakes_figure(images, labels, estimates, facts["class_names"], run["title"])}
-
-
-def draw_augment(run):
-    config, rng = run["config"], np.random.default_rng(0)
-    steps, image_shape = config["steps"], config["data"]["image_shape"]
-    shape = data.shape_after(steps, image_shape)
-    how = data.make_augment(config["augment"], shape, **{n: config[n] for n in data.STRENGTHS if n in config})
-    _, first = np.unique(run["labels"], return_index=True)
-    pictures = data.redraw(run["images"][first[:10]], steps)
-    versions = np.stack([data.augment(pictures, how, rng) for _ in range(8)], axis=1)
-    versions = versions.reshape(len(pictures), -1, *shape)
-    return {"augment": augment_figure(pictures.reshape(-1, *shape), versions, run["title"])}
-
-
-def draw_calibration(run):
-    return {"calibration": calibration_figure(run["estimates"], run["labels"], run["title"])}
-
-
-def draw_search(run):
-    return {"search": search_figure(run["trials"], run["space"], run["search_title"])}
-
-
-def draw_ranking(run):
-    return {"ranking": ranking_figure(run["trials"], list(run["space"]), run["search_title"])}
-
-
-def draw_learning_curves(run):
-    best = run["trials"][0]["trial"]
-    return {"learning_curves": learning_curves_figure(run["histories"], best, run["search_title"])}
-
-
-FIGURES = {  # name -> what it is drawn from, function from a folder's content to figures by file name
-    "loss": ("rows", draw_curves("loss")),
-    "accuracy": ("rows", draw_curves("accuracy")),
-    "error": ("rows", draw_curves("error")),
-    "twin": ("rows", draw_twin),
-    "weights": ("params", draw_weights),
-    "fields": ("params", draw_fields),
-    "histogram": ("params", draw_histogram),
-    "activations": ("hidden", draw_activations),
-    "confusion": ("images", draw_confusion),
-    "mistakes": ("mistakes", draw_mistakes),
-    "calibration": ("images", draw_calibration),
-    "augment": ("distorted", draw_augment),
-    "search": ("trials", draw_search),
-    "ranking": ("trials", draw_ranking),
-    "learning_curves": ("histories", draw_learning_curves),
+FIGURES = {  # name -> what a folder must hold for it, the function that draws it, its options
+    "summary": ("settings", summary_figure, {}),
+    "loss": ("rows", curves_figure, {"quantity": "loss"}),
+    "accuracy": ("rows", curves_figure, {"quantity": "accuracy"}),
+    "error": ("rows", curves_figure, {"quantity": "error"}),
+    "twin": ("rows", twin_figure, {}),
+    "weights": ("params", weights_figures, {}),
+    "fields": ("params", fields_figure, {}),
+    "histogram": ("params", histogram_figure, {}),
+    "activations": ("hidden", activations_figures, {}),
+    "confusion": ("images", confusion_figure, {}),
+    "mistakes": ("mistakes", mistakes_figure, {}),
+    "calibration": ("images", calibration_figure, {}),
+    "augment": ("distorted", augment_figure, {}),
+    "search": ("trials", search_figure, {}),
+    "ranking": ("trials", ranking_figure, {}),
+    "learning_curves": ("histories", learning_curves_figure, {}),
 }
-TEST_SET = ("images", "hidden", "mistakes", "distorted")  # what needs the data set
-SEARCH = ("trials", "histories")
 COMPARED = ("loss", "accuracy", "error")  # what several runs are overlaid in
-
-
-def wanted_names(run, only):
-    """The figures asked for, or all that belong to what the folder is: a run, a search or both."""
-    if only:
-        return only
-    is_run = {"rows", "params"} & set(run) or "trials" not in run
-    belongs = dict.fromkeys(SEARCH, "trials" in run) | {"distorted": is_run and run["config"].get("augment")}
-    return [name for name, (need, _) in FIGURES.items() if belongs.get(need, is_run)]
+TEST_SET = ("images", "hidden", "mistakes", "distorted")  # what needs the data set
+LACKING = {  # why a folder has no such thing
+    "settings": "there is no config.json with settings",
+    "rows": "there is no history.csv with an epoch",
+    "params": "there is no params.pkl",
+    "hidden": "the network has no hidden layer",
+    "mistakes": "no test image is classified wrongly",
+    "distorted": "the run has no --augment",
+    "trials": "there is no trials.csv with a trial that ended well",
+    "histories": "there is no trials/NNN/history.csv",
+}
 
 
 def draw_folder(path, only, data_dir):
     """``(figures, skipped)`` of a folder: figures by file name, and reason -> names left out."""
     run = load_folder(path)
-    names = wanted_names(run, only)
+    names = only or names_for(run)
     if "params" in run and any(FIGURES[name][0] in TEST_SET for name in names):
         run = add_test_set(run, data_dir)
     figures, skipped = {}, {}
     for name in names:
-        need, draw = FIGURES[name]
+        need, function, options = FIGURES[name]
         if need in run:
-            figures |= draw(run)
+            drawn = function(run, **options)
+            figures |= drawn if isinstance(drawn, dict) else {name: drawn}
         else:
             skipped.setdefault({**LACKING, **run["lacks"]}[need], []).append(name)
     return figures, skipped
 
 
-# --- several runs -----------------------------------------------------------------------------
-
-
-def without(settings, *names):
-    return {name: value for name, value in settings.items() if name not in names}
-
-
-def run_labels(runs):
-    """A label for each run: the settings in which they differ, and how well it did."""
-    settings = [without(run["config"], *NO_SETTINGS) for run in runs]
-    names = dict.fromkeys(name for config in settings for name in config)
-    differing = [n for n in names if any(c.get(n) != settings[0].get(n) for c in settings)]
-    words = [", ".join(f"{n} {setting_text(c.get(n))}" for n in differing) for c in settings]
-    labels = []
-    for run, text in zip(runs, words):
-        label = text if text and words.count(text) == 1 else f"{text}, {run['path']}".lstrip(", ")
-        row = next((row for row in run["rows"] if row["epoch"] == run["chosen"]), run["rows"][-1])
-        figure = row["test_accuracy"]
-        labels.append(label if figure is None else f"{label}: test accuracy {percent(figure)}")
-    return labels
+def names_for(run):
+    """The figures that belong to what a folder is: a run, a search or both."""
+    is_search = "trials" in run
+    is_run = bool({"rows", "params"} & set(run)) or not is_search
+    belongs = {
+        "settings": "settings" in run,
+        "trials": is_search,
+        "histories": is_search,
+        "distorted": is_run and run["config"].get("augment"),
+    }
+    return [name for name, (need, *_) in FIGURES.items() if belongs.get(need, is_run)]
 
 
 def draw_comparison(paths, only):
     """``(figures, skipped)`` of several runs overlaid; as ``draw_folder``."""
-    skipped = {}
-    runs = [load_folder(path) for path in paths]
-    for run in runs:
-        if "rows" not in run:
-            skipped.setdefault(run["lacks"]["rows"], []).append(str(run["path"]))
-    runs = [run for run in runs if "rows" in run]
-    others = [name for name in only or [] if name not in COMPARED]
-    if others:
+    skipped, runs = {}, []
+    for run in map(load_folder, paths):
+        if "rows" in run:
+            runs.append(run)
+        else:
+            skipped.setdefault(LACKING["rows"], []).append(str(run["path"]))
+    if others := [name for name in only or [] if name not in COMPARED]:
         skipped["it is drawn for one run at a time"] = others
-    if len(runs) < 2:
-        return {}, skipped
-    runs = [{**run, "label": label} for run, label in zip(runs, run_labels(runs))]
-    titles = dict.fromkeys(run["title"].partition(", test accuracy")[0] for run in runs)
-    if len(titles) > 2:
-        titles = dict.fromkeys(run["title"].partition(", ")[0] for run in runs)
     names = [name for name in only or COMPARED if name in COMPARED]
-    return {name: compare_figure(runs, name, "; ".join(titles)) for name in names}, skipped
-
-
-# --- files ------------------------------------------------------------------------------------
+    return {name: compare_figure(runs, name) for name in names if len(runs) > 1}, skipped
 
 
 def save_figures(figures, folder):
@@ -1101,6 +965,168 @@ def save_file(path, content):
     print(path, flush=True)
 
 
+# --- what a folder holds ----------------------------------------------------------------------
+
+FACTS = {"title?": str, "image_shape?": [int], "class_names?": [str]}
+CONFIG = {  # what config.json must hold, and what it may
+    "data?": FACTS,
+    "hidden?": [int],
+    "loss?": str,
+    "dataset?": str,
+    "versions?": {str: str},
+    "result?": {"kept?": {"epoch?": int}},
+}
+NUMBER = (int, float, None)
+ROW = {"epoch": int, **{f"{part}_{name}": NUMBER for part in PARTS for name in ("loss", "accuracy")}}
+TRIAL = {"trial": int, "status": str, "seed": int, "epochs": int, "val_accuracy": (int, float)}
+DEFINITION = {"space": str, "versions?": {str: str}}
+RANKED_STATUSES = ("finished", "stopped")  # of trials; the others have failed
+
+
+def load_folder(path):
+    """What a folder holds of a run or of a search, as a dict.
+
+    Returns
+    -------
+    dict
+        ``path``, ``config``, ``chosen`` (the epoch whose params were kept), ``title`` and, where the
+        folder has them, ``settings`` (what it was told), ``rows`` (the history), ``params`` and
+        ``trials`` (see ``load_search``). ``lacks`` says why what needs the data set is not there.
+
+    Raises
+    ------
+    ValueError
+        A file that is there is damaged.
+    OSError
+        There is no such folder.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {path}; python train.py makes one (see its --out)")
+    run = {"path": path, "lacks": {}, "config": load_checked(path / "config.json", CONFIG)}
+    if (path / "params.pkl").exists():
+        run["params"], config = data.load_run(path)
+        run["config"] = {**run["config"], **config}
+    else:
+        run["lacks"] = dict.fromkeys(TEST_SET, LACKING["params"])
+    if rows := load_history(path / "history.csv"):
+        run["rows"] = rows
+    if settings := settings_of(run):
+        run["settings"] = settings
+    run["config"] = {**run["config"], "data": with_printable_names(run["config"].get("data") or {})}
+    return {**run, **titles_of(run), **load_search(path)}
+
+
+def load_checked(path, kind):
+    """A JSON file of that kind (see ``nn.check``); an empty dict where there is no file."""
+    content = data.load_json(path) if path.exists() else {}
+    if content != {}:
+        nn.check(content, kind, str(path))
+    return content
+
+
+def load_history(path):
+    """The rows of a history.csv; none where there is no file."""
+    rows = data.load_rows(path) if path.exists() else []
+    nn.check(rows, [ROW], str(path))
+    return rows
+
+
+def with_printable_names(facts):
+    """What is known of a data set, its title and class names such that they can be drawn."""
+    changed = {"title": printable(facts["title"], 60)} if facts.get("title") else {}
+    names = facts.get("class_names") or []
+    return {**facts, **changed, **({"class_names": [printable(name, 20) for name in names]} if names else {})}
+
+
+def titles_of(run):
+    """``chosen``, and what is known of data set, layers and test accuracy: ``data_title`` to ``title``."""
+    config = run["config"]
+    facts, kept = config.get("data") or {}, (config.get("result") or {}).get("kept") or {}
+    chosen, sizes = config.get("epoch", kept.get("epoch")), []
+    if "params" in run:
+        sizes = nn.layer_sizes(run["params"])
+    elif facts.get("image_shape") and facts.get("class_names") and config.get("hidden") is not None:
+        sizes = [math.prod(facts["image_shape"]), *config["hidden"], len(facts["class_names"])]
+    network = [facts.get("title"), "-".join(map(str, sizes))]
+    row = next((row for row in run.get("rows", []) if row["epoch"] == chosen), None)
+    reached = row and row["test_accuracy"] is not None and f"test accuracy {percent(row['test_accuracy'])}"
+    return {
+        "chosen": chosen,
+        "data_title": facts.get("title") or "",
+        "network": ", ".join(filter(None, network)),
+        "title": ", ".join(filter(None, [*network, reached])),
+    }
+
+
+def load_search(path):
+    """What a folder holds of a search: a part of the dict of ``load_folder``.
+
+    Returns
+    -------
+    dict
+        ``trials``: the ranked rows of trials.csv, the best first; ``definition``: search.json;
+        ``space``: searched setting -> its range or choices as text; ``histories``: trial -> rows;
+        ``search_title``. Nothing where no trial has ended well; no histories where no trial has one.
+    """
+    table = path / "trials.csv"
+    rows = data.load_rows(table, words=True) if table.exists() else []
+    nn.check(rows, [{"status": NUMBER + (str,)}], str(table))
+    trials = [row for row in rows if row["status"] in RANKED_STATUSES]
+    nn.check(trials, [TRIAL], str(table))
+    if not trials:
+        return {}
+    definition = load_checked(path / "search.json", DEFINITION)
+    if not definition:
+        raise FileNotFoundError(f"there is no {path / 'search.json'}, which says what was searched")
+    words = [word.partition("=") for word in definition["space"].split()]
+    space = {name: spec for name, _, spec in words if name in trials[0]} or {"seed": ""}
+    folders = {trial["trial"]: path / "trials" / f"{trial['trial']:03}" for trial in trials}
+    histories = {trial: load_history(folder / "history.csv") for trial, folder in folders.items()}
+    histories = {trial: rows for trial, rows in histories.items() if rows}
+    best, failed = trials[0], len(rows) - len(trials)
+    config = load_checked(folders[best["trial"]] / "config.json", CONFIG)
+    facts = with_printable_names(config.get("data") or {})
+    title = [facts.get("title"), f"{len(rows)} trials", failed and f"{failed} failed"]
+    title.append(f"best validation accuracy {percent(best['val_accuracy'])} (trial {best['trial']})")
+    return {
+        "trials": trials,
+        "definition": definition,
+        "space": space,
+        **({"histories": histories} if histories else {}),
+        "search_title": ", ".join(filter(None, title)),
+        "settings": definition,
+    }
+
+
+def add_test_set(run, data_dir):
+    """The run with what its network makes of its test images.
+
+    Adds ``images``, ``labels``, ``estimates`` (n, k), ``hidden`` (activations of each hidden
+    layer), ``mistakes`` (indices) and ``distorted``, as far as there are any; or says under ``lacks``
+    why not.
+    """
+    params, config = run["params"], run["config"]
+    try:
+        dataset = data.load_dataset_of(config, data_dir)
+    except (OSError, ValueError) as error:
+        reason = f"the data set is not at hand: {error}"
+        return {**run, "lacks": dict.fromkeys(TEST_SET, reason)}
+    images, labels = dataset["test_images"], dataset["test_labels"]
+    batches = data.batches(images, None, config["steps"], dtype=params["W1"].dtype)
+    outputs, layers = nn.hidden_of(params, batches, config["activation"])
+    estimates = nn.estimates(outputs, config["loss"])
+    optional = {"hidden": layers, "mistakes": worst_mistakes(estimates, labels)}
+    optional["distorted"] = config.get("augment") or []
+    return {
+        **run,
+        "images": images,
+        "labels": labels,
+        "estimates": estimates,
+        **{name: value for name, value in optional.items() if len(value)},
+    }
+
+
 # --- windows ----------------------------------------------------------------------------------
 
 
@@ -1108,7 +1134,7 @@ def open_windows(figures):
     """Show figures in windows until all of them are closed."""
     pyplot = import_pyplot()
     for name, figure in figures.items():
-        pyplot.figure(name, FigureClass=lambda figure=figure, **_: figure)
+        pyplot.figure(name, FigureClass=lambda figure=figure, **_: figure)  # ours, not a new one
     pyplot.show()
 
 
@@ -1125,6 +1151,119 @@ def import_pyplot():
         )
     pyplot.close("all")
     return pyplot
+
+
+def open_drawing(path):
+    """A window to draw digits in, for the network of a run."""
+    params, config = data.load_run(path)
+    pyplot = import_pyplot()
+    with matplotlib.rc_context({"toolbar": "None", "keymap.back": []}):  # c is ours
+        figure = pyplot.figure("draw", figsize=PAGE, layout="constrained")
+        config = {**config, "data": with_printable_names(config["data"])}
+        title = titles_of({"params": params, "config": config})["network"]
+        window = drawing_window(figure, params, config, title)
+        pyplot.show()
+    return window
+
+
+def drawing_window(figure, params, config, title=""):
+    """Make a figure one to draw in with the mouse: the probabilities follow each stroke.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+        Empty; on the canvas of any interactive backend.
+    params, config
+        From ``data.load_run``.
+
+    Returns
+    -------
+    dict
+        ``pad`` (the axes to draw in), ``ink``, ``seen`` (images), ``bars``, ``button``; to be kept
+        as long as the window is: Matplotlib itself does not keep the button.
+    """
+    facts, canvas = config["data"], figure.canvas
+    window = drawing_axes(figure, facts["class_names"], facts["image_shape"], title)
+    changing = [window["ink"], window["seen"], *window["bars"]]
+    state = {"drawing": np.zeros(DRAWING), "last": None, "background": None}
+
+    def show(drawing):
+        state["drawing"] = drawing
+        image, estimates = read_drawing(drawing, params, config)
+        window["ink"].set_data(drawing)
+        window["seen"].set_data(image)
+        for bar, estimate in zip(window["bars"], estimates):
+            bar.set_width(100 * estimate)
+            bar.set_color(ORANGE if estimate == estimates.max() else BLUE)
+        if state["background"] is None:
+            canvas.draw_idle()
+        else:  # only what changes is drawn anew: in a tenth of the time, so that curves are smooth
+            canvas.restore_region(state["background"])
+            draw_changing()
+            canvas.blit(figure.bbox)
+
+    def draw_changing():
+        for artist in changing:
+            figure.draw_artist(artist)
+
+    def drawn(event):  # all of the window, as when its size has changed
+        if canvas.supports_blit:
+            state["background"] = canvas.copy_from_bbox(figure.bbox)
+        draw_changing()
+
+    def press(event):
+        if event.inaxes is window["pad"] and event.button == 1:
+            state["last"] = (event.xdata, event.ydata)
+            show(stroke(state["drawing"], state["last"], state["last"]))
+
+    def move(event):
+        if state["last"] and event.inaxes is window["pad"]:
+            start, state["last"] = state["last"], (event.xdata, event.ydata)
+            show(stroke(state["drawing"], start, state["last"]))
+
+    def release(event):
+        state["last"] = None
+
+    def clear(event):
+        show(np.zeros(DRAWING))
+
+    def key(event):
+        if event.key == "c":
+            clear(event)
+
+    canvas.mpl_connect("draw_event", drawn)
+    canvas.mpl_connect("button_press_event", press)
+    canvas.mpl_connect("motion_notify_event", move)
+    canvas.mpl_connect("button_release_event", release)
+    canvas.mpl_connect("key_press_event", key)
+    window["button"].on_clicked(clear)
+    return window
+
+
+def drawing_axes(figure, class_names, image_shape, title=""):
+    """Lay out a figure to draw in; returns its ``pad`` and ``button``, and what changes in it."""
+    from matplotlib.widgets import Button
+
+    figure.suptitle(f"Draw with the mouse; c or the button clears\n{title}")
+    grid = figure.add_gridspec(2, 2, width_ratios=[1.3, 1], height_ratios=[1, 0.09])
+    pad, right = figure.add_subplot(grid[0, 0]), grid[0, 1].subgridspec(2, 1, height_ratios=[1, 2])
+    small, chances = figure.add_subplot(right[0]), figure.add_subplot(right[1])
+    ink = pad.imshow(np.zeros(DRAWING), cmap="gray_r", vmin=0, vmax=1, animated=True)
+    seen = small.imshow(np.zeros(image_shape), cmap="gray", vmin=0, vmax=255, animated=True)
+    small.set_title("what the network sees")
+    places = range(len(class_names))
+    bars = chances.barh(places, [0] * len(places), color=BLUE, animated=True)
+    chances.set(xlim=(0, 100), ylim=(len(places) - 0.5, -0.5), xlabel="probability (%)")
+    chances.set_yticks(places, class_names)
+    for ax in (pad, small):
+        ax.set(xticks=[], yticks=[])
+        ax.grid(False)
+        for spine in ax.spines.values():
+            spine.set_visible(True)
+    button = Button(figure.add_subplot(grid[1, 0]), "clear")
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)  # laid out once: to do it at each stroke is slow
+    return {"pad": pad, "ink": ink, "seen": seen, "bars": bars, "button": button}
 
 
 def stroke(drawing, start, end, radius=PEN):
@@ -1146,115 +1285,37 @@ def stroke(drawing, start, end, radius=PEN):
 
 def read_drawing(drawing, params, config):
     """What the network sees of a drawing, and its estimates (k,); blank and zeros of an empty one."""
-    shape, classes = config["data"]["image_shape"], len(config["data"]["class_names"])
-    if not drawing.any():
-        return np.zeros(shape, np.uint8), np.zeros(classes)
-    image = data.prepare_ink(drawing, shape)
-    estimates, _ = judge_images(params, config, image.reshape(1, -1))
-    return image, estimates[0]
-
-
-def drawing_axes(figure, class_names, image_shape, title=""):
-    """Lay out a figure to draw in; returns its ``pad`` and ``button``, and what changes in it."""
-    from matplotlib.widgets import Button
-
-    figure.suptitle(f"Draw with the mouse; c or the button clears\n{title}")
-    grid = figure.add_gridspec(2, 2, width_ratios=[1.3, 1], height_ratios=[1, 0.09])
-    pad, right = figure.add_subplot(grid[0, 0]), grid[0, 1].subgridspec(2, 1, height_ratios=[1, 2])
-    small, chances = figure.add_subplot(right[0]), figure.add_subplot(right[1])
-    ink = pad.imshow(np.zeros(DRAWING), cmap="gray_r", vmin=0, vmax=1)
-    seen = small.imshow(np.zeros(image_shape), cmap="gray", vmin=0, vmax=255)
-    small.set_title("what the network sees")
-    places = range(len(class_names))
-    bars = chances.barh(places, [0] * len(places), color=BLUE)
-    chances.set(xlim=(0, 100), ylim=(len(places) - 0.5, -0.5), xlabel="probability (%)")
-    chances.set_yticks(places, class_names)
-    for ax in (pad, small):
-        ax.set(xticks=[], yticks=[])
-        ax.grid(False)
-        for spine in ax.spines.values():
-            spine.set_visible(True)
-    button = Button(figure.add_subplot(grid[1, 0]), "clear")
-    figure.draw_without_rendering()
-    figure.set_layout_engine(None)  # laid out once: to do it at each stroke is slow
-    return {"pad": pad, "ink": ink, "seen": seen, "bars": bars, "button": button}
-
-
-def drawing_window(figure, params, config, title=""):
-    """Make a figure one to draw in with the mouse: the probabilities follow each stroke.
-
-    Parameters
-    ----------
-    figure : matplotlib.figure.Figure
-        Empty; on the canvas of any interactive backend.
-    params, config
-        From ``data.load_run``.
-
-    Returns
-    -------
-    dict
-        ``pad`` (the axes to draw in), ``ink``, ``seen`` (images), ``bars``, ``button``,
-        ``handlers``; to be kept as long as the window is, as Matplotlib itself does not.
-    """
     facts = config["data"]
-    window = drawing_axes(figure, facts["class_names"], facts["image_shape"], title)
-    state = {"drawing": np.zeros(DRAWING), "last": None}
-
-    def show(drawing):
-        state["drawing"] = drawing
-        image, estimates = read_drawing(drawing, params, config)
-        window["ink"].set_data(drawing)
-        window["seen"].set_data(image)
-        for bar, estimate in zip(window["bars"], estimates):
-            bar.set_width(100 * estimate)
-            bar.set_color(ORANGE if estimate == estimates.max() else BLUE)
-        figure.canvas.draw_idle()
-
-    def press(event):
-        if event.inaxes is window["pad"] and event.button == 1:
-            state["last"] = (event.xdata, event.ydata)
-            show(stroke(state["drawing"], state["last"], state["last"]))
-
-    def move(event):
-        if state["last"] and event.inaxes is window["pad"]:
-            start, state["last"] = state["last"], (event.xdata, event.ydata)
-            show(stroke(state["drawing"], start, state["last"]))
-
-    def release(event):
-        state["last"] = None
-
-    def clear(event):
-        if getattr(event, "key", "c") == "c":
-            show(np.zeros(DRAWING))
-
-    handlers = {"button_press": press, "motion_notify": move, "button_release": release, "key_press": clear}
-    for name, handler in handlers.items():
-        figure.canvas.mpl_connect(f"{name}_event", handler)
-    window["button"].on_clicked(clear)
-    return {**window, "handlers": handlers}
-
-
-def open_drawing(path):
-    """A window to draw digits in, for the network of a run."""
-    params, config = data.load_run(path)
-    pyplot = import_pyplot()
-    with matplotlib.rc_context({"toolbar": "None", "keymap.back": []}):  # c is ours
-        figure = pyplot.figure("draw", figsize=PAGE, layout="constrained")
-        title = f"{config['data']['title']}, {setting_text(nn.layer_sizes(params))}"
-        window = drawing_window(figure, params, config, title)
-        pyplot.show()
-    return window
+    if not drawing.any():
+        return np.zeros(facts["image_shape"], np.uint8), np.zeros(len(facts["class_names"]))
+    if facts["fit"] == "digit":
+        image = data.prepare_ink(drawing, facts["image_shape"])
+    else:
+        on_paper = np.uint8(255 * (1 - drawing))[:, :, None]
+        image = data.fit_picture(np.repeat(on_paper, 3, axis=2), facts)
+    x = data.preprocess(image.reshape(1, -1), config["steps"], params["W1"].dtype)
+    return image, nn.predict(params, x, config["activation"], config["loss"])[0]
 
 
 # --- command line -----------------------------------------------------------------------------
 
 
 def check_only(text):
-    """Names of figures from ``loss,confusion``; None for all."""
+    """Names of figures from ``loss,confusion``; none of them for all."""
     names = text.split(",") if text is not None else []
     for name in names:
         nn.choose("figure", name, FIGURES)
     return names
+
+
+def note_missing_letters(figures):
+    """Say once which letters of names the font does not have, where Matplotlib would say it for each."""
+    warnings.filterwarnings("ignore", message="Glyph .* missing from")
+    texts = {text.get_text() for figure in figures.values() for text in figure.findobj(Text)}
+    letters = set().union(*texts) - {"\n"} - set(map(chr, get_font(findfont(FontProperties())).get_charmap()))
+    if letters:
+        few = " ".join(sorted(letters)[:8])
+        print(f"note: the font of the figures has no {few}: there is a box instead", file=sys.stderr)
 
 
 def main(argv=None):
@@ -1270,7 +1331,7 @@ def main(argv=None):
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="folder for the files (default: FOLDER/figures; for several runs comparison/ beside the first)",
+        help="folder for the files (default: FOLDER/figures; for several runs comparison/ beside them)",
     )
     parser.add_argument("--show", action="store_true", help="open windows and write no files")
     parser.add_argument(
@@ -1281,27 +1342,34 @@ def main(argv=None):
         raise ValueError("--draw: goes with one FOLDER and nothing else")
     if flags.show and flags.out:
         raise ValueError("--out: has no meaning with --show")
-    only, first = check_only(flags.only), pathlib.Path(flags.folders[0])
-    with matplotlib.rc_context(STYLE), np.errstate(over="ignore"):  # of params beyond all reason
+    only = check_only(flags.only)
+    # a warning ignored here is not ignored elsewhere, and params beyond all reason overflow
+    with matplotlib.style.context(LOOK), warnings.catch_warnings(), np.errstate(over="ignore"):
         if flags.draw:
-            open_drawing(first)
-            return
-        if len(flags.folders) > 1:
-            figures, skipped = draw_comparison(flags.folders, only)
-            beside = first if first.name.strip(".") else first.resolve()  # the parent of . is not .
-            out = beside.parent / "comparison"
+            open_drawing(flags.folders[0])
         else:
-            figures, skipped = draw_folder(first, only, flags.data_dir)
-            out = first / "figures"
-        reasons = [f"{', '.join(names)}: {reason}" for reason, names in skipped.items()]
-        if not figures:
-            raise ValueError(f"nothing to draw in {', '.join(flags.folders)} ({'; '.join(reasons)})")
-        for reason in reasons:
-            print(f"skipped {reason}", file=sys.stderr)
-        if flags.show:
-            open_windows(figures)
-        else:
-            save_figures(figures, pathlib.Path(flags.out or out))
+            draw(flags, only)
+
+
+def draw(flags, only):
+    """Draw what the flags ask for, and write or show it."""
+    first = pathlib.Path(flags.folders[0])
+    if len(flags.folders) > 1:
+        figures, skipped = draw_comparison(flags.folders, only)
+        out = pathlib.Path(os.path.commonpath(map(os.path.abspath, flags.folders))) / "comparison"
+    else:
+        figures, skipped = draw_folder(first, only, flags.data_dir)
+        out = first / "figures"
+    reasons = [f"{', '.join(names)}: {reason}" for reason, names in skipped.items()]
+    if not figures:
+        raise ValueError(f"nothing to draw in {', '.join(flags.folders)} ({'; '.join(reasons)})")
+    for reason in reasons:
+        print(f"skipped {reason}", file=sys.stderr)
+    note_missing_letters(figures)
+    if flags.show:
+        open_windows(figures)
+    else:
+        save_figures(figures, pathlib.Path(flags.out or out))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import pytest
 import data
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+HANG = 600  # seconds: what is not done by then, on any machine, will never be
+ENDLESS = 10**9  # epochs of a run that lasts until it is stopped, however quick the machine
 
 
 def write_dataset(folder, train=60, test=20, shape=(4, 5), classes=3, seed=0, zipped=False):
@@ -53,7 +55,7 @@ def real_data():
 
 
 @contextlib.contextmanager
-def time_limit(seconds):
+def time_limit(seconds=HANG):
     """A hang becomes a failure, where the system has an alarm clock."""
     if not hasattr(signal, "setitimer"):
         yield
@@ -71,12 +73,12 @@ def time_limit(seconds):
         signal.signal(signal.SIGALRM, before)
 
 
-def call(main, *arguments, seconds=300):
+def call(main, *arguments):
     """Run a script's main in this process; returns its exit status, output and errors."""
     out, err = io.StringIO(), io.StringIO()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with time_limit(seconds), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with time_limit(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = data.run_script(main, [str(argument) for argument in arguments])
     finally:
         for number, handler in before.items():
@@ -101,10 +103,16 @@ def run_apart(script, *arguments, check=0, **environment):
         capture_output=True,
         text=True,
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1", **environment},
-        timeout=600,
+        timeout=HANG,
     )
     assert done.returncode == check, done.stdout + done.stderr
     return done
+
+
+def rows_of(path):
+    """The rows of a history.csv or trials.csv, but for the seconds, which differ each time."""
+    rows = data.load_rows(path, words=path.name == "trials.csv")
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
 def is_one_clear_line(text, *words):

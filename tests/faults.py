@@ -6,13 +6,15 @@ import contextlib
 import copy
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
 import warnings
 
 import numpy as np
-from conftest import ROOT, call, is_one_clear_line, time_limit
+import pytest
+from conftest import HANG, ROOT, call, is_one_clear_line, time_limit
 
 import data
 import nn
@@ -49,10 +51,33 @@ def command(script, *arguments):
     return [sys.executable, str(ROOT / script), *map(str, arguments)]
 
 
-def start(script, *arguments, **more):
-    """Start a script; its process."""
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(command(script, *arguments), text=True, env=environment, **more)
+@contextlib.contextmanager
+def started(script, *arguments, **more):
+    """A script in a session of its own, for as long as the block lasts, whatever becomes of it."""
+    mark = f"{os.getpid()}-{time.monotonic_ns()}"
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "MARK": mark}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
+    own = {"text": True, "env": environment, "start_new_session": sys.platform != "win32"}
+    with subprocess.Popen(command(script, *arguments), **own, **pipes) as process:
+        process.mark = mark
+        try:
+            yield process
+        finally:
+            process.kill()
+            for pid in living(process):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def living(process):
+    """Ids of a started process and of all that came from it, in whatever group, as far as they live."""
+    if not os.path.exists("/proc/self/environ"):
+        return [] if process.poll() is not None else [process.pid]
+    found, mark = [], f"MARK={process.mark}\0".encode()
+    for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # of somebody else, or it ended meanwhile
+            found += [int(path.parent.name)] * (mark in path.read_bytes())
+    return found
 
 
 def check_whole(folder):
@@ -62,33 +87,17 @@ def check_whole(folder):
             READERS[path.suffix](path)
 
 
-MARK = f"TEST_RUN={os.getpid()}"  # in the environment of every process that is started from here
-os.environ.update([MARK.split("=")])
-
-
-def is_gone(group):
-    """Whether no process of a group is left, and no worker of a search, which has a session of its own."""
-    if not os.path.exists("/proc/self/stat"):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, 0)
-            return False
-        return True
-    for path in pathlib.Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended meanwhile, or is not ours
-            state, _, its_group = (path / "stat").read_text().rpartition(")")[2].split()[:3]
-            ours = MARK.encode() in (path / "environ").read_bytes().split(b"\0")
-            worker = ours and b"answer_calls" in (path / "cmdline").read_bytes()
-            if state != "Z" and (int(its_group) == group or worker):
-                return False
-    return True
-
-
-def wait_until_gone(group, seconds=60):
-    """Wait for the end of all processes that a script has started, which led the group."""
-    deadline = time.monotonic() + seconds
-    while not is_gone(group):
-        assert time.monotonic() < deadline, "a process is left"
+def wait_until(fact, process=None):
+    """Wait until something can be seen; a process, where one is given, must not end before."""
+    deadline = time.monotonic() + HANG
+    while not fact():
+        assert process is None or process.poll() is None, "it ended before"
+        assert time.monotonic() < deadline, "it never came"
         time.sleep(0.01)
+
+
+def wait_until_gone(process):
+    wait_until(lambda: process.poll() is not None and not living(process))
 
 
 class Disk:
@@ -234,7 +243,7 @@ def outcomes(cases, use):
     before = peak_memory()
     for number, case in enumerate(cases):
         try:
-            with time_limit(60), warnings.catch_warnings(record=True) as warned:
+            with time_limit(), warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always")
                 warnings.filterwarnings("ignore", category=DeprecationWarning, module="matplotlib")
                 use(case)
@@ -264,3 +273,46 @@ def no_processes(count):
         return future
 
     yield submit
+
+
+FEW, MANY = 60, pytest.param(1100, marks=pytest.mark.extended)  # damaged files of each kind
+
+
+def written(path, contents, target=None):
+    """Each content in turn, written to ``path``; yields the target to use (default: the path)."""
+    for content in contents:
+        path.write_bytes(content)
+        yield target or path
+
+
+# --- settings and data sets -------------------------------------------------------------------
+
+WORDS = [  # for any flag
+    "0", "-0", "-1", "1", "2", "0.5", "1.0", "1e3", "nan", "-nan", "inf", "-inf", "1e308", "-1e308", "1e-320",
+    "9" * 18, "1" * 400, "1e400", "abc", "", " ", "0x10", "1,5", "1_0", "½", "٣", "None", "true", "x", "5x",
+    "1x0", "+", "scale+scale", "scale+center+standardize", "--", "-x", "a\nb", "\ud800", "[1]", "../..",
+]  # fmt: skip
+
+
+def make_set(folder, images, labels, test_images=None, test_labels=None):
+    folder.mkdir()
+    parts = {"train_images": images, "train_labels": labels}
+    parts["test_images"] = images if test_images is None else test_images
+    parts["test_labels"] = labels if test_labels is None else test_labels
+    for part, array in parts.items():
+        (folder / data.FILES[part]).write_bytes(data.idx_bytes(np.asarray(array, np.uint8)))
+    return folder
+
+
+RANDOM = np.random.default_rng(0).integers(0, 256, (12, 4, 5))
+EDGE_SETS = {  # name -> training images, training labels, and those of the test where they are others
+    "all black": (np.zeros((12, 4, 5)), np.arange(12) % 3),
+    "all white": (np.full((12, 4, 5), 255), np.arange(12) % 3),
+    "one class": (RANDOM, np.zeros(12)),
+    "one image": (RANDOM[:1], [2]),
+    "skipped classes": (RANDOM, np.tile([0, 7, 9], 4)),
+    "only the last of 256 classes": (RANDOM, np.full(12, 255)),
+    "a class that only the test has": (RANDOM, np.arange(12) % 2, RANDOM[:3], [0, 1, 5]),
+    "1x1": (RANDOM[:, :1, :1], np.arange(12) % 2),
+    "200x200": (np.random.default_rng(1).integers(0, 256, (6, 200, 200)), np.arange(6) % 3),
+}

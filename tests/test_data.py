@@ -1,12 +1,15 @@
+import errno
 import gzip
 import hashlib
 import io
 import os
+import shutil
 import struct
 
 import numpy as np
 import pytest
 from conftest import is_one_clear_line, run, run_apart, write_dataset
+from faults import Disk
 
 import data
 import nn
@@ -110,6 +113,13 @@ def test_a_folder_of_idx_files(tmp_path, zipped):
     assert dataset["image_shape"] == (3, 7) and dataset["class_names"] == list("01234")
     assert dataset["title"] == "mine" and set(dataset["sha256"]) == set(data.FILES)
     assert dataset["train_labels"].shape == (60,)
+
+
+def test_a_read_only_data_folder_can_be_used(small_set, monkeypatch):
+    Disk(monkeypatch, small_set, 1, errno.EROFS, once=False)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(os, "replace", shutil.move)
+    assert data.load_dataset(str(small_set))["train_images"].shape == (60, 20)
 
 
 def test_256_classes_and_dotted_names(tmp_path):

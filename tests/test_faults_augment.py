@@ -6,8 +6,7 @@ import pickle
 import numpy as np
 import pytest
 from conftest import write_dataset
-from faults import ODD_VALUES, altered, call, outcomes
-from test_faults_settings import WORDS
+from faults import ODD_VALUES, WORDS, altered, call, outcomes
 
 import data
 import nn

@@ -12,15 +12,14 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import ROOT, write_dataset
-from faults import altered, call, damaged, outcomes
+from conftest import HANG, ROOT, write_dataset
+from faults import FEW, MANY, altered, call, damaged, outcomes, written
 
 import data
 import nn
 import test as judging
 import train
 
-FEW, MANY = 60, pytest.param(1100, marks=pytest.mark.extended)  # of each kind
 SETTINGS = [
     {"momentum": 0.9, "preprocess": ["scale", "center"], "patience": 9},
     {"hidden": [], "preprocess": ["standardize"], "dropout": 0.2, "loss": "mse", "lr": 0.001},
@@ -71,29 +70,7 @@ def use_params(path):
     judging.prediction_rows(estimates, dataset["test_labels"], config["data"]["class_names"])
 
 
-def use_run(out):
-    """Go on with a run for an epoch, as --resume does."""
-    state, rows, config, prepared = train.resume_run(out, {}, None)
-    config["epochs"] = min(config["epochs"], state["epoch"]) + 1
-    train.describe(config, prepared, state["params"])
-    for after, row in train.fit(state, prepared, config, rows):
-        state, rows = after, [*rows, row]
-    train.save_epoch(out, state, rows, config, prepared["steps"])
-    train.save_record(out, config, "finished", rows, state["best"])
-
-
-def use_settings(path):
-    train.check_settings(train.load_settings(path))
-
-
 # --- damage -----------------------------------------------------------------------------------
-
-
-def written(path, contents, target=None):
-    """Each content in turn, written to ``path``; yields the target to use (default: the path)."""
-    for content in contents:
-        path.write_bytes(content)
-        yield target or path
 
 
 @pytest.mark.parametrize("count", [FEW, MANY])
@@ -128,72 +105,26 @@ def test_damaged_params(runs, tmp_path, suffix, count):
     assert fine or suffix == "npz", "a zip archive has checksums"
 
 
-def copied(run, tmp_path):
-    for file in run.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    return tmp_path
-
-
 @pytest.mark.parametrize("count", [FEW, MANY])
-@pytest.mark.parametrize("file", ["last.pkl", "history.csv"])
-def test_damaged_runs_are_resumed_or_refused(runs, tmp_path, file, count):
-    rng, faults, fine = np.random.default_rng([3, len(file), count]), {}, 0
-    for run in runs:
-        out = tmp_path / run.name
-        out.mkdir()
+@pytest.mark.parametrize("suffix", ["pkl", "npz"])
+def test_params_that_are_whole_but_say_something_odd(runs, tmp_path, suffix, count):
+    rng, path = np.random.default_rng([5, len(suffix), ord(suffix[0]), count]), tmp_path / f"params.{suffix}"
+    honest = [nn.load_checkpoint(run / "params.pkl") for run in runs]
 
-        def cases(run=run, out=out):
-            for _ in range(count // len(runs)):
-                copied(run, out)
-                (out / file).write_bytes(damaged((run / file).read_bytes(), rng))
-                yield out
+    def cases():
+        for number in range(count):
+            odd = altered(honest[number % len(honest)], rng, arrays=suffix == "pkl")
+            if suffix == "pkl":
+                path.write_bytes(pickle.dumps(odd))
+            else:
+                arrays = odd["params"] if isinstance(odd.get("params"), dict) else {}
+                arrays = {key: w for key, w in arrays.items() if isinstance(w, (np.ndarray, str, int))}
+                config = json.dumps(odd.get("config"), default=lambda array: {"$array": "W1"})
+                np.savez(path, **arrays, config=config)
+            yield path
 
-        good, bad = outcomes(cases(), use_run)
-        fine, faults = fine + good, faults | bad
+    fine, faults = outcomes(cases(), use_params)
     assert not faults and 0 < fine < count
-
-
-@pytest.mark.parametrize("count", [FEW, MANY])
-def test_damaged_settings(runs, tmp_path, count):
-    rng, content = np.random.default_rng([4, count]), (runs[0] / "config.json").read_bytes()
-    contents = (damaged(content, rng) for _ in range(count))
-    fine, faults = outcomes(written(tmp_path / "c.json", contents), use_settings)
-    assert not faults and 0 < fine < count
-
-
-@pytest.mark.parametrize("count", [FEW, MANY])
-@pytest.mark.parametrize("file", ["params.pkl", "params.npz", "last.pkl", "config.json"])
-def test_files_that_are_whole_but_say_something_odd(runs, tmp_path, file, count):
-    rng, faults, fine = np.random.default_rng([5, len(file), count]), {}, 0
-    use = {"last.pkl": use_run, "config.json": use_settings}.get(file, use_params)
-    for run in runs:
-        out = tmp_path / run.name
-        out.mkdir()
-        honest = nn.load_checkpoint(run / ("last.pkl" if file == "last.pkl" else "params.pkl"))
-        settings = train.load_settings(run / "config.json")
-
-        def cases(run=run, out=out, honest=honest, settings=settings):
-            for _ in range(count // len(runs)):
-                if file == "last.pkl":
-                    copied(run, out)
-                if file == "config.json":
-                    (out / file).write_text(json.dumps(altered(settings, rng)))
-                elif file == "params.npz":
-                    odd = altered(honest, rng)
-                    arrays = odd["params"] if isinstance(odd.get("params"), dict) else {}
-                    arrays = {key: w for key, w in arrays.items() if isinstance(w, (np.ndarray, str, int))}
-                    np.savez(out / file, **arrays, config=text_of(odd.get("config")))
-                else:
-                    (out / file).write_bytes(pickle.dumps(altered(honest, rng, arrays=True)))
-                yield out if file == "last.pkl" else out / file
-
-        good, bad = outcomes(cases(), use)
-        fine, faults = fine + good, faults | bad
-    assert not faults and 0 < fine < count
-
-
-def text_of(config):
-    return json.dumps(config, default=lambda array: {"$array": "W1"})
 
 
 # --- hostile ----------------------------------------------------------------------------------
@@ -248,7 +179,7 @@ HOSTILE = {  # name of the file -> content that asks for far more memory or time
         + text(MEGA // 2) + b"q\x03c_codecs\nencode\nq\x04("
         + b"h\x04h\x03X\x06\0\0\0latin1\x86R" * 20_000 + b"l"
     ),
-    "keys.pkl that collide": lambda: pickled(b"(" + numbers_that_collide(60_000) + b"d"),
+    "keys.pkl that collide": lambda: pickled(b"(" + numbers_that_collide(300_000) + b"d"),
     "product.pkl without end": lambda: pickled(
         b"cnumpy.core.numeric\n_frombuffer\n(C\x04aaaacnumpy\ndtype\n(X\x02\0\0\0f4K\0K\x01tR("
         + b"\x8a\xff" + b"\x7f" * 255 + b"q\x05" + b"h\x05" * 200_000 + b"tX\x01\0\0\0CtR"
@@ -267,7 +198,7 @@ HOSTILE = {  # name of the file -> content that asks for far more memory or time
     "digits.csv": lambda: b"epoch\n" + b"9" * 100_000,
 }  # fmt: skip
 READ = """
-import os, pathlib, sys, time
+import os, pathlib, sys
 import data, nn
 
 def peak_memory():
@@ -277,11 +208,11 @@ def peak_memory():
 
 path = sys.argv[1]
 load = {"pkl": nn.load_params, "npz": nn.load_params, "json": data.load_json, "csv": data.load_rows}
-before, started = peak_memory(), time.monotonic()
+before = peak_memory()
 try:
     load.get(path.split(".")[-1], data.load_idx)(path)
 except (ValueError, OSError) as error:
-    print(f"{peak_memory() - before} {time.monotonic() - started} {error}")
+    print(f"{peak_memory() - before} {error}")
 """
 
 
@@ -299,12 +230,11 @@ def test_hostile_files_take_no_memory_or_time(tmp_path, name):
     path.write_bytes(HOSTILE[name]())
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", READ, str(path)],
-        capture_output=True, text=True, cwd=tmp_path, timeout=300,
+        capture_output=True, text=True, cwd=tmp_path, timeout=HANG,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0 and not done.stderr, done.stderr[-2000:]
-    grown, seconds, error = done.stdout.split(" ", 2)
+    grown, error = done.stdout.split(" ", 1)
     assert str(path) in error and error.count("\n") == 1
     assert float(grown) < 50e6 + 10 * path.stat().st_size, error
-    assert float(seconds) < 30, error
     assert not (tmp_path / "it-ran").exists()

@@ -7,18 +7,12 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, is_one_clear_line, run, run_apart, write_dataset
-from faults import CLEAR, ODD_VALUES, call, call_refused, time_limit
+from conftest import HANG, ROOT, is_one_clear_line, run, run_apart, write_dataset
+from faults import CLEAR, EDGE_SETS, ODD_VALUES, WORDS, call, call_refused, make_set, time_limit
 
 import data
 import test as judging
 import train
-
-WORDS = [
-    "0", "-0", "-1", "1", "2", "0.5", "1.0", "1e3", "nan", "-nan", "inf", "-inf", "1e308", "-1e308", "1e-320",
-    "9" * 18, "1" * 400, "1e400", "abc", "", " ", "0x10", "1,5", "1_0", "½", "٣", "None", "true", "x", "5x",
-    "1x0", "+", "scale+scale", "scale+center+standardize", "--", "-x", "a\nb", "\ud800", "[1]", "../..",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +33,7 @@ def is_refused(name, value):
 def use(settings, dataset):
     """Two epochs with settings that were accepted: they end well or with one clear error."""
     config = train.check_settings({"hidden": [3], "val_size": 2, "batch_size": 4, **settings})
-    with time_limit(120):
+    with time_limit():
         try:
             images = dataset["train_images"]
             train.check_memory(config, *images.shape, len(dataset["class_names"]))
@@ -210,7 +204,7 @@ def test_a_run_needs_the_memory_that_is_estimated(tmp_path, flags):
     environment["MALLOC_MMAP_THRESHOLD_"] = "1000000"
     done = subprocess.run(
         [sys.executable, "-c", TRAIN_AND_MEASURE, *map(str, given)],
-        env=environment, capture_output=True, text=True, check=True, timeout=300,
+        env=environment, capture_output=True, text=True, check=True, timeout=HANG,
     )  # fmt: skip
     config = data.load_json(tmp_path / "run" / "config.json")
     held = int(done.stdout.splitlines()[-1])
@@ -225,35 +219,11 @@ def test_the_memory_there_is():
 # --- numbers ----------------------------------------------------------------------------------
 
 
-def make_set(folder, images, labels, test_images=None, test_labels=None):
-    folder.mkdir()
-    parts = {"train_images": images, "train_labels": labels}
-    parts["test_images"] = images if test_images is None else test_images
-    parts["test_labels"] = labels if test_labels is None else test_labels
-    for part, array in parts.items():
-        (folder / data.FILES[part]).write_bytes(data.idx_bytes(np.asarray(array, np.uint8)))
-    return folder
-
-
-RANDOM = np.random.default_rng(0).integers(0, 256, (12, 4, 5))
-EDGES = {  # name -> training images, training labels, and those of the test where they are others
-    "all black": (np.zeros((12, 4, 5)), np.arange(12) % 3),
-    "all white": (np.full((12, 4, 5), 255), np.arange(12) % 3),
-    "one class": (RANDOM, np.zeros(12)),
-    "one image": (RANDOM[:1], [2]),
-    "skipped classes": (RANDOM, np.tile([0, 7, 9], 4)),
-    "only the last of 256 classes": (RANDOM, np.full(12, 255)),
-    "a class that only the test has": (RANDOM, np.arange(12) % 2, RANDOM[:3], [0, 1, 5]),
-    "1x1": (RANDOM[:, :1, :1], np.arange(12) % 2),
-    "200x200": (np.random.default_rng(1).integers(0, 256, (6, 200, 200)), np.arange(6) % 3),
-}
-
-
 @pytest.mark.parametrize("dtype", train.DTYPES)
 @pytest.mark.parametrize("steps", ["scale", "scale+center+standardize"])
-@pytest.mark.parametrize("name", EDGES)
+@pytest.mark.parametrize("name", EDGE_SETS)
 def test_data_sets_at_the_edge_are_trained_and_judged(tmp_path, name, steps, dtype):
-    folder = make_set(tmp_path / "set", *EDGES[name])
+    folder = make_set(tmp_path / "set", *EDGE_SETS[name])
     val_size = 0 if name == "one image" else 2
     flags = ["--dataset", folder, "--out", tmp_path / "run", "--dtype", dtype, "--preprocess", steps]
     flags += ["--epochs", 2, "--val-size", val_size, "--hidden", 3, "--lr", 0.01, "--quiet"]

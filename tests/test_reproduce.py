@@ -6,6 +6,8 @@ import re
 import pytest
 import reproduce
 
+import train
+
 
 @pytest.fixture
 def rows(small_set, monkeypatch):
@@ -71,3 +73,11 @@ def test_runs_that_have_not_ended_are_not_shown(rows, tmp_path, monkeypatch, cap
     reproduce.main()
     assert "| plain |" not in capsys.readouterr().out
     assert not (tmp_path / "plain").exists()
+
+
+def test_a_run_that_holds_out_its_default_share_is_its_own(tmp_path):
+    flags = ["--dataset", "mnist", "--hidden", "4"]
+    config = {**train.check_settings({"hidden": [4], "dataset": "mnist"}), "val_size": 6000}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "status": "finished"}))
+    assert reproduce.finished(flags, tmp_path)
+    assert not reproduce.finished([*flags, "--val-size", "0.2"], tmp_path)

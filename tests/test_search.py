@@ -15,8 +15,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, run, run_apart, write_dataset
-from faults import is_gone, wait_until_gone
+from conftest import ENDLESS, HANG, ROOT, is_one_clear_line, rows_of, run, run_apart, write_dataset
+from faults import living, started, wait_until, wait_until_gone
 
 import data
 import nn
@@ -24,21 +24,6 @@ import search
 import train
 
 SPACE = "lr=0.05:0.2 weight_decay=1e-6:1e-3:log hidden=3:9"
-
-
-STARTED = []
-
-
-@pytest.fixture(autouse=True)
-def surroundings(monkeypatch):
-    """One BLAS thread, and no process that outlives a test that failed."""
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    yield
-    for process in STARTED:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    STARTED.clear()
 
 
 def flags(folder, out, *more, space=SPACE):
@@ -49,9 +34,8 @@ def flags(folder, out, *more, space=SPACE):
     return list(map(str, words))
 
 
-def table(out, without=("seconds",)):
-    rows = data.load_rows(out / "trials.csv", words=True)
-    return [{k: v for k, v in row.items() if k not in without} for row in rows]
+def table(out):
+    return rows_of(out / "trials.csv")
 
 
 def definition(space=SPACE, **more):
@@ -173,7 +157,7 @@ def test_default_search_is_that_of_system_a():
     for config in settings:
         assert 0.15 <= config["lr"] < 0.25 and 1e-7 <= config["weight_decay"] < 1e-4
         assert 200 <= config["hidden"][0] < 300
-        assert (config["epochs"], config["batch_size"], config["val_size"]) == (50, 128, 12_000)
+        assert (config["epochs"], config["batch_size"], config["val_size"]) == (50, 128, 0.2)
     assert len({config["seed"] for config in settings}) == 50
     assert len({config["split_seed"] for config in settings}) == 1
 
@@ -531,6 +515,12 @@ def test_early_stopping_counts_for_the_best(small_set, tmp_path):
 # --- workers ----------------------------------------------------------------------------------
 
 
+def wait_for_file(path):
+    while not path.exists():
+        time.sleep(0.01)
+    return True
+
+
 def die(*_):
     os._exit(9)
 
@@ -571,11 +561,12 @@ def test_workers_have_one_thread_each(tmp_path, monkeypatch):
 @pytest.mark.parametrize("die", [die, die_half_written])
 def test_death_of_one_worker_leaves_the_others_alone(tmp_path, die):
     with search.local_workers(2, tmp_path / "split", {}) as workers:
-        slow = workers["submit"](time.sleep, 0.5)
+        busy = workers["submit"](wait_for_file, tmp_path / "go")
         with pytest.raises(workers["lost"]):
             workers["submit"](die).result()
         assert workers["submit"](os.getpid).result() != os.getpid()
-        assert slow.result() is None
+        (tmp_path / "go").touch()
+        assert busy.result()
 
 
 def test_the_last_row_of_a_trial_is_that_of_the_same_run(small_set, tmp_path):
@@ -638,64 +629,6 @@ def test_search_survives_dead_workers(done, tmp_path, monkeypatch, worker, statu
     ]
 
 
-def start(arguments, **environment):
-    """A search in a process group of its own."""
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "search.py", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, **environment},
-    )
-    STARTED.append(process)
-    return process
-
-
-def wait_until(fact, seconds=300):
-    deadline = time.monotonic() + seconds
-    while not fact():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.02)
-
-
-LONG = ["--trials", 3, "--epochs", 6, "--batch-size", 16, "--workers", 2]
-
-
-@pytest.fixture(scope="module")
-def unbroken(done):
-    folder = write_dataset(done[0].parent / "large", train=2000, shape=(16, 16))
-    out = folder.parent / "unbroken"
-    search.main(flags(folder, out, *LONG))
-    return folder, out
-
-
-@pytest.mark.parametrize(
-    "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
-)
-def test_stopped_at_any_moment_a_search_leaves_no_process_and_resumes(unbroken, tmp_path, number, status):
-    folder, whole = unbroken
-    for _ in range(20):  # on a busy machine the search may be over before the signal is sent
-        process = start(flags(folder, tmp_path, *LONG))
-        wait_until(lambda p=process: (tmp_path / "trials.csv").exists() or p.poll() is not None)
-        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-        _, errors = process.communicate(timeout=300)
-        if process.returncode or len(table(tmp_path)) < 3:
-            break
-        shutil.rmtree(tmp_path)
-    assert process.returncode == status
-    if status > 0:
-        assert (
-            errors
-            == f"search.py: stopped: every trial that has ended is in {tmp_path}; --resume runs the others\n"
-        )
-    wait_until_gone(process.pid)
-    assert 1 <= len(table(tmp_path)) < 3
-    search.main(["--resume", "--out", str(tmp_path)])
-    assert table(tmp_path) == table(whole)
-    assert not (tmp_path / ".split").exists()
-
-
 CTRL_C_ALL_THE_WHILE = """
 import os, pathlib, signal, sys, time, search
 signal.signal(signal.SIGINT, lambda *_: None)
@@ -719,25 +652,24 @@ def test_ctrl_c_does_not_disturb_what_a_worker_does(tmp_path):
 
 PARENT = """
 import os, pathlib, sys, time, search
-with search.local_workers(2, pathlib.Path(sys.argv[1]), {}) as workers:
-    for answer in [workers["submit"](os.getpid) for _ in range(9)]:
-        answer.result()
-    busy = [workers["submit"](time.sleep, 3600) for _ in range(2)]
-    print("busy", flush=True)
-    time.sleep(3600)
+if __name__ == "__main__":
+    with search.local_workers(2, pathlib.Path(sys.argv[1]), {}) as workers:
+        for answer in [workers["submit"](os.getpid) for _ in range(9)]:
+            answer.result()
+        busy = [workers["submit"](time.sleep, 3600) for _ in range(2)]
+        print("busy", flush=True)
+        time.sleep(3600)
 """
 
 
-def test_workers_end_with_their_parent_even_in_the_middle_of_a_call(tmp_path):
-    code = [sys.executable, "-c", PARENT, tmp_path / "split"]
-    with subprocess.Popen(
-        code, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+def test_workers_end_with_their_parent_even_in_the_middle_of_a_call(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "parent.py").write_text(PARENT)
+    with started(tmp_path / "parent.py", tmp_path / "split") as process:
         assert process.stdout.readline() == "busy\n"
-        assert not is_gone(process.pid)
+        assert len(living(process)) == 3
         process.kill()
-        process.wait()
-    wait_until_gone(process.pid)
+        wait_until_gone(process)
 
 
 OWN_SCRIPT = """
@@ -766,30 +698,6 @@ def test_workers_know_the_script_they_work_for_and_no_module_of_the_folder_they_
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("True\n", "on standard output\n")
-
-
-@pytest.mark.parametrize("count", [3, pytest.param(40, marks=pytest.mark.extended)])
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_while_its_workers_start_a_search_leaves_no_process(
-    unbroken, tmp_path, number, status, count
-):
-    """The signal comes in the first half second after the search has said that it starts, or twice."""
-    rng = np.random.default_rng(int(number))
-    for moment in range(count):
-        out = tmp_path / str(moment)
-        process = start(flags(unbroken[0], out, *LONG))
-        process.stdout.readline()
-        for _ in range(1 + moment % 2):
-            time.sleep(rng.uniform(0, 0.5))
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number) if moment % 3 else process.send_signal(number)
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == status and errors.startswith("search.py: stopped"), errors
-        assert errors.count("\n") == 1
-        wait_until_gone(process.pid)
-
-
-# --- the command line -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -847,91 +755,102 @@ def test_without_dask_the_error_says_what_to_install(small_set, tmp_path):
     assert "pip install distributed" in done.stderr and done.stderr.count("\n") == 1
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """``(address, scheduler, workers)``; two workers of one thread, all processes of their own."""
-    folder = tmp_path_factory.mktemp("cluster")
+@pytest.fixture
+def cluster(tmp_path):
+    """``(address, scheduler, workers)``: two workers of one thread, all processes of their own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+        address = "127.0.0.1:{1}".format(*free.getsockname())
     host, port = address.split(":")
-    scheduler = dask(folder, "scheduler", "--host", host, "--port", port)
-    workers = [
-        dask(folder, "worker", address, "--name", n, "--nthreads", 1, "--local-directory", folder)
-        for n in range(2)
-    ]
-    yield f"tcp://{address}", scheduler, workers
-    for process in [*workers, scheduler]:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    processes = [dask(folder, "scheduler", "--host", host, "--port", port)]
+    try:
+        processes += [add_worker(folder, address, name) for name in range(2)]
+        yield f"tcp://{address}", processes[0], processes[1:]
+    finally:
+        for process in processes:
+            kill(process)
 
 
 def dask(folder, *arguments):
+    words = [sys.executable, "-m", "dask", *map(str, arguments), "--no-dashboard"]
     with open(folder / "log", "ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "dask", *map(str, arguments), "--no-dashboard"],
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        return subprocess.Popen(words, cwd=folder, stdout=log, stderr=log, start_new_session=True)
 
 
-def cluster_flags(folder, out, address):
-    words = flags(folder, out, *LONG, "--scheduler", address)
-    at = words.index("--workers")
-    return words[:at] + words[at + 2 :]
+def add_worker(folder, address, name):
+    address = address.removeprefix("tcp://")
+    return dask(folder, "worker", address, "--name", name, "--nthreads", 1, "--local-directory", folder)
 
 
-NAME_A_BUSY_WORKER = """
+def kill(process):
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+ENDLESS_SPACE, SHORT_SPACE = (f"epochs=2,3,{last} hidden=3" for last in (ENDLESS, 4))
+
+
+def grid(folder, out, *more, space=ENDLESS_SPACE):
+    """Flags of a search of three trials, of which the last ends only when it is stopped."""
+    words = ["--dataset", folder, "--out", out, "--val-size", 12, "--strategy", "grid"]
+    return [*words, "--space", *space.split(), *more]
+
+
+NAME_BUSY_WORKERS = """
 import sys, time, distributed
 with distributed.Client(sys.argv[1]) as client:
-    names = {address: worker["name"] for address, worker in client.scheduler_info()["workers"].items()}
-    print("watching", flush=True)
-    while not (busy := [names[address] for address, tasks in client.processing().items() if tasks]):
-        time.sleep(0.005)
-    print(busy[0], flush=True)
+    while True:  # whenever the only trial that is running has come to another worker
+        names = {at: worker["name"] for at, worker in client.scheduler_info()["workers"].items()}
+        print(*(names[at] for at, tasks in client.processing().items() if tasks and at in names), flush=True)
+        time.sleep(0.02)
 """
 
 
 @needs_dask
-def test_cluster_worker_without_the_data_says_so(small_set, cluster, tmp_path):
+def test_cluster_worker_without_the_data_says_so(small_set, cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(small_set.parent)
     relative = flags("small", tmp_path / "out", "--scheduler", cluster[0])
-    process = subprocess.run(
-        [sys.executable, ROOT / "search.py", *relative], cwd=small_set.parent, capture_output=True, text=True
-    )
-    assert process.returncode == 2
-    assert process.stderr.count("\n") == 1 and "does not have the data set small" in process.stderr
+    assert is_one_clear_line(run_apart("search.py", *relative, check=2).stderr, "small")
 
 
 @needs_dask
-def test_cluster_search_is_interrupted_and_resumed_though_a_worker_dies(unbroken, cluster, tmp_path):
-    folder, whole = unbroken
+def test_cluster_search_is_interrupted_and_resumed_though_a_worker_dies(small_set, cluster, tmp_path):
     address, _, workers = cluster
-    process = start(cluster_flags(folder, tmp_path, address))
-    wait_until((tmp_path / "trials.csv").exists)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 143 and errors.count("\n") == 1, errors
-    code = [sys.executable, "-c", NAME_A_BUSY_WORKER, address]
-    with subprocess.Popen(code, stdout=subprocess.PIPE, text=True) as watcher:
-        assert watcher.stdout.readline() == "watching\n"
-        process = start([*cluster_flags(folder, tmp_path, address), "--resume"])
-        os.killpg(workers[int(watcher.stdout.readline())].pid, signal.SIGKILL)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert table(tmp_path) == table(whole)
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    with started("search.py", *grid(small_set, out, "--scheduler", address)) as process:
+        wait_until(lambda: (out / "trials.csv").exists() and len(rows_of(out / "trials.csv")) == 2, process)
+        code = [sys.executable, "-c", NAME_BUSY_WORKERS, address]
+        with subprocess.Popen(code, stdout=subprocess.PIPE, text=True) as watcher:
+            names = map(str.split, watcher.stdout)
+            (first,) = next(found for found in names if found)
+            kill(workers[int(first)])
+            next(found for found in names if found and found != [first])  # the other one does it now
+            watcher.kill()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=HANG)
+        assert process.returncode == 143 and is_one_clear_line(err, "--resume"), err
+    for worker in workers:  # a thread that works on a trial cannot be stopped
+        kill(worker)
+    (out / "search.json").write_text((out / "search.json").read_text().replace(ENDLESS_SPACE, SHORT_SPACE))
+    another = add_worker(tmp_path / "cluster", address, 2)
+    try:
+        run("search.py", "--resume", "--out", out, "--scheduler", address)
+    finally:
+        kill(another)
+    run("search.py", *grid(small_set, whole, space=SHORT_SPACE))
+    assert table(out) == table(whole)
     for number in (1, 2, 3):
         params = f"trials/00{number}/params.pkl"
-        assert (tmp_path / params).read_bytes() == (whole / params).read_bytes()
+        assert (out / params).read_bytes() == (whole / params).read_bytes()
 
 
 @needs_dask
-def test_cluster_whose_scheduler_dies_gives_one_clear_line(unbroken, cluster, tmp_path):
-    process = start(cluster_flags(unbroken[0], tmp_path, cluster[0]))
-    wait_until((tmp_path / "trials.csv").exists)
-    os.killpg(cluster[1].pid, signal.SIGKILL)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 2
-    assert errors.count("\n") == 1 and "is gone" in errors and "--resume" in errors
+def test_cluster_whose_scheduler_dies_gives_one_clear_line(small_set, cluster, tmp_path):
+    with started("search.py", *grid(small_set, tmp_path / "out", "--scheduler", cluster[0])) as process:
+        wait_until((tmp_path / "out" / "trials.csv").exists, process)
+        kill(cluster[1])
+        _, err = process.communicate(timeout=HANG)
+        assert process.returncode == 2 and is_one_clear_line(err, cluster[0], "--resume"), err

@@ -1,10 +1,13 @@
 import csv
+import errno
 import json
+import os
 import pickle
 
 import numpy as np
 import pytest
-from conftest import is_one_clear_line, run, write_dataset
+from conftest import call, is_one_clear_line, run, write_dataset
+from faults import Disk
 
 import data
 import nn
@@ -286,3 +289,9 @@ def test_another_data_set_leaves_the_predictions_of_the_own_one(trained, tmp_pat
     assert "predictions-other.csv" in run("test.py", trained, "--dataset", other).stdout
     assert (trained / "predictions.csv").read_bytes() == before
     assert (trained / "predictions-other.csv").exists()
+
+
+def test_a_read_only_results_folder_can_be_judged(trained, monkeypatch):
+    Disk(monkeypatch, trained, 1, errno.EROFS, once=False)
+    status, out, err = call(judging.main, trained)
+    assert status == 2 and is_one_clear_line(err, os.strerror(errno.EROFS)) and "confusion matrix" in out

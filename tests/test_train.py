@@ -1,13 +1,9 @@
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, is_one_clear_line, run, run_apart, write_dataset
+from conftest import is_one_clear_line, rows_of, run, run_apart, write_dataset
 
 import data
 import nn
@@ -39,8 +35,7 @@ def fit(state, sets, config, rows=()):
 
 
 def history(out):
-    rows = data.load_rows(out / "history.csv")
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return rows_of(out / "history.csv")
 
 
 # --- the fold ---------------------------------------------------------------------------------
@@ -553,64 +548,6 @@ def test_a_folder_is_made_when_the_run_can_start_and_not_before(small_set, tmp_p
 
 
 # --- stopped and resumed ----------------------------------------------------------------------
-
-LONG = ("--epochs", "60", "--momentum", "0.9", "--dropout", "0.2", "--lr", "0.01")
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("unbroken")
-    write_dataset(folder / "small")
-    run("train.py", "--dataset", folder / "small", "--out", folder / "run", *LONG, *SMALL)
-    return folder
-
-
-MOMENTS = np.random.default_rng(0).uniform(0.1, 1.2, 6).round(3).tolist()
-
-
-@pytest.mark.parametrize(
-    "delay", [*MOMENTS[:3], *(pytest.param(delay, marks=pytest.mark.extended) for delay in MOMENTS[3:])]
-)
-def test_killed_at_any_moment_a_run_resumes_with_the_same_bits(unbroken, tmp_path, delay):
-    command = [str(ROOT / "train.py"), "--dataset", str(unbroken / "small"), "--out", str(tmp_path / "run")]
-    command = [sys.executable, *command, *LONG, *map(str, SMALL)]
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    time.sleep(delay)
-    process.kill()
-    process.wait()
-    if (tmp_path / "run" / "last.pkl").exists():
-        nn.load_checkpoint(tmp_path / "run" / "last.pkl")
-    command += ["--resume"] if (tmp_path / "run" / "last.pkl").exists() else []
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    for file in ("params.pkl", "last.pkl"):
-        assert (tmp_path / "run" / file).read_bytes() == (unbroken / "run" / file).read_bytes()
-    assert history(tmp_path / "run") == history(unbroken / "run")
-
-
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_save_what_was_reached(unbroken, tmp_path, number, status):
-    out = tmp_path / "run"
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        "--dataset",
-        str(unbroken / "small"),
-        "--out",
-        str(out),
-    ]
-    command += [*map(str, SMALL), "--epochs", "100000"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not (out / "history.csv").exists() or len(history(out)) < 3:
-        time.sleep(0.01)
-        assert process.poll() is None
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == status
-    assert "Traceback" not in errors and "--resume goes on" in errors and errors.count("\n") == 1
-    config = json.loads((out / "config.json").read_text())
-    assert config["status"] == "stopped"
-    assert len(history(out)) >= nn.load_checkpoint(out / "last.pkl")["config"]["epoch"] > 0
 
 
 def test_resume_refuses_another_run_and_extends_its_own(small_set, tmp_path):

@@ -1,9 +1,10 @@
 import re
+import shutil
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 import pytest
-from conftest import is_one_clear_line, run, write_dataset
+from conftest import is_one_clear_line, run, run_apart, write_dataset
 from matplotlib.backend_bases import KeyEvent, MouseEvent
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -44,6 +45,17 @@ def row(epoch, train=0.5, val=0.4, test=0.3):
     return {"epoch": epoch, "lr": 0.1, "seconds": 1.0, **losses, **accuracies}
 
 
+def held(**more):
+    """What a figure function takes: a folder's dict (see ``load_folder``), by hand."""
+    facts = {"image_shape": [2, 3], "class_names": ["cat", "dog", "emu"], "title": "T"}
+    config = {"steps": [], "data": facts, "activation": "relu"} | more.pop("config", {})
+    return {"path": "a", "config": config, "title": "T", "chosen": None, **more}
+
+
+def curves(rows, quantity, **more):
+    return visualize.curves_figure(held(rows=rows, **more), quantity)
+
+
 def lines_of(ax):
     return {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
 
@@ -61,14 +73,15 @@ def images_of(figure):
 
 def test_curves_show_each_part_and_mark_the_chosen_epoch():
     rows = [row(e, 1 / e, 1.1 / e, 1.2 / e) for e in range(1, 4)]
-    figure = visualize.curves_figure(rows, "loss", "MNIST, 784-10", chosen=2, loss="mse")
+    figure = curves(rows, "loss", title="MNIST, 784-10", chosen=2, config={"loss": "mse"})
     (ax,) = figure.axes
     lines = lines_of(ax)
     np.testing.assert_allclose(lines["train"].get_xydata(), [[e, 1 / e] for e in (1, 2, 3)])
     np.testing.assert_allclose(lines["validation"].get_ydata(), [1.1 / e for e in (1, 2, 3)])
     np.testing.assert_allclose(lines["test"].get_ydata(), [1.2 / e for e in (1, 2, 3)])
     assert len({line.get_linestyle() for line in lines.values()}) == 4  # told apart without colours
-    np.testing.assert_array_equal(lines["epoch 2, whose params are kept"].get_xdata(), [2, 2])
+    (kept,) = (line for label, line in lines.items() if "epoch 2" in label)
+    np.testing.assert_array_equal(kept.get_xdata(), [2, 2])
     rings = [line.get_xydata().tolist() for line in ax.lines if line.get_markerfacecolor() == "none"]
     assert [[2, 1 / 2]] in rings and [[2, 1.2 / 2]] in rings
     assert title_of(figure) == "Loss by epoch\nMNIST, 784-10"
@@ -76,7 +89,7 @@ def test_curves_show_each_part_and_mark_the_chosen_epoch():
 
 
 def test_accuracy_is_in_percent_and_a_part_without_images_has_no_line():
-    figure = visualize.curves_figure([row(1, val=None), row(2, 0.25, val=None)], "accuracy")
+    figure = curves([row(1, val=None), row(2, 0.25, val=None)], "accuracy")
     lines = lines_of(figure.axes[0])
     assert set(lines) == {"train", "test"}
     np.testing.assert_allclose(lines["train"].get_ydata(), [50, 75])
@@ -84,30 +97,42 @@ def test_accuracy_is_in_percent_and_a_part_without_images_has_no_line():
 
 
 def test_error_is_on_a_log_axis_and_leaves_out_epochs_without_errors():
-    figure = visualize.curves_figure([row(1, 0.1), row(2, 0.0), row(3, 0.01)], "error")
+    figure = curves([row(1, 0.1), row(2, 0.0), row(3, 0.01)], "error")
     ax = figure.axes[0]
     assert ax.get_yscale() == "log" and "no point where it is 0" in ax.get_ylabel()
     np.testing.assert_allclose(lines_of(ax)["train"].get_ydata(), [10, np.nan, 1])
 
 
-@pytest.mark.parametrize("first, outside", [(2.3, True), (0.5, False)])
-def test_the_first_epoch_is_left_out_of_the_range_when_it_would_flatten_the_rest(first, outside):
-    rows = [row(1, first, first, first)] + [row(e, 0.5 - e / 20, 0.4, 0.4) for e in range(2, 6)]
-    ax = visualize.curves_figure(rows, "loss").axes[0]
+@pytest.mark.parametrize(
+    "low, high, ticks",
+    [(0.9, 60, [1, 2, 5, 10, 20, 50]), (5.88, 5.94, [5, 6, 7]), (8.2, 12, [9, 10]), (3, 3, [3, 4])],
+)
+def test_a_log_axis_has_two_round_ticks_or_more(low, high, ticks):
+    ax = Figure().add_subplot()
+    visualize.log_axis(ax, "y", [low, high])
+    assert [float(label.get_text()) for label in ax.get_yticklabels()] == ticks
+    assert ax.get_ylim()[0] <= min(low, *ticks) and ax.get_ylim()[1] >= max(high, *ticks)
+    assert visualize.log_ticks(1, 1e7, 4) == [1, 100, 1e4, 1e6]
+
+
+@pytest.mark.parametrize("first, epochs, outside", [(2.3, 6, True), (0.5, 6, False), (2.3, 5, False)])
+def test_the_first_epoch_is_left_out_when_it_would_flatten_a_long_rest(first, epochs, outside):
+    rows = [row(1, first, first, first)] + [row(e, 0.5 - e / 20, 0.4, 0.4) for e in range(2, epochs + 1)]
+    ax = curves(rows, "loss").axes[0]
     assert (ax.get_ylim()[1] < first) == outside
     assert ("outside the range" in ax.get_xlabel()) == outside
     assert ax.get_ylim()[0] < 0.25 and ax.get_ylim()[1] > 0.4
 
 
 def test_twin_axes_hold_losses_left_and_test_accuracy_right():
-    left, right = visualize.twin_figure([row(1), row(2, 0.4, 0.4, 0.2)]).axes
+    left, right = visualize.twin_figure(held(rows=[row(1), row(2, 0.4, 0.4, 0.2)])).axes
     assert set(lines_of(left)) == {"train loss (left axis)", "test loss (left axis)"}
     np.testing.assert_allclose(lines_of(right)["test accuracy (right axis)"].get_ydata(), [70, 80])
     assert "accuracy (%)" in right.get_ylabel()
 
 
 def test_one_epoch_has_a_marker_and_whole_numbers_at_the_axis():
-    ax = visualize.curves_figure([row(1)], "loss").axes[0]
+    ax = curves([row(1)], "loss").axes[0]
     assert all(line.get_marker() for line in lines_of(ax).values())
     low, high = ax.get_xlim()
     assert [tick for tick in ax.get_xticks() if low <= tick <= high] == [1]
@@ -116,9 +141,9 @@ def test_one_epoch_has_a_marker_and_whole_numbers_at_the_axis():
 @pytest.mark.parametrize("epochs", [1, 3, 50, 300])
 def test_texts_of_curves_do_not_overlap(epochs):
     rows = [row(e, 1 / e, 1.1 / e, 1.2 / e) for e in range(1, epochs + 1)]
-    with matplotlib.rc_context(visualize.STYLE):
+    with matplotlib.style.context(visualize.LOOK):
         for quantity in ("loss", "accuracy", "error"):
-            figure = visualize.curves_figure(rows, quantity, "MNIST, 784-292-10, test accuracy 98.25 %", 1)
+            figure = curves(rows, quantity, title="MNIST, 784-292-10, test accuracy 98.25 %", chosen=1)
             figure.draw_without_rendering()
             boxes = [text.get_window_extent() for text in visible_texts(figure)]
             for i, box in enumerate(boxes):
@@ -141,9 +166,13 @@ def visible_texts(figure):
 
 def test_the_heat_map_shows_the_weights_with_colours_centred_on_0():
     weights = np.random.default_rng(0).normal(0.1, 1, (20, 7))
-    figure = visualize.weights_figure(weights, "W1", "T")
+    params = {"W1": weights, "b1": np.zeros(7), "W2": weights[:7, :3], "b2": np.zeros(3)}
+    figures = visualize.weights_figures(held(params=params))
+    assert set(figures) == {"weights_W1", "weights_W2"}
+    figure = figures["weights_W1"]
     image = figure.axes[0].images[0]
-    np.testing.assert_array_equal(image.get_array(), weights)
+    np.testing.assert_array_equal(image.get_array(), weights.T)  # the longer side along the page
+    assert image.get_interpolation() == "none"  # no value is mixed with its neighbours
     assert image.norm.vmin == -image.norm.vmax and image.norm.vmax > 1
     assert title_of(figure) == "W1: 20 × 7 weights\nT"
 
@@ -155,7 +184,14 @@ def test_lightness_alone_tells_the_sign_of_a_weight():
 
 
 def test_a_heat_map_of_zeros_can_be_drawn():
-    assert visualize.weights_figure(np.zeros((3, 2)), "W1").axes[0].images[0].norm.vmax == 1
+    params = {"W1": np.zeros((4, 3)), "b1": np.zeros(3)}
+    assert visualize.weights_figures(held(params=params))["weights_W1"].axes[0].images[0].norm.vmax == 1
+
+
+@pytest.mark.parametrize("basis, word", [(None, "pixel"), (np.eye(4), "component")])
+def test_what_the_rows_of_w1_are_depends_on_the_preprocessing(basis, word):
+    run = held(params={"W1": np.ones((4, 3)), "b1": np.zeros(3)}, config={"steps": [{"basis": basis}]})
+    assert word in visualize.weights_figures(run)["weights_W1"].axes[0].get_xlabel()
 
 
 def test_receptive_fields_come_strongest_first_on_one_sheet():
@@ -164,7 +200,7 @@ def test_receptive_fields_come_strongest_first_on_one_sheet():
     fields = visualize.receptive_fields(weights, (2, 3))
     assert fields.shape == (3, 2, 3)
     assert [float(field.max()) for field in fields] == [5, 1, pytest.approx(0.1)]
-    figure = visualize.fields_figure(weights, (2, 3))
+    figure = visualize.fields_figure(held(params=dict.fromkeys(("W1", "b1", "W2", "b2"), weights)))
     sheet = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
     np.testing.assert_array_equal(sheet[:2, :3], fields[0])
     assert np.isfinite(sheet).sum() == weights.size
@@ -192,19 +228,29 @@ def test_a_network_without_hidden_layers_shows_its_class_templates(linear):
 
 def test_histograms_count_all_weights_of_each_layer(trained):
     params, _ = data.load_run(trained)
-    figure = visualize.histogram_figure(params)
+    figure = visualize.histogram_figure(held(params=params))
     for ax, name in zip(figure.axes, ("W1", "W2", "W3")):
         assert sum(bar.get_height() for bar in ax.patches) == params[name].size
         assert ax.get_title().startswith(name)
+        assert ax.get_ylim()[0] == 0.5  # so that a bar of 1 is seen
 
 
 def test_activations_tell_how_many_units_never_fire():
     activations = np.array([[0.0, 1.0, 2.0], [0.0, 0.0, 3.0]], np.float32)
-    figure = visualize.activations_figure(activations, layer=2)
+    figure = visualize.activations_figures(held(hidden=[activations, activations]))["activations_2"]
     assert "hidden layer 2: 1 of 3 units never fire" in title_of(figure)
     left, right = figure.axes
     assert sum(bar.get_height() for bar in left.patches) == 6
     np.testing.assert_array_equal(right.patches[0].get_data().values, [100, 50, 0])
+
+
+@pytest.mark.parametrize("activation, saturated", [("tanh", -0.99), ("sigmoid", 0.001)])
+def test_of_tanh_and_sigmoid_saturation_is_shown(activation, saturated):
+    activations = np.array([[0.5, saturated], [0.5, saturated]])
+    run = held(hidden=[activations], config={"activation": activation})
+    figure = visualize.activations_figures(run)["activations_1"]
+    assert "1 of 2 units always saturated" in title_of(figure)
+    np.testing.assert_array_equal(figure.axes[1].patches[0].get_data().values, [100, 0])
 
 
 # --- predictions ---
@@ -212,7 +258,8 @@ def test_activations_tell_how_many_units_never_fire():
 
 def test_the_confusion_matrix_shows_its_counts():
     counts = np.array([[50, 2, 0], [0, 40, 7], [1, 0, 30]])
-    figure = visualize.confusion_figure(counts, ["cat", "dog", "emu"])
+    labels, predicted = (np.repeat(side.ravel(), counts.ravel()) for side in np.indices((3, 3)))
+    figure = visualize.confusion_figure(held(labels=labels, estimates=np.eye(3)[predicted]))
     ax = figure.axes[0]
     texts = {tuple(text.get_position()): text.get_text() for text in ax.texts}
     assert texts == {(c, r): str(n) for (r, c), n in np.ndenumerate(counts) if n}
@@ -223,7 +270,9 @@ def test_the_confusion_matrix_shows_its_counts():
 
 
 def test_many_classes_make_a_confusion_matrix_without_numbers():
-    figure = visualize.confusion_figure(np.eye(60, dtype=int), list(map(str, range(60))))
+    config = {"data": {"class_names": list(map(str, range(60)))}}
+    run = held(labels=np.arange(60), estimates=np.eye(60), config=config)
+    figure = visualize.confusion_figure(run)
     assert not figure.axes[0].texts
 
 
@@ -233,8 +282,10 @@ def test_mistakes_come_most_confident_first():
     worst = visualize.worst_mistakes(estimates, labels)
     assert worst.tolist() == [2, 0, 1]
     images = np.arange(4 * 6, dtype=np.uint8).reshape(4, 2, 3)
-    figure = visualize.mistakes_figure(images[worst], labels[worst], estimates[worst], ["a", "b"])
-    assert figure.axes[0].get_title() == "b → a\n99.0 %"
+    config = {"data": {"class_names": ["a", "b"], "image_shape": [2, 3]}}
+    run = held(images=images, labels=labels, estimates=estimates, mistakes=worst, config=config)
+    figure = visualize.mistakes_figure(run)
+    assert figure.axes[0].get_title().split() == ["b", "→", "a", "99.0", "%"]
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), images[2])
 
 
@@ -254,7 +305,17 @@ def test_figures_of_a_run_agree_with_its_network(trained, small):
     dataset = data.load_dataset(str(small))
     probs = nn.predict(params, data.preprocess(dataset["test_images"], config["steps"]))
     wrong = int((probs.argmax(axis=1) != dataset["test_labels"]).sum())
-    expected = {"loss", "accuracy", "error", "twin", "fields", "histogram", "confusion", "calibration"}
+    expected = {
+        "summary",
+        "loss",
+        "accuracy",
+        "error",
+        "twin",
+        "fields",
+        "histogram",
+        "confusion",
+        "calibration",
+    }
     expected |= {"weights_W1", "weights_W2", "weights_W3", "activations_1", "activations_2"}
     assert set(figures) == expected | ({"mistakes"} if wrong else set())
     assert set(skipped) <= {"no test image is classified wrongly"}
@@ -296,7 +357,7 @@ SCORES = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
 
 def test_a_search_shows_each_setting_the_ranking_and_the_curves(tmp_path):
     figures, skipped = visualize.draw_folder(make_search(tmp_path), None, None)
-    assert set(figures) == {"search", "ranking", "learning_curves"} and not skipped
+    assert set(figures) == {"summary", "search", "ranking", "learning_curves"} and not skipped
     lr, decay, hidden = figures["search"].axes[:3]
     assert [ax.get_xlabel() for ax in (lr, decay, hidden)] == ["lr", "weight_decay", "hidden"]
     assert [ax.get_xscale() for ax in (lr, decay)] == ["linear", "log"]
@@ -305,9 +366,11 @@ def test_a_search_shows_each_setting_the_ranking_and_the_curves(tmp_path):
     np.testing.assert_allclose(lines_of(decay)["fewer epochs"].get_xdata(), [1e-4])
 
     ranking = figures["ranking"].axes[0]
-    np.testing.assert_allclose(ranking.lines[0].get_xdata(), [87.5, 77.5, 65])
-    heading, first, *_ = [label.get_text().split() for label in ranking.get_yticklabels()]
-    assert heading == ["trial", "lr", "weight_decay", "hidden"] and first == ["1", "0.2", "1e-07", "30"]
+    np.testing.assert_allclose([line.get_xdata()[0] for line in ranking.lines], [87.5, 77.5, 65])
+    heading, first, *_, last = [label.get_text().split() for label in ranking.get_yticklabels()]
+    assert heading == ["trial", "lr", "weight_decay", "hidden", "epochs"]
+    assert first == ["1", "0.2", "1e-07", "30", "4"] and last[-1] == "2"
+    assert [line.get_markerfacecolor() == "none" for line in ranking.lines] == [False, False, True]
 
     curves = figures["learning_curves"].axes[0].lines
     assert [len(line.get_xdata()) for line in curves] == [4, 2, 4]
@@ -316,14 +379,29 @@ def test_a_search_shows_each_setting_the_ranking_and_the_curves(tmp_path):
     assert "MNIST, 4 trials, 1 failed, best validation accuracy 87.50 %" in title_of(figures["search"])
 
 
-def test_a_search_without_its_definition_or_histories_is_still_drawn(tmp_path):
+@pytest.mark.parametrize("settings", [3, 60])
+def test_the_first_page_holds_all_its_text(tmp_path, settings):
+    definition = {
+        "space": "lr=0.1:1",
+        **{f"setting{n}": n for n in range(settings)},
+        "versions": {"numpy": "2"},
+    }
+    search = visualize.load_folder(make_search(tmp_path))
+    with matplotlib.style.context(visualize.LOOK):
+        figure = visualize.summary_figure({**search, "definition": definition})
+        figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.texts]
+    assert all(box.y0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
+
+
+def test_a_search_without_histories_is_still_drawn(tmp_path):
     make_search(tmp_path)
-    (tmp_path / "search.json").unlink()
     for path in tmp_path.glob("trials/*/*"):
         path.unlink()
     figures, skipped = visualize.draw_folder(tmp_path, None, None)
     assert [ax.get_xlabel() for ax in figures["search"].axes[:3]] == ["lr", "weight_decay", "hidden"]
-    assert set(figures) == {"search", "ranking"}
+    assert set(figures) == {"summary", "search", "ranking"}
     assert skipped == {"there is no trials/NNN/history.csv": ["learning_curves"]}
 
 
@@ -334,9 +412,10 @@ def test_trials_far_below_the_others_do_not_flatten_them():
         {"trial": i, "lr": i, "epochs": 3, "val_accuracy": v}
         for i, v in enumerate(sorted(values, reverse=True))
     ]
-    ax, legend = visualize.search_figure(trials, {"lr": "0:9"}).axes
+    run = {"trials": trials, "space": {"lr": "0:9"}, "search_title": ""}
+    ax, legend = visualize.search_figure(run).axes
     assert ax.get_ylim()[0] > 90
-    assert "1 at the bottom lie lower still" in [t.get_text() for t in legend.get_legend().get_texts()]
+    assert any("lower still" in text.get_text() for text in legend.get_legend().get_texts())
 
 
 # --- several runs ---
@@ -360,18 +439,49 @@ def test_runs_are_overlaid_with_the_settings_in_which_they_differ(small, tmp_pat
         for path, (label, line) in zip(runs, lines_of(ax).items()):
             rows = data.load_rows(path / "history.csv")
             np.testing.assert_allclose(line.get_ydata(), [r[f"{part}_loss"] for r in rows])
-            assert re.match(r"momentum (0|0\.9): test accuracy [\d.]+ %$", label)
+            assert re.match(rf"{path.name}: momentum (0|0\.9), test\s[\d.]+\s%$", label)
         styles = {(line.get_color(), line.get_linestyle()) for line in lines_of(ax).values()}
         assert len(styles) == 2
     assert "small, 20-3" in title_of(figures["loss"])
 
 
-def test_runs_with_the_same_settings_are_told_apart_by_their_folders():
+def test_a_run_is_labelled_with_its_folder_and_with_what_is_particular_to_it():
     config = {"lr": 0.1, "hidden": [5], "nesterov": True}
-    runs = [{"config": config, "path": name, "rows": [row(1)], "chosen": 1} for name in ("a", "b")]
-    assert visualize.run_labels(runs) == ["a: test accuracy 70.00 %", "b: test accuracy 70.00 %"]
+    runs = [
+        {"config": config, "path": f"x/{name}", "rows": [row(1)], "chosen": 1} for name in ("a", "_b", "c")
+    ]
+    labels = [label.replace("\xa0", " ") for label in visualize.run_labels(runs)]
+    assert labels == ["a: test 70.00 %", "_b: test 70.00 %", "c: test 70.00 %"]
     runs[1]["config"] = {**config, "nesterov": False, "hidden": []}
-    assert visualize.run_labels(runs)[1] == "hidden none, nesterov off: test accuracy 70.00 %"
+    label = visualize.run_labels(runs)[1].replace("\xa0", " ")
+    assert label == "_b: hidden none, nesterov false, test 70.00 %"
+
+
+def test_folders_of_one_name_are_told_apart_by_those_above():
+    assert visualize.folder_names(["x/a", "y/a"]) == ["x/a", "y/a"]
+    assert visualize.folder_names(["x/a", "x/b"]) == ["a", "b"]
+    assert visualize.folder_names(["x/a", "x/a"]) == ["a", "a"]
+
+
+@pytest.mark.parametrize("count", [2, 6, 7, 12, 40])
+def test_the_page_of_an_overlay_grows_with_its_legend(count):
+    """Each run has its entry, all of it on the page and below the axes, even if its name starts with _."""
+    config = {"lr": 0.1, "loss": "mse"}
+    runs = [
+        held(path=f"_{n}{'long' * 9}", rows=[row(1), row(2)], chosen=1, network="", data_title="")
+        | {"config": {**config, "lr": n / 100, "momentum": n / 50, "hidden": [n, n]}}
+        for n in range(count)
+    ]
+    with matplotlib.style.context(visualize.LOOK):
+        figure = visualize.compare_figure(runs, "loss")
+        figure.draw_without_rendering()
+    *panels, below = figure.axes
+    assert all(panel.get_xlabel() == "epoch" for panel in panels)
+    texts = below.get_legend().get_texts()
+    assert [text.get_text().split("long")[0] for text in texts] == [f"_{n}" for n in range(count)]
+    legend = below.get_legend().get_window_extent()
+    assert legend.y0 >= 0 and legend.x1 <= figure.bbox.x1
+    assert all(legend.y1 <= panel.get_tightbbox().y0 for panel in panels)
 
 
 def test_comparing_skips_a_run_without_history(trained, linear, small, tmp_path):
@@ -403,6 +513,30 @@ def test_files_are_the_same_each_time_and_reported_line_by_line(trained, tmp_pat
     assert len(re.findall(rb"/Type /Page\b", (tmp_path / "a" / "report.pdf").read_bytes())) == 2
 
 
+def test_figures_do_not_depend_on_a_matplotlibrc(trained, tmp_path):
+    rc = "text.usetex: True\npath.sketch: 1, 100, 2\nfont.size: 30\nsavefig.bbox: tight\nsavefig.dpi: 20\n"
+    (tmp_path / "matplotlibrc").write_text(rc)
+    names = ["loss.png", "loss.svg", "report.pdf"]
+    for out, environment in (("a", {}), ("b", {"MATPLOTLIBRC": str(tmp_path)})):
+        run_apart("visualize.py", trained, "--only", "loss", "--out", tmp_path / out, **environment)
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_names_are_drawn_as_they_are_and_letters_that_no_font_has_are_one_note(tmp_path, capfd):
+    """A ``$`` is no formula; all missing letters of all figures are noted once, on one line."""
+    folder = write_dataset(tmp_path / "price$5_$x^{手写")
+    out = make_run(tmp_path / "_run", folder, "--hidden", 3, "--epochs", 1)
+    capfd.readouterr()
+    assert not visualize.main([str(out)])
+    assert is_one_clear_line(capfd.readouterr().err, "手", "写")
+    other = shutil.copytree(out, tmp_path / "_$other$")
+    assert not visualize.main([str(out), str(other)])
+    assert is_one_clear_line(capfd.readouterr().err, "手", "写")
+    figures, _ = visualize.draw_folder(out, ["loss"], None)
+    assert "price$5_$x^{手写" in title_of(figures["loss"])
+
+
 def test_the_default_folder_is_the_runs_own_figures(trained, capsys):
     assert not visualize.main([str(trained), "--only", "error"])
     assert str(trained / "figures" / "error.png") in capsys.readouterr().out
@@ -412,7 +546,7 @@ def test_missing_pieces_are_skipped_with_a_reason(trained, tmp_path, capsys):
     (tmp_path / "history.csv").write_bytes((trained / "history.csv").read_bytes())
     (tmp_path / "config.json").write_bytes((trained / "config.json").read_bytes())
     figures, skipped = visualize.draw_folder(tmp_path, None, None)
-    assert set(figures) == {"loss", "accuracy", "error", "twin"}
+    assert set(figures) == {"summary", "loss", "accuracy", "error", "twin"}
     (reason,) = skipped
     assert reason == "there is no params.pkl" and "fields" in skipped[reason]
     assert "small, 20-7-5-3, test accuracy" in title_of(figures["loss"])
@@ -432,16 +566,17 @@ def test_without_the_data_set_the_other_figures_are_drawn(trained, monkeypatch, 
 
 
 def test_a_run_is_compared_from_inside_its_folder(trained, tmp_path, monkeypatch):
-    monkeypatch.chdir(trained)
-    assert not visualize.main([".", str(trained), "--only", "loss"])
-    assert (trained.parent / "comparison" / "loss.png").exists() and not (trained / "comparison").exists()
+    other = shutil.copytree(trained, tmp_path / "other")
+    here = shutil.copytree(trained, tmp_path / "here")
+    monkeypatch.chdir(here)
+    assert not visualize.main([".", str(other), "--only", "loss"])
+    assert (tmp_path / "comparison" / "loss.png").exists() and not (here / "comparison").exists()
 
 
-def test_many_long_labels_are_folded_to_the_page():
-    few, lines, size = visualize.legend_texts(["word " * 30] * 2)
-    assert (lines, size) == (5, 9) and max(map(len, few[0].splitlines())) <= 95
-    many, lines, size = visualize.legend_texts(["word " * 30] * 6)
-    assert (lines, size) == (13, 7) and max(map(len, many[0].splitlines())) <= 120
+def test_long_labels_are_folded_to_the_page():
+    labels, columns, lines = visualize.legend_texts(["word " * 30] * 2)
+    assert (columns, lines) == (1, 1 + sum(1 + label.count("\n") for label in labels))
+    assert max(len(line) for label in labels for line in label.splitlines()) <= 100
 
 
 HEADER = ",".join(["epoch", *(column for column in row(1) if "_" in column)]) + "\n"
@@ -455,13 +590,13 @@ HEADER = ",".join(["epoch", *(column for column in row(1) if "_" in column)]) + 
         (None, ["{tmp}", "{tmp}"], ["nothing to draw in"]),
         (None, ["{tmp}", "--only", "los"], ["unknown figure 'los'", "did you mean loss?"]),
         (None, ["{tmp}", "--onyl", "loss"], ["did you mean --only"]),
-        (("history.csv", "epoch,x\n1,2\n"), ["{tmp}"], ["history.csv", "lacks the columns"]),
+        (("history.csv", "epoch,x\n1,2\n"), ["{tmp}"], ["history.csv", "lacks train_loss"]),
         (("history.csv", "epoch\n1,2\n"), ["{tmp}"], ["history.csv", "differ in length"]),
         (("params.pkl", "rubbish"), ["{tmp}"], ["params.pkl", "not a usable params file"]),
-        (("config.json", "[]"), ["{tmp}"], ["config.json", "settings"]),
-        (("config.json", '{"data": null}'), ["{tmp}"], ["config.json", "settings"]),
+        (("config.json", "[]"), ["{tmp}"], ["config.json", "dict"]),
+        (("config.json", '{"data": null}'), ["{tmp}"], ["nothing to draw in"]),
         (("history.csv", HEADER + ",1,1,1,1,1,1\n"), ["{tmp}"], ["history.csv", "epoch"]),
-        (("trials.csv", "trial,status\n1,finished\n"), ["{tmp}"], ["trials.csv", "lacks the columns"]),
+        (("trials.csv", "trial,status\n1,finished\n"), ["{tmp}"], ["trials.csv", "lacks seed"]),
         (None, ["{run}", "--draw", "--only", "loss"], ["--draw: goes with one FOLDER"]),
         (None, ["{run}", "--show", "--out", "x"], ["--out: has no meaning"]),
         (None, ["{run}", "--draw"], ["no window can be opened", "display"]),
@@ -515,7 +650,7 @@ def test_drawing_with_the_mouse_moves_the_probabilities(trained):
     for y in range(50, 100, 15):
         mouse("motion_notify_event", 40, y)
     mouse("button_release_event", 40, 95)
-    assert ink() > 500 and np.asarray(window["seen"].get_array()).max() == 255
+    assert ink() > 500 and np.asarray(window["seen"].get_array()).max() > 50
     assert sum(bar.get_width() for bar in bars) == pytest.approx(100, abs=0.01)
     image, estimates = visualize.read_drawing(np.asarray(window["ink"].get_array()), params, config)
     np.testing.assert_allclose([bar.get_width() for bar in bars], 100 * estimates, rtol=1e-5)
@@ -524,15 +659,39 @@ def test_drawing_with_the_mouse_moves_the_probabilities(trained):
     mouse("motion_notify_event", 100, 100)  # the button is up again
     assert ink() == before
 
-    canvas.callbacks.process("key_press_event", KeyEvent("key_press_event", canvas, "c"))
-    assert ink() == 0 and [bar.get_width() for bar in bars] == [0, 0, 0]
-    mouse("button_press_event", 40, 40)
-    assert ink() > 0
-    mouse("button_release_event", 40, 40)
-    button = window["button"].ax
+    button = window["button"].ax  # no key is down when it is pressed
     mouse("button_press_event", 0.5, 0.5, button)
     mouse("button_release_event", 0.5, 0.5, button)
-    assert ink() == 0
+    assert ink() == 0 and [bar.get_width() for bar in bars] == [0, 0, 0]
+    mouse("button_press_event", 40, 40)
+    mouse("button_release_event", 40, 40)
+    assert ink() > 0
+    for key, cleared in (("x", False), ("c", True)):
+        for name in ("key_press_event", "key_release_event"):
+            canvas.callbacks.process(name, KeyEvent(name, canvas, key))
+        assert (ink() == 0) == cleared
+
+
+def test_a_stroke_redraws_only_what_changes(trained, monkeypatch):
+    params, config = data.load_run(trained)
+    figure = Figure(figsize=visualize.PAGE, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    blitted = []
+    monkeypatch.setattr(canvas, "blit", blitted.append, raising=False)
+    window = visualize.drawing_window(figure, params, config)
+    canvas.draw()
+    empty = np.array(canvas.buffer_rgba())
+    monkeypatch.setattr(figure, "draw", lambda *_: pytest.fail("all of the window is drawn anew"))
+    for name, y in (("button_press_event", 40), ("motion_notify_event", 90)):
+        place = window["pad"].transData.transform((40, y))
+        canvas.callbacks.process(name, MouseEvent(name, canvas, *place, button=1))
+    assert len(blitted) == 2
+    changed = (np.array(canvas.buffer_rgba()) != empty).any(axis=2)
+    assert changed.any() and changed.mean() < 0.5
+    monkeypatch.undo()
+    stroke = np.array(canvas.buffer_rgba())
+    canvas.draw()
+    np.testing.assert_array_equal(canvas.buffer_rgba(), stroke)  # as if all of it had been
 
 
 def test_figures_of_real_mnist_show_what_was_learned(real_data, tmp_path):
