@@ -285,7 +285,7 @@ def _as_pictures(images, what, size, transpose):
     if images.ndim != 3 or 0 in images.shape[1:]:
         raise ValueError(f"{what} have the shape {shape}, not (n, rows, columns)")
     if size and images.shape[1:] != tuple(size):
-        raise ValueError(f"{what} have {images.shape[1]}x{images.shape[2]} pixels, another --size")
+        raise ValueError(f"{what} have {images.shape[1]}x{images.shape[2]} pixels, not {size[0]}x{size[1]}")
     return images.swapaxes(1, 2) if transpose else images
 
 
@@ -318,23 +318,28 @@ def _as_bytes(images, where):
             block = array[start : start + 1000].astype(np.float32)
             result[part][start : start + 1000] = np.rint(block * np.float32(255 / white))
     if white != 255:
-        print(f"note: {where}: pixels from 0 to {white:g} were brought to 0 ... 255", file=sys.stderr)
+        _note(f"{where}: pixels from 0 to {white:g} were brought to 0 ... 255")
     return result
+
+
+def _note(text):
+    print(printable(f"note: {text}"), file=sys.stderr)
 
 
 def _plain_labels(labels, what):
     """Labels of any usual form as an array (n,) of int64 or of words."""
     if labels.ndim == 2 and labels.dtype.kind in "biuf" and labels.shape[1]:
-        if labels.shape[1] == 1 or (labels.shape[1] == 8 and labels.dtype.kind == "i"):
-            labels = labels[:, 0]  # of QMNIST's columns the first one is the class
-        elif ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all():
+        columns = labels.shape[1]
+        if columns > 1 and ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all():
             labels = labels.argmax(axis=1)  # one-hot
+        elif columns == 1 or (columns == 8 and labels.dtype.kind == "i"):
+            labels = labels[:, 0]  # of QMNIST's columns the first one is the class
     if labels.ndim != 1:
         raise ValueError(f"{what} have the shape {labels.shape}, not (n,)")
     if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels):
         labels = labels.astype(str)
     if labels.dtype.kind == "S":
-        labels = np.char.decode(labels, "utf-8")
+        labels = np.char.decode(labels, "utf-8", "backslashreplace")
     if labels.dtype.kind == "U":
         if len(empty := np.flatnonzero(np.char.str_len(labels) == 0)):
             raise ValueError(f"{what} lack that of image {empty[0] + 1:,}")
@@ -414,17 +419,19 @@ def load_dataset_of(config, data_dir=None, name=None, transpose=None):
     where = pathlib.Path(data_dir or os.environ.get("DATA_DIR") or "datasets")
     if name is None and own not in DATASET_NAMES and _locate(own, where) is None:
         raise FileNotFoundError(f"the run was trained on {own}, which is not here; see --dataset")
-    if transpose is None:
-        transpose = config["transpose"] and name in (None, own)
-    dataset = load_dataset(name or own, data_dir, size=config["size"], transpose=transpose)
-    width, classes = math.prod(trained_on["image_shape"]), trained_on["class_names"]
-    if dataset["train_images"].shape[1] != width:
-        shape = "x".join(map(str, dataset["image_shape"]))
-        raise ValueError(f"{dataset['title']} does not fit: the network takes {width} pixels, not {shape}")
+    shape, classes, size = trained_on["image_shape"], trained_on["class_names"], config["size"]
+    if name not in (None, own):
+        size = tuple(reversed(shape) if transpose else shape)
+    elif transpose is None:
+        transpose = config["transpose"]
+    dataset = load_dataset(name or own, data_dir, size=size, transpose=bool(transpose))
+    if dataset["train_images"].shape[1] != math.prod(shape):
+        pixels = " and ".join("x".join(map(str, sides)) for sides in (shape, dataset["image_shape"]))
+        raise ValueError(f"{dataset['title']} does not fit: the pixels of network and images are {pixels}")
     dataset = with_classes(dataset, classes)
     same = dataset["sha256"] == trained_on.get("sha256")
     if name is None and not same:
-        print("note: the data set has changed since the network was trained", file=sys.stderr)
+        _note("the data set has changed since the network was trained")
     return _with_test_images(dataset, config, same or name in (None, own))
 
 
@@ -461,7 +468,7 @@ def _with_test_images(dataset, config, own):
         images, labels = held_out
     if not len(images):
         raise ValueError(f"{dataset['title']} has no test images, and the run held none out; see --dataset")
-    print(f"note: {dataset['title']} has no test images; {what} are taken", file=sys.stderr)
+    _note(f"{dataset['title']} has no test images; {what} are taken")
     return {**dataset, "test_images": images, "test_labels": labels, "judged": "validation" if own else "all"}
 
 
@@ -492,7 +499,7 @@ def _load_path(path, name, title, form):
             )
     for part in ("val", "test"):
         if f"{part}_images" in arrays and f"{part}_labels" not in arrays:
-            print(f"note: {path}: the {part} images have no labels and are left out", file=sys.stderr)
+            _note(f"{path}: the {part} images have no labels and are left out")
         if not (f"{part}_images" in arrays and f"{part}_labels" in arrays):
             arrays = {key: array for key, array in arrays.items() if not key.startswith(part)}
     about = {"name": name, "title": title, "class_names": _read_class_names(path), "sha256": digests}
@@ -599,12 +606,24 @@ def _parse_pickle(content):
         pairs = [value] if all(type(item) is np.ndarray for item in value) else value
         parts = ("train", "val", "test") if len(pairs) == 3 else ("train", "test")
         nn.check(list(pairs), [(list, tuple)], "its content")
+        if any(len(pair) != 2 for pair in pairs):
+            raise ValueError("it is a list, but not of pairs of images and labels")
         value = {f"{kind} {part}": pair[i] for part, pair in zip(parts, pairs) for i, kind in enumerate("xy")}
-    nn.check(value, {str: (np.ndarray, list)}, "its content")
-    return {key: np.asarray(array) for key, array in value.items()}
+    nn.check(value, dict, "its content")
+    value = {key: part for key, part in value.items() if _words_of(key, KINDS)}
+    nn.check(value, {str: (np.ndarray, [(int, float, str)])}, "its content")
+    return {key: _label_array(array) if type(array) is list else array for key, array in value.items()}
 
 
-MOST_LABEL = 100  # characters
+def _label_array(labels):
+    """A list of labels as an array, in which each takes as much memory as the longest."""
+    longest = max((label for label in labels if isinstance(label, str)), key=len, default="")
+    if len(longest) > MOST_LABEL:
+        raise ValueError(f"its label {longest[:20]!r}... has {len(longest):,} characters")
+    return np.array(labels)
+
+
+MOST_LABEL, MOST_FIELDS = 100, 300_000  # characters of a label, fields in a row
 
 
 def _parse_csv(content):
@@ -612,6 +631,8 @@ def _parse_csv(content):
     file = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig")
     first = file.readline()
     delimiter = max(",;\t", key=first.count)
+    if first.count(delimiter) > MOST_FIELDS:
+        raise ValueError(f"its first line has {first.count(delimiter):,} fields")
     names = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
     header, labels = not all(map(_is_number, names[1:])), []
     column = names.index("label") if "label" in names else 0
@@ -640,10 +661,7 @@ def _parse_csv(content):
         raise ValueError("it has no rows of a label and pixels")
     if unlabelled:
         return {"images": table}
-    longest = max(labels, key=len)
-    if len(longest) > MOST_LABEL:
-        raise ValueError(f"its label {longest[:20]}... has {len(longest):,} characters")
-    return {"labels": np.array(labels), "images": np.delete(table, column, axis=1)}
+    return {"labels": _label_array(labels), "images": np.delete(table, column, axis=1)}
 
 
 def _is_number(text):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import HANG, ROOT, write_dataset
 from faults import FEW, MANY, altered, call, damaged, outcomes, written
+from PIL import Image
 
 import data
 import nn
@@ -91,6 +92,97 @@ def test_damaged_idx_files(tmp_path, way, count):
     assert not faults and 0 < fine < count
 
 
+def numbers(rng, n=24):
+    """Images, and labels of three classes."""
+    return rng.integers(0, 256, (n, 4, 4), dtype=np.uint8), np.arange(n) % 3
+
+
+def save_csv(folder, images, labels):
+    rows = np.column_stack([labels, images.reshape(len(images), -1)])
+    np.savetxt(folder / "train.csv", rows, "%d", ",", header="label" + 16 * ",p", comments="")
+
+
+def save_zipped_csv(folder, images, labels):
+    save_csv(folder, images, labels)
+    content = (folder / "train.csv").read_bytes()
+    (folder / "train.csv").unlink()
+    (folder / "train.csv.gz").write_bytes(gzip.compress(content, 1))
+
+
+def save_npy(folder, images, labels):
+    for name, array in (("X_train", images / 255), ("y_train", labels)):
+        np.save(folder / f"{name}.npy", array)
+
+
+def save_words(folder, images, labels):
+    np.save(folder / "X.npy", images)
+    np.save(folder / "y.npy", np.array(["a", "bc", "ü"])[labels])
+
+
+def save_pickle(protocol):
+    def save(folder, images, labels):
+        pairs = (
+            ((images / 255, labels),) * 3 if protocol < 3 else {"train_img": images, "train_label": labels}
+        )
+        (folder / "mnist.pkl").write_bytes(pickle.dumps(pairs, protocol=protocol))
+
+    return save
+
+
+def save_qmnist(folder, images, labels):
+    table = np.column_stack([labels] * 8).astype(">i4")
+    (folder / "qmnist-train-images-idx3-ubyte").write_bytes(data.idx_bytes(images))
+    header = bytes([0, 0, 12, 2]) + struct.pack(">2I", *table.shape)
+    (folder / "qmnist-train-labels-idx2-int").write_bytes(header + table.tobytes())
+
+
+def save_pictures(folder, images, labels):
+    for number, (image, label) in enumerate(zip(images, labels)):
+        (folder / f"{label}").mkdir(exist_ok=True)
+        Image.fromarray(image).save(folder / f"{label}" / f"{number}.{('png', 'bmp', 'tif')[label]}")
+
+
+def save_names(folder, images, labels):
+    np.savez(folder / "x.npz", X=images, y=labels)
+    (folder / "classes.txt").write_text("one\ntwo\nthree\n")
+
+
+DATA_FORMS = {
+    "csv": save_csv,
+    "csv.gz": save_zipped_csv,
+    "npz": lambda folder, x, y: np.savez(folder / "mnist.npz", x_train=x, y_train=y, x_test=x, y_test=y),
+    "npz compressed": lambda folder, x, y: np.savez_compressed(folder / "mnist.npz", X=x, y=y),
+    "npy": save_npy,
+    "npy of words": save_words,
+    "pkl of Python 2": save_pickle(2),
+    "pkl": save_pickle(4),
+    "IDX of int32": save_qmnist,
+    "pictures": save_pictures,
+    "classes.txt": save_names,
+}
+
+
+@pytest.mark.parametrize("count", [FEW, MANY])
+@pytest.mark.parametrize("form", DATA_FORMS)
+def test_damaged_data_of_every_form(tmp_path, form, count):
+    rng = np.random.default_rng([6, len(form), count])
+    DATA_FORMS[form](tmp_path, *numbers(rng))
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    files = files[:1] if form == "classes.txt" else files
+
+    def cases():
+        for _ in range(count):
+            path = files[rng.integers(len(files))]
+            honest = path.read_bytes()
+            path.write_bytes(damaged(honest, rng))
+            yield tmp_path
+            path.write_bytes(honest)
+
+    fine, faults = outcomes(cases(), use_dataset)
+    assert not faults and fine < count
+    assert fine or form in ("csv.gz", "npz", "npz compressed"), "these have checksums"
+
+
 @pytest.mark.parametrize("count", [FEW, MANY])
 @pytest.mark.parametrize("suffix", ["pkl", "npz"])
 def test_damaged_params(runs, tmp_path, suffix, count):
@@ -166,6 +258,18 @@ def npy(shape, descr="<f4", content=b""):
 
 
 MEGA = 1 << 20
+
+
+def same_bytes():
+    return pickled(
+        b"cnumpy.core.multiarray\nscalar\nq\x01cnumpy\ndtype\n(X\x02\0\0\0u1K\0K\x01tRq\x02"
+        + text(MEGA // 2)
+        + b"q\x03c_codecs\nencode\nq\x04("
+        + b"h\x04h\x03X\x06\0\0\0latin1\x86R" * 20_000
+        + b"l"
+    )
+
+
 HOSTILE = {  # name of the file -> content that asks for far more memory or time than it is large
     "images sizes that lie": lambda: idx_header(2**32 - 1, 28, 28) + bytes(784),
     "images 3 GB announced": lambda: idx_header(4_000_000, 28, 28) + bytes(784),
@@ -174,11 +278,7 @@ HOSTILE = {  # name of the file -> content that asks for far more memory or time
     "images.gz bomb in many parts": lambda: gzip.compress(idx_header(1, 28, 28) + bytes(784))
     + gzip.compress(bytes(4 * MEGA), 9) * 100,
     "images.gz endless file name": lambda: b"\x1f\x8b\x08\x08" + bytes(6) + b"a" * (2 * MEGA),
-    "arrays.pkl of the same bytes": lambda: pickled(
-        b"cnumpy.core.multiarray\nscalar\nq\x01cnumpy\ndtype\n(X\x02\0\0\0u1K\0K\x01tRq\x02"
-        + text(MEGA // 2) + b"q\x03c_codecs\nencode\nq\x04("
-        + b"h\x04h\x03X\x06\0\0\0latin1\x86R" * 20_000 + b"l"
-    ),
+    "arrays.pkl of the same bytes": same_bytes,
     "keys.pkl that collide": lambda: pickled(b"(" + numbers_that_collide(300_000) + b"d"),
     "product.pkl without end": lambda: pickled(
         b"cnumpy.core.numeric\n_frombuffer\n(C\x04aaaacnumpy\ndtype\n(X\x02\0\0\0f4K\0K\x01tR("
@@ -194,6 +294,24 @@ HOSTILE = {  # name of the file -> content that asks for far more memory or time
     "not-zip.npz": lambda: pickle.dumps(Runs()),
     "nested.json": lambda: b"[" * (4 * MEGA),
     "digits.json": lambda: b'{"lr": ' + b"9" * (4 * MEGA) + b"}",
+    "set.csv of one wide row": lambda: b"0," * (4 * MEGA),
+    "set.csv of many columns": lambda: (b"0," * 1000 + b"0\n") * 1000 + b"0," * (2 * MEGA),
+    "set.csv of a long label": lambda: b"cat,1,2,3,4\n" * 9000 + b"a" * MEGA + b",1,2,3,4",
+    "set.csv of a quoted field": lambda: b"label,a,b\n" + b'"' + b"1,2\n" * MEGA,
+    "set.csv of a long number": lambda: b"1," + b"9" * (4 * MEGA) + b",3,4,5\n",
+    "set.csv of a long line of words": lambda: b"label" + b",word" * MEGA + b"\n1,2,3\n",
+    "set.npz bomb": lambda: zipped({"X.npy": npy((100 * MEGA,), "|u1", bytes(100 * MEGA))}),
+    "set.npz shapes that lie": lambda: zipped({"X.npy": npy((2**31, 2**31)), "y.npy": npy((2**40,))}),
+    "set.npz of objects": lambda: zipped({"X.npy": npy((), "|O", pickle.dumps(Runs()))}),
+    "set.npy of objects": lambda: npy((), "|O", pickle.dumps(Runs())),
+    "set.npy of nothing": lambda: npy((2**40, 0)),
+    "set.pkl that runs": lambda: pickle.dumps(Runs()),
+    "set.pkl of the same bytes": same_bytes,
+    "set.pkl of nested lists": lambda: b"(" * 100_000 + b"l" * 100_000 + b".",
+    "set.pkl of itself": lambda: b"\x80\x04]\x94h\0a.",
+    "set.pkl of a list in itself": lambda: b"\x80\x04}\x94(X\1\0\0\0x]\x94("
+    + b"h\1" * 50_000 + b"eX\1\0\0\0yh\1u.",
+    "set.pkl of a long label": lambda: pickle.dumps({"y": ["a" * MEGA, *["b"] * 90_000]}),
     "quoted.csv": lambda: b'"' + b"a" * (8 * MEGA),
     "digits.csv": lambda: b"epoch\n" + b"9" * 100_000,
 }  # fmt: skip
@@ -210,7 +328,8 @@ path = sys.argv[1]
 load = {"pkl": nn.load_params, "npz": nn.load_params, "json": data.load_json, "csv": data.load_rows}
 before = peak_memory()
 try:
-    load.get(path.split(".")[-1], data.load_idx)(path)
+    own = load.get(path.split(".")[-1], data.load_idx)
+    (data.load_dataset if os.path.basename(path).startswith("set.") else own)(path)
 except (ValueError, OSError) as error:
     print(f"{peak_memory() - before} {error}")
 """

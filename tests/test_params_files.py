@@ -291,7 +291,7 @@ BOMBS = {
     "frozen set": b"(" + nested() + b"\x91",
     "buffer": b"\x97",
     "read-only buffer": b"\x97\x98",
-    "protocol 2's text": b"S'a'\n",
+    "Python 2's text": b"S'a'\n",
     "twice": b"N2",
     "away": b"N0",
     "bytes of a terabyte": b"\x8e" + struct.pack("<Q", 1 << 40) + b"a",
@@ -320,7 +320,12 @@ BOMBS = {
     "empty stack": b"a",
     "no mark": b"u",
 }  # fmt: skip
-HARMLESS = {"places of lists", "frame of a terabyte", "array's order"}  # read as the data that they hold
+HARMLESS = {
+    "Python 2's text",
+    "places of lists",
+    "frame of a terabyte",
+    "array's order",
+}  # read as the data that they hold
 LOAD_ALL = """
 import os, sys, time
 import nn

@@ -258,7 +258,7 @@ def test_estimates_above_1_are_ranked_before_they_are_cut_off():
         (["{tmp}/nowhere"], ["there is no", "train.py"]),
         (["{tmp}"], ["there is no", "params.pkl"]),
         (["{run}/config.json"], ["suffix"]),
-        (["{run}", "--dataset", "{wide}"], ["does not fit", "20 pixels"]),
+        (["{run}", "--dataset", "{wide}"], ["wide", "5x5 pixels", "4x5"]),
         (["{run}", "--jsn"], ["did you mean --json"]),
     ],
 )
