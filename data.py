@@ -418,7 +418,7 @@ def load_dataset_of(config, data_dir=None, name=None, transpose=None):
     own, trained_on = config["dataset"], config["data"]
     where = pathlib.Path(data_dir or os.environ.get("DATA_DIR") or "datasets")
     if name is None and own not in DATASET_NAMES and _locate(own, where) is None:
-        raise FileNotFoundError(f"the run was trained on {own}, which is not here; see --dataset")
+        raise FileNotFoundError(f"the run was trained on the data {own}, which are not here; see --dataset")
     shape, classes, size = trained_on["image_shape"], trained_on["class_names"], config["size"]
     if name not in (None, own):
         size = tuple(reversed(shape) if transpose else shape)
@@ -792,7 +792,7 @@ def split_dataset(dataset, config):
     images, labels = dataset["train_images"], dataset["train_labels"]
     seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
     rng = np.random.default_rng([seed, 0, 1]) if config["holdout"] == "random" else None
-    held_out = val_count(config, dataset)
+    held_out = val_count(config, len(images), len(dataset.get("val_images", ())))
     if "val_images" not in dataset:
         return split(images, labels, held_out, rng, config["train_size"])
     own = dataset["val_images"], dataset["val_labels"]
@@ -802,12 +802,12 @@ def split_dataset(dataset, config):
     return split(images, labels, 0, rng, config["train_size"])
 
 
-def val_count(config, dataset):
-    """How many images are held out: --val-size, or that share of the training images, or its own."""
-    size, own = config["val_size"], len(dataset.get("val_images", ()))
+def val_count(config, images, own=0):
+    """How many images are held out of so many: --val-size, a share below 1 of them; or a set of its own."""
+    size = config["val_size"]
     if size and own:
         return own
-    return round(size * len(dataset["train_images"])) if size < 1 else int(size)
+    return round(size * images) if size < 1 else int(size)
 
 
 def count_images(dataset):

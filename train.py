@@ -787,7 +787,8 @@ def run_config(settings, dataset):
     """The config of a run: its settings, and the facts about the dataset that it is trained on."""
     facts = {key: dataset[key] for key in ("title", "image_shape", "class_names", "sha256")}
     facts |= data.picture_facts(dataset)
-    held_out = data.val_count(settings, dataset)
+    own = len(dataset.get("val_images", ()))
+    held_out = data.val_count(settings, len(dataset["train_images"]), own)
     return {**settings, "val_size": held_out, "dataset": dataset["name"], "data": facts}
 
 

@@ -170,7 +170,7 @@ def test_a_run_whose_folder_of_data_is_not_there_says_so(trained, tmp_path, monk
     nn.save_params(trained / "params.pkl", params, {**config, "dataset": "small"})
     monkeypatch.chdir(trained)
     done = run("test.py", trained, check=2)
-    assert is_one_clear_line(done.stderr, "the folder small", "trained on")
+    assert is_one_clear_line(done.stderr, "the data small", "trained on")
 
 
 def write_params(path, config):
