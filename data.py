@@ -1,7 +1,7 @@
 """Datasets: load, split, preprocess, augment; pictures of your own; the edges that every script has.
 
-In this order, after a few lines for scripts that are still importing: data sets (``load_dataset``),
-``split``, preprocessing (``fit_steps``, ``preprocess``, ``batches``), distortions (``augment``), saved
+In this order, after a few lines for scripts that are still importing: data sets (``load_dataset``,
+``as_dataset``, READERS), ``split``, preprocessing (``fit_steps``, ``preprocess``, ``batches``), distortions (``augment``), saved
 networks (``load_run``) and other files, the download, digits drawn from fonts, pictures of your own
 (``load_picture``, ``prepare_picture``), and what every script needs at its edges (``make_parser``,
 ``run_script``).
@@ -462,8 +462,12 @@ def with_classes(dataset, names):
 def _with_test_images(dataset, config, own):
     if len(dataset["test_images"]):
         return {**dataset, "judged": "test"}
-    everything, val = split_dataset(dataset, config if own else {**config, "val_size": 0, "train_size": None})
-    (images, labels), what = (val, "its validation images") if own else (everything, "all of its images")
+    if own:
+        nn.check(config, SPLIT_KIND, "the config of the run")
+        _, (images, labels) = split_dataset(dataset, config)
+    else:
+        images, labels = _all_images(dataset)
+    what = "its validation images" if own else "all of its images"
     if not len(images):
         raise ValueError(f"{dataset['title']} has no test images, and the run held none out; see --dataset")
     _note(f"{dataset['title']} has no test images; {what} are taken")
@@ -489,6 +493,8 @@ def _load_path(path, name, title, form):
     arrays, digests = _read_files(path) if path.is_file() or _data_files(path) else ({}, {})
     if not arrays and path.is_dir():
         arrays, digests = _read_pictures(path, form["size"])
+    if len({key.partition("_")[0] for key in arrays}) == 1:  # mnist_test.csv alone: these are the images
+        arrays = {f"train_{key.partition('_')[2]}": array for key, array in arrays.items()}
     for part in ("train_images", "train_labels"):
         if part not in arrays:
             raise FileNotFoundError(
@@ -795,8 +801,24 @@ def split_dataset(dataset, config):
     own = dataset["val_images"], dataset["val_labels"]
     if config["val_size"]:
         return split(images, labels, 0, rng, config["train_size"])[0], own
-    images, labels = np.concatenate([images, own[0]]), np.concatenate([labels, own[1]])
-    return split(images, labels, 0, rng, config["train_size"])
+    return split(*_all_images(dataset), 0, rng, config["train_size"])
+
+
+def _all_images(dataset):
+    """Images and labels of the training and the validation set."""
+    parts = [part for part in ("train", "val") if f"{part}_images" in dataset]
+    return tuple(
+        np.concatenate([dataset[f"{part}_{kind}"] for part in parts]) for kind in ("images", "labels")
+    )
+
+
+SPLIT_KIND = {  # what the config of a run says about it
+    "val_size": (int, float),
+    "train_size": (int, None),
+    "holdout": str,
+    "seed": int,
+    "split_seed": (int, None),
+}
 
 
 def held_out(config, dataset):

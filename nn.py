@@ -960,7 +960,11 @@ def npy_array(content):
     file = io.BytesIO(content)
     np.lib.format.read_magic(file)
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if fortran else "C").copy("K")
+    content = file.read()
+    points = np.frombuffer(content, f"{dtype.byteorder}u4") if dtype.kind == "U" else np.zeros(0)
+    if points.max(initial=0) > sys.maxunicode:
+        raise ValueError("it holds a character that is none")  # Python itself would fail on it
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C").copy("K")
 
 
 # --- reading a pickle without running it ------------------------------------------------------

@@ -12,6 +12,7 @@ from conftest import is_one_clear_line, run, write_dataset
 from PIL import Image
 
 import data
+import nn
 
 RNG = np.random.default_rng(0)
 LABELS = np.arange(30) % 3
@@ -76,6 +77,11 @@ def test_a_folder_of_csv_files(tmp_path, names):
         content = csv_text(LABELS[:count], IMAGES[:count], f"label,{PIXELS}").encode()
         (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     check(load(tmp_path, size="4x5"))
+
+
+def test_a_test_set_alone_is_a_data_set(tmp_path):
+    (tmp_path / "mnist_test.csv").write_text(csv_text(LABELS, IMAGES))
+    check(load(tmp_path / "mnist_test.csv", size="4x5"), test=0)
 
 
 def test_kaggles_folder_whose_test_images_have_no_labels(tmp_path, capsys):
@@ -604,7 +610,7 @@ def test_a_run_without_a_test_set_is_judged_on_its_validation_images(tmp_path):
     run("train.py", "--resume", "--epochs", 3, "--out", tmp_path / "run")
     done = run("test.py", tmp_path / "run")
     assert "12" in done.stdout and is_one_clear_line(done.stderr, "no test images", "validation")
-    _, config = data.load_run(tmp_path / "run")
+    params, config = data.load_run(tmp_path / "run")
     dataset = data.load_dataset_of(config)
     assert dataset["judged"] == "validation"
     (_, _), (images, labels) = data.split_dataset(dataset, config)
@@ -613,6 +619,9 @@ def test_a_run_without_a_test_set_is_judged_on_its_validation_images(tmp_path):
     np.savez(tmp_path / "other.npz", X=IMAGES, y=LABELS)
     other = data.load_dataset_of(config, name=str(tmp_path / "other.npz"))
     assert other["judged"] == "all" and len(other["test_images"]) == 30
+    del config["seed"]
+    nn.save_params(tmp_path / "run" / "odd.pkl", params, config)
+    assert is_one_clear_line(run("test.py", tmp_path / "run" / "odd.pkl", check=2).stderr, "seed")
     run("train.py", *flags[:2], "--val-size", 0, "--epochs", 1, "--out", tmp_path / "no")
     assert is_one_clear_line(run("test.py", tmp_path / "no", check=2).stderr, "--dataset")
 
