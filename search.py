@@ -168,6 +168,17 @@ def best_at(trials, epochs, count):
     return sorted(chosen, key=lambda trial: trial["number"])
 
 
+def wait_for_one(futures, seconds):
+    """The futures that are done, as soon as there is one, or after so many seconds.
+
+    ``concurrent.futures.wait`` would do, but a Ctrl-C at the wrong moment leaves its locks held for ever.
+    """
+    deadline = time.monotonic() + seconds
+    while not (done := [future for future in futures if future.done()]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return done
+
+
 def run_trials(trials, until, workers, out):
     """Run trials up to an epoch.
 
@@ -187,7 +198,7 @@ def run_trials(trials, until, workers, out):
             job = (trial["config"], *load_trial(out, trial), until, workers["source"](trial["config"]))
             running[workers["submit"](run_trial, *job)] = trial
         yield len(running), ended  # only now: the workers are busy while the caller writes
-        done, _ = concurrent.futures.wait(running, 1, concurrent.futures.FIRST_COMPLETED)
+        done = wait_for_one(running, 1)
         ended = []
         for future in done:
             trial = running.pop(future)
