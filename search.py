@@ -371,6 +371,8 @@ def parse_space(text):
             nn.choose("setting", name, train.SETTINGS)
             if name in space:
                 raise ValueError(f"{name} is in the space twice")
+            if name in ("size", "transpose"):
+                raise ValueError(f"all trials have the same; see {train.flag(name)}")
             check = train.SETTINGS[name][1]
             is_range = ":" in values and "," not in values
             space[name] = parse_range(values, check) if is_range else parse_choices(values, check)
@@ -649,7 +651,7 @@ def own_sets(config, data_dir):
     """What ``train.prepare`` gives, on a cluster's worker: from the data that its machine has."""
     worker = f"the worker on {platform.node()}"
     try:
-        dataset = data.load_dataset(config["dataset"], data_dir, download=False)
+        dataset = train.load_dataset(config, data_dir, download=False)
     except (ValueError, OSError) as error:
         raise FileNotFoundError(
             f"{worker} does not have the data set {config['dataset']}: {error}; put it there, or name "
@@ -847,14 +849,14 @@ def make_trials(definition, data_dir, known, workers=1):
     runs = min(workers, len(settings))
     for s in settings:
         train.check_memory(s, *train.least_size(s["dataset"]), runs)
-    names = dict.fromkeys(s["dataset"] for s in settings)
-    loaded = {name: data.load_dataset(name, data_dir) for name in names}
+    loaded = {s["dataset"]: s for s in settings}
+    loaded = {name: train.load_dataset(s, data_dir) for name, s in loaded.items()}
     configs = [train.run_config(s, loaded[s["dataset"]]) for s in settings]
     datasets = {dataset["name"]: dataset for dataset in loaded.values()}
     for config in configs:
-        images = datasets[config["dataset"]]["train_images"]
-        train.check_memory(config, *images.shape, len(config["data"]["class_names"]), runs)
-        data.check_split(len(images), config["val_size"], config["train_size"])
+        dataset = datasets[config["dataset"]]
+        train.check_memory(config, *dataset["train_images"].shape, len(dataset["class_names"]), runs)
+        data.check_split(data.count_images(dataset), config["val_size"], config["train_size"])
         if known is not None and known.get(config["dataset"]) != config["data"]["sha256"]:
             raise ValueError(f"the data set {config['dataset']} is not the one that the search used")
     empty = {"rows": [], "status": None, "seconds": 0.0}

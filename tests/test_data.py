@@ -9,7 +9,7 @@ import struct
 import numpy as np
 import pytest
 from conftest import is_one_clear_line, refused, run, run_apart, write_dataset
-from faults import FEW, MANY, MEGA, Disk, check_hostile, damaged, outcomes, written
+from faults import FEW, MANY, MEGA, Disk, check_hostile, damaged, outcomes, use_dataset, written
 
 import data
 import nn
@@ -42,7 +42,8 @@ def test_idx_files_are_read_exactly(tmp_path, zipped):
         b"\x00\x00",
         b"<html>not found</html>",
         idx((2,), b"ab", kind=0x0D),  # not of unsigned bytes
-        idx((2, 2), b"abcd"),  # of 2 dimensions
+        idx((2,), b"ab", kind=0x0A),  # of no type that there is
+        idx((1,) * 5, b"a"),  # of 5 dimensions
         idx((2,), b"ab")[:6],  # the header is cut
         idx((5,), b"abc"),
         idx((2,), b"abc"),  # goes on after its end
@@ -146,8 +147,8 @@ def test_files_that_do_not_match(small_set, part, shape):
 
 
 def test_missing_and_unknown(small_set):
-    (small_set / data.FILES["test_labels"]).unlink()
-    with refused(data.FILES["test_labels"], error=FileNotFoundError):
+    (small_set / data.FILES["train_labels"]).unlink()
+    with refused(data.FILES["train_labels"], error=FileNotFoundError):
         data.load_dataset(str(small_set))
     with refused("mnsit", "mnist", error=ValueError):
         data.load_dataset("mnsit")
@@ -335,10 +336,10 @@ def test_a_file_with_thousands_of_steps_is_refused(tmp_path, name):
         data.load_run(path)
 
 
-def test_a_network_has_no_more_classes_than_a_label_has_values(tmp_path):
-    names = [str(number) for number in range(257)]
+def test_a_network_has_no_more_classes_than_are_taken(tmp_path):
+    names = [str(number) for number in range(data.MOST_CLASSES + 1)]
     facts = {"image_shape": [2, 2], "class_names": names}
-    with pytest.raises(ValueError, match=r"params\.pkl.*257 classes"):
+    with pytest.raises(ValueError, match=r"params\.pkl.*4,097 classes"):
         data.load_run(params_file(tmp_path / "params.pkl", data=facts))
 
 
@@ -451,14 +452,6 @@ def test_a_progress_line_does_not_wrap(monkeypatch):
 
 
 # --- damaged and hostile files ------------------------------------------------------------------
-
-
-def use_dataset(folder):
-    dataset = data.load_dataset(str(folder))
-    settings = {"hidden": [3], "val_size": 1, "preprocess": ["scale", "center", "standardize"], "lr": 0.01}
-    config = train.check_settings(settings)
-    prepared = train.prepare(dataset, config)
-    train.train_epoch(train.init_state(prepared, config), prepared, config)
 
 
 @pytest.mark.parametrize("count", [FEW, MANY])

@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 from conftest import HANG, ROOT, is_one_clear_line, refused, time_limit
-from faults import MEGA, Runs, check_hostile
+from faults import MEGA, Runs, check_hostile, npy, pickled, same_bytes, text, zipped
 
 import nn
 
@@ -245,16 +245,6 @@ def nested(depth=60):
     return b"K\x01\x85\x94" + b"".join(b"h" + bytes([i]) + b"\x86\x94" for i in range(depth))
 
 
-def text(content):
-    return b"X" + struct.pack("<I", len(content)) + content
-
-
-def pickled(body):
-    """A params pickle whose config holds what the opcodes in body leave on the stack."""
-    params = pickle.dumps(nn.init_params(np.random.default_rng(0), [2, 2]), protocol=2)[2:-1]
-    return START + b"}(" + text(b"params") + params + text(b"config") + b"}" + text(b"a") + body + b"su."
-
-
 def array_of(content, spec=F4, shape=b"K\x01\x85"):
     """A call of _frombuffer."""
     buffer = b"B" + struct.pack("<I", len(content)) + content
@@ -294,7 +284,7 @@ BOMBS = {
     "frozen set": b"(" + nested() + b"\x91",
     "buffer": b"\x97",
     "read-only buffer": b"\x97\x98",
-    "protocol 2's text": b"S'a'\n",
+    "Python 2's text": b"S'a'\n",
     "twice": b"N2",
     "away": b"N0",
     "bytes of a terabyte": b"\x8e" + struct.pack("<Q", 1 << 40) + b"a",
@@ -323,7 +313,12 @@ BOMBS = {
     "empty stack": b"a",
     "no mark": b"u",
 }  # fmt: skip
-HARMLESS = {"places of lists", "frame of a terabyte", "array's order"}  # read as the data that they hold
+HARMLESS = {
+    "Python 2's text",
+    "places of lists",
+    "frame of a terabyte",
+    "array's order",
+}  # read as the data that they hold
 LOAD_ALL = """
 import os
 import nn
@@ -393,7 +388,7 @@ def test_too_little_memory_is_no_damage(tmp_path, monkeypatch, params):
     def full(content):
         raise MemoryError
 
-    monkeypatch.setattr(nn, "_from_npy", full)
+    monkeypatch.setattr(nn, "npy_array", full)
     with pytest.raises(MemoryError, match=r"p\.npz"):
         nn.load_params(tmp_path / "p.npz")
 
@@ -440,25 +435,8 @@ def test_a_checked_value_is_of_its_kind(kind, fine, wrong):
 # --- hostile ----------------------------------------------------------------------------------
 
 
-def zipped(entries):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in entries.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
-
-def npy(shape, descr="<f4", content=b""):
-    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}}}".encode()
-    return b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header + content
-
-
 HOSTILE = {
-    "arrays.pkl of the same bytes": lambda: pickled(
-        b"cnumpy.core.multiarray\nscalar\nq\x01cnumpy\ndtype\n(X\x02\0\0\0u1K\0K\x01tRq\x02"
-        + text(b"a" * (MEGA // 2)) + b"q\x03c_codecs\nencode\nq\x04("
-        + b"h\x04h\x03X\x06\0\0\0latin1\x86R" * 20_000 + b"l"
-    ),
+    "arrays.pkl of the same bytes": same_bytes,
     "product.pkl without end": lambda: pickled(
         b"cnumpy.core.numeric\n_frombuffer\n(C\x04aaaacnumpy\ndtype\n(X\x02\0\0\0f4K\0K\x01tR("
         + b"\x8a\xff" + b"\x7f" * 255 + b"q\x05" + b"h\x05" * 200_000 + b"tX\x01\0\0\0CtR"

@@ -222,9 +222,9 @@ def test_a_search_that_came_first_is_not_overwritten(small, whole, tmp_path, her
     """Another one has taken the folder and ended while this one loaded its data."""
     load = data.load_dataset
 
-    def load_slowly(*args):
+    def load_slowly(*args, **more):
         shutil.copytree(whole / "half", tmp_path / "out")
-        return load(*args)
+        return load(*args, **more)
 
     monkeypatch.setattr(data, "load_dataset", load_slowly)
     words = flags(small, tmp_path / "out", "--trials", 2, "--seed", 1)
@@ -381,7 +381,7 @@ def test_files_of_a_search_that_are_whole_but_say_something_odd(whole, tmp_path,
 # --- nonsense ---------------------------------------------------------------------------------
 
 
-def not_loaded(*_):
+def not_loaded(*_, **__):
     raise FileNotFoundError("the data is loaded")
 
 
