@@ -1124,6 +1124,32 @@ def load_search(path):
     }
 
 
+def load_committee(paths, data_dir):
+    """Several runs as one, for a page: their networks are judged as the committee that test.py makes of them.
+
+    Returns
+    -------
+    dict
+        ``runs``, ``title``, ``config``; ``members``, ``images``, ``labels``, ``estimates`` and
+        ``mistakes``, or ``why`` there are none.
+    """
+    runs = [run for run in map(load_folder, paths) if "rows" in run]
+    made = {"runs": runs, "title": f"{common_title(runs)}: {len(runs)} runs", "config": runs[0]["config"]}
+    try:
+        members = judging.load_members([run["path"] for run in runs])
+        if len({config["dataset"] for _, config in members}) > 1:
+            raise ValueError("the runs have different data sets")
+        dataset = data.load_dataset_of(members[0][1], data_dir)
+    except (OSError, ValueError) as error:
+        return {**made, "why": f"no committee can be made of these runs: {data.message_of(error)}"}
+    images, labels = dataset["test_images"], dataset["test_labels"]
+    estimates, report, _ = judging.judge(members, images, labels)
+    title = f"{common_title(runs)}: a committee of {len(runs)}, test accuracy {percent(report['accuracy'])}"
+    mistakes = worst_mistakes(estimates, labels)
+    judged = {"members": members, "images": images, "labels": labels, "estimates": estimates}
+    return {**made, **judged, "title": title, "mistakes": mistakes}
+
+
 def add_test_set(run, data_dir):
     """The run with what its network makes of its test images.
 
@@ -1333,6 +1359,7 @@ PAGE_BYTES = 600_000  # of test images in it
 CELL_IMAGES = 12  # of each cell of the confusion matrix
 CLICKED_IMAGES = 12  # to click on, of those that are right and of those that are wrong
 CHECKED_IMAGES = 100  # that the page runs through its network when it is opened
+IN_PAGE = ("summary", "confusion")  # figures of which a page itself says more
 CLOSE = 5e-4  # how near weights of 16 bits must come to the estimates; whole numbers are nearer than float16
 
 
@@ -1385,6 +1412,10 @@ def base64_text(content):
 
 def page_facts(run):
     """What stands at the top of the page: pairs of a name and a text."""
+    if "runs" in run:
+        return [
+            *((f"member {number}", label) for number, label in enumerate(run_labels(run["runs"]), start=1))
+        ]
     told, versions = run.get("settings", {}), run["config"].get("versions") or {}
     if "trials" in run:
         told, versions = run["definition"], run["definition"].get("versions") or versions
@@ -1431,7 +1462,7 @@ def page_content(run):
     """What the page's script needs: plain data for JSON."""
     facts = run["config"].get("data") or {}
     content = {name: facts.get(name) for name in ("class_names", "image_shape", "fit", "edge")}
-    members = [(run["params"], run["config"])] if "params" in run else []
+    members = run.get("members") or ([(run["params"], run["config"])] if "params" in run else [])
     images = np.zeros((0, 0), np.uint8)
     if "images" in run:
         chosen = page_images(run)
@@ -1454,7 +1485,7 @@ def page_content(run):
         }
     size = sum(w.size for params, _ in members for w in params.values())
     if not members:
-        return {**content, "why": LACKING["params"]}
+        return {**content, "why": run.get("why", LACKING["params"])}
     if size > PAGE_NUMBERS:
         return {
             **content,
@@ -1568,12 +1599,12 @@ def confusion_table(run):
         lines.append(f'<tr><th scope="row">{safe(name)}</th>{"".join(cells)}</tr>')
     head = "".join(f'<th scope="col">{safe(name)}</th>' for name in names)
     table = (
-        "<table class='confusion'><caption>A row for each label, a column for each answer. A click on a "
-        f"number shows images behind it.</caption><thead><tr><td></td>{head}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table>"
+        '<p class="soft">A row for each label, a column for each answer; a number shows images behind it.</p>'
+        f'<div class="wide" tabindex="0"><table class="confusion"><thead><tr><td></td>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
     shown = '<div id="behind" class="images" role="group" aria-label="Images behind a number"></div>'
-    return section("Confusion matrix", f'<div class="wide" tabindex="0">{table}</div>{shown}')
+    return section("Confusion matrix", table + shown)
 
 
 TEMPLATE = r"""<!doctype html>
@@ -1601,7 +1632,7 @@ body { margin: 0 auto; max-width: 1200px; padding: 1rem; background: var(--paper
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0.5rem 0; }
 h2 { font-size: 1.25rem; margin: 2rem 0 0.5rem; }
 dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: 0.1rem 1rem; }
-dt, caption, figcaption, .soft { color: var(--soft); }
+dt, figcaption, .soft { color: var(--soft); }
 dd { margin: 0; font-family: ui-monospace, monospace; font-size: 0.9rem; }
 figure { margin: 0; min-width: 0; }
 figcaption { margin-bottom: 0.3rem; }
@@ -1610,12 +1641,12 @@ button { font: inherit; color: inherit; background: var(--panel); border: 1px so
   border-radius: 4px; cursor: pointer; }
 :focus-visible { outline: 3px solid var(--main); outline-offset: 2px; }
 #live { display: grid; gap: 1.25rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
-#pad { width: 100%; max-width: 20rem; aspect-ratio: 1; touch-action: none; cursor: crosshair; }
+#pad { width: 100%; max-width: 17rem; aspect-ratio: 1; touch-action: none; cursor: crosshair; }
 #clear { margin-top: 0.5rem; padding: 0.3rem 1rem; }
 #answer { display: block; font-weight: 600; min-height: 1.5em; }
-#bars { list-style: none; margin: 0; padding: 0; }
-#bars li { display: grid; grid-template-columns: minmax(1.5rem, 7rem) 1fr 4.2rem; gap: 0.5rem;
-  align-items: center; }
+#bars { list-style: none; margin: 0; padding: 0; display: grid; gap: 0 0.6rem; align-items: center;
+  grid-template-columns: fit-content(7rem) 1fr max-content; }
+#bars li { display: contents; }
 #bars li > :last-child { text-align: right; font-variant-numeric: tabular-nums; }
 .track { height: 0.9rem; background: var(--panel); border: 1px solid var(--line); }
 .bar { display: block; height: 100%; width: 0; background: var(--main); }
@@ -1624,14 +1655,13 @@ button { font: inherit; color: inherit; background: var(--panel); border: 1px so
 .views canvas { width: 8.5rem; height: auto; }
 .views figure { width: 8.5rem; }
 .images { display: flex; flex-wrap: wrap; gap: 0.5rem; margin: 0.75rem 0; }
-.images button { padding: 0.3rem; width: 5.5rem; font-size: 0.8rem; line-height: 1.2; }
+.images button { padding: 0.25rem; width: 5rem; font-size: 0.8rem; line-height: 1.2; }
 .images canvas { width: 100%; margin-bottom: 0.2rem; }
 .wide { overflow-x: auto; }
 .figures { display: grid; gap: 1.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
 .figures img { display: block; width: 100%; min-width: 30rem; height: auto; background: #fff; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { text-align: left; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: 0.15rem 0.4rem; text-align: right; }
 tbody tr { border-top: 1px solid var(--line); }
 .sortable th { padding: 0; }
@@ -1703,6 +1733,9 @@ const at = ({rows, columns, p}, r, c) =>  // 0 beyond the edges
 const mapped = (im, f) => ({...im, p: im.p.map(f)});
 const transposed = (im) => image(im.columns, im.rows, (r, c) => at(im, c, r));
 const sum = (values) => values.reduce((total, value) => total + value, 0);
+const most = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);  // of any number of them
+const least = (values) => values.reduce((a, b) => Math.min(a, b), Infinity);
+const order = (values) => [...values.keys()].sort((i, j) => values[j] - values[i]);  // the largest first
 const even = (x) => (Math.abs(x % 1) === 0.5 ? 2 * Math.round(x / 2) : Math.round(x));  // as NumPy rounds
 const clip = (x, low, high) => Math.min(high, Math.max(low, x));
 
@@ -1726,7 +1759,7 @@ const STEPS = {
   width(im, {number}) {
     const inked = [...im.p.keys()].filter((i) => im.p[i] > 32).map((i) => i % im.columns);
     if (!inked.length) return im;
-    const first = Math.min(...inked), last = Math.max(...inked);
+    const first = least(inked), last = most(inked);
     const scale = Math.max(0.5, (last - first + 1) / number);
     return resampled(im, () => (first + last) / 2 - scale * (im.columns - 1) / 2, scale);
   },
@@ -1759,15 +1792,15 @@ function resized(im, rows, columns, filter, round = (x) => x) {
 function cut(ink) {  // to the box of what is drawn
   const drawn = [...ink.p.keys()].filter((i) => ink.p[i] > 0.2);
   const ys = drawn.map((i) => Math.floor(i / ink.columns)), xs = drawn.map((i) => i % ink.columns);
-  const [top, left] = [Math.min(...ys), Math.min(...xs)];
-  return image(Math.max(...ys) - top + 1, Math.max(...xs) - left + 1, (r, c) => at(ink, top + r, left + c));
+  const [top, left] = [least(ys), least(xs)];
+  return image(most(ys) - top + 1, most(xs) - left + 1, (r, c) => at(ink, top + r, left + c));
 }
 
 function grown(im, reach) {  // each pixel the largest around it
   const along = (one) => image(one.rows, one.columns, (r, c) => {
-    let most = 0;
-    for (let i = -reach; i <= reach; i++) most = Math.max(most, at(one, r, c + i));
-    return most;
+    let largest = 0;
+    for (let i = -reach; i <= reach; i++) largest = Math.max(largest, at(one, r, c + i));
+    return largest;
   });
   return transposed(along(transposed(along(im))));
 }
@@ -1787,12 +1820,12 @@ const FITS = {
     const thick = thickened(cut(ink));
     const scale = Math.min(20 / 28 * rows / thick.rows, 20 / 28 * columns / thick.columns);
     const size = [thick.rows, thick.columns].map((n) => Math.max(1, even(n * scale)));
-    const small = resized(thick, ...size, TENT), most = Math.max(...small.p), mass = sum(small.p);
+    const small = resized(thick, ...size, TENT), white = most(small.p), mass = sum(small.p);
     const start = (n, length, place) => clip(
       even(n / 2 - sum(small.p.map((v, i) => v * place(i))) / mass), 0, n - length);
     const top = start(rows, small.rows, (i) => Math.floor(i / small.columns));
     const left = start(columns, small.columns, (i) => i % small.columns);
-    return image(rows, columns, (r, c) => even(255 * at(small, r - top, c - left) / most));
+    return image(rows, columns, (r, c) => even(255 * at(small, r - top, c - left) / white));
   },
   whole(ink, rows, columns) {
     const grey = mapped(ink, (v) => Math.floor(255 * (1 - v)));
@@ -1834,14 +1867,13 @@ function forward({layers, activate, steps, loss}, im) {
     inner.push(z);
     hidden.push(x = z.map(activate));
   }
-  const most = Math.max(...z), powers = z.map((v) => Math.exp(v - most)), total = sum(powers);
+  const largest = most(z), powers = z.map((v) => Math.exp(v - largest)), total = sum(powers);
   const estimates = loss === "cross_entropy" ? powers.map((v) => v / total) : z;
   return {drawn, inner, hidden: hidden.slice(0, -1), estimates};
 }
 
-function evidence({layers, activate}, {drawn, inner, estimates}) {  // for the first class, against the second
-  const order = [...estimates.keys()].sort((i, j) => estimates[j] - estimates[i]);
-  let slope = Float64Array.from(estimates, (_, i) => (i === order[0]) - (i === order[1]));
+function evidence({layers, activate}, {drawn, inner, estimates}, first, second) {  // for one class, over one
+  let slope = estimates.map((_, k) => (k === first) - (k === second));
   for (let l = layers.length - 1; l >= 0; l--) {
     const {w} = layers[l], n = slope.length, below = new Float64Array(w.length / n);
     for (let i = 0; i < below.length; i++) for (let j = 0; j < n; j++) below[i] += w[i * n + j] * slope[j];
@@ -1861,9 +1893,9 @@ const element = (tag, text = "", ...inside) => {
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const grey = (v) => [v, v, v];
 const inked = (v) => grey(255 - v);
-const signed = (most) => (v) => {  // orange above 0, blue below
-  const share = Math.min(1, Math.abs(v) / most), [red, green, blue] = v > 0 ? [213, 94, 0] : [0, 105, 166];
-  return [red, green, blue].map((level) => 255 - share * (255 - level));
+const signed = ({p}) => {  // orange above 0, blue below
+  const largest = most(p.map(Math.abs)) || 1;
+  return (v) => (v > 0 ? [213, 94, 0] : [0, 105, 166]).map((c) => 255 - Math.abs(v) / largest * (255 - c));
 };
 
 function paint(canvas, im, colour) {
@@ -1873,7 +1905,7 @@ function paint(canvas, im, colour) {
   canvas.getContext("2d").putImageData(pixels, 0, 0);
 }
 
-function view(title, im, colour) {
+function view(title, im, colour = signed(im)) {
   const canvas = element("canvas");
   canvas.setAttribute("aria-hidden", "true");
   paint(canvas, im, colour);
@@ -1899,25 +1931,24 @@ function estimate(im) {
 
 function show(im, says = "") {
   const {passes, mean} = estimate(im);
-  const order = [...mean.keys()].sort((i, j) => mean[j] - mean[i]), best = order[0];
-  const shown = names.length > 20 ? order.slice(0, 10) : [...mean.keys()];
+  const [best, next] = order(mean);
+  const shown = names.length > 20 ? order(mean).slice(0, 10) : [...mean.keys()];
   $("bars").replaceChildren(...shown.map((k) => {
     const bar = element("span"), track = element("span", bar);
     bar.className = "bar";
-    bar.style.width = percent(clip(mean[k], 0, 1));
+    bar.style.width = `${100 * clip(mean[k], 0, 1)}%`;
     track.className = "track";
     const line = element("li", element("span", names[k]), track, element("span", percent(mean[k])));
     line.className = k === best ? "first" : "";
     return line;
   }));
   $("answer").textContent = `${says}${names[best]}, ${percent(mean[best])}`;
-  const many = members.length > 1;
   $("views").replaceChildren(view("what the network sees", im, grey), ...passes.flatMap((pass, m) => {
-    const why = evidence(members[m], pass), whose = many ? `member ${m + 1}: ` : "";
-    const first = Math.max(...why.p.map(Math.abs)) || 1;
-    const sheets = pass.hidden.map((values, l) => view(
-      `${whose}hidden layer ${l + 1}`, square(values), signed(Math.max(...values.map(Math.abs)) || 1)));
-    return [view(`${whose}for (orange) and against (blue) ${names[best]}`, why, signed(first)), ...sheets];
+    const [own] = order(pass.estimates);
+    const says = `member ${m + 1} (${names[own]}, ${percent(pass.estimates[own])}): `;
+    const whose = passes.length > 1 ? says : "", speaks = `for ${names[best]} (orange), ${names[next]} (blue)`;
+    return [view(whose + speaks, evidence(members[m], pass, best, next)),
+      ...pass.hidden.map((values, l) => view(`${whose}hidden layer ${l + 1}`, square(values)))];
   }));
 }
 
@@ -1970,7 +2001,10 @@ function buttons(chosen) {
     const button = element("button", canvas, says);
     button.type = "button";
     button.setAttribute("aria-label", `test image ${page.numbers[i]}: ${says}`);
-    button.onclick = () => show(testImage(i), `Test image ${page.numbers[i]}, label ${label}: `);
+    button.onclick = () => {
+      show(testImage(i), `Test image ${page.numbers[i]}, label ${label}: `);
+      $("answer").scrollIntoView({block: "nearest"});
+    };
     button.disabled = Boolean(why);
     return button;
   });
@@ -1991,7 +2025,7 @@ function check() {  // that this page computes what the program does
   page.checked.forEach((i, n) => {
     const {mean} = estimate(testImage(i)), expected = page.expected[n];
     mean.forEach((v, k) => { largest = Math.max(largest, Math.abs(v - expected[k])); });
-    others += mean.indexOf(Math.max(...mean)) !== page.predicted[i];
+    others += order(mean)[0] !== page.predicted[i];
   });
   Object.assign($("check").dataset, {images: page.checked.length, largest, others});
   $("check").textContent = `Checked as this page was opened, with ${page.checked.length} test images: the ` +
@@ -2082,9 +2116,10 @@ def main(argv=None):
 
 def draw(flags, only):
     """Draw what the flags ask for, and write or show it."""
-    first, run = pathlib.Path(flags.folders[0]), None
+    first = pathlib.Path(flags.folders[0])
     if len(flags.folders) > 1:
         figures, skipped = draw_comparison(flags.folders, only)
+        run = load_committee(flags.folders, flags.data_dir) if figures and not only else None
         beside = (first if first.name.strip(".") else first.resolve()).parent  # the parent of . is not .
         apart = len({os.path.dirname(os.path.abspath(folder)) for folder in flags.folders}) > 1
         out = (first if apart or beside.resolve() == pathlib.Path.cwd() else beside) / "comparison"
@@ -2103,9 +2138,9 @@ def draw(flags, only):
     else:
         out = pathlib.Path(flags.out or out)
         pictures = save_figures(figures, out)
-        if run and not only:
+        if not only:
             headings = {name: figure._suptitle.get_text().splitlines()[0] for name, figure in figures.items()}
-            shown = {headings[name]: picture for name, picture in pictures.items() if name != "summary"}
+            shown = {headings[name]: pictures[name] for name in pictures if name not in IN_PAGE}
             save_file(out / "report.html", page_of(run, shown).encode())
 
 

@@ -25,16 +25,10 @@ def find_browser():
 def browser(folder):
     """A function ``send(method, **params)`` to an empty page of a browser; ``send.events``: what it said."""
     (to_read, to_write), (from_read, from_write) = os.pipe(), os.pipe()
-
-    def as_3_and_4():  # where a browser looks for them
-        os.dup2(to_read, 103)
-        os.dup2(from_write, 104)
-        os.dup2(103, 3)
-        os.dup2(104, 4)
-
-    command = [find_browser(), *FLAGS, f"--user-data-dir={folder}", "about:blank"]
+    there = f'exec "$0" "$@" 3</dev/fd/{to_read} 4>/dev/fd/{from_write}'  # where a browser looks for them
+    command = ["sh", "-c", there, find_browser(), *FLAGS, f"--user-data-dir={folder}", "about:blank"]
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, close_fds=False, preexec_fn=as_3_and_4, **quiet)
+    process = subprocess.Popen(command, pass_fds=(to_read, from_write), **quiet)
     os.close(to_read)
     os.close(from_write)
     try:
