@@ -1381,12 +1381,13 @@ def page_of(run, pictures):
     title = run["search_title"] if searched else run["title"] or "A run"
     sections = [search_table(run)] if searched else []
     sections += [confusion_table(run), classes_table(run)] if tested else []
+    figures = "\n".join(page_figure(*picture) for picture in pictures.items())
+    sections += [section("Figures", f'<div class="figures">{figures}</div>')] if figures else []
     parts = {
         "policy": page_policy(),
         "title": safe(title),
         "facts": "".join(f"<dt>{safe(name)}</dt><dd>{safe(text)}</dd>" for name, text in page_facts(run)),
         "sections": "".join(sections),
-        "figures": "".join(page_figure(*picture) for picture in pictures.items()),
         "content": json.dumps(page_content(run), allow_nan=False).replace("<", "\\u003c"),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], TEMPLATE)
@@ -1454,7 +1455,7 @@ def page_figure(heading, picture):
     size = f'width="{image.width}" height="{image.height}"'
     return (
         f'<figure><figcaption>{safe(heading)}</figcaption><div class="wide" tabindex="0">'
-        f'<img {size} alt="{safe(heading)}" src="{source}"></div></figure>\n'
+        f'<img {size} alt="{safe(heading)}" src="{source}"></div></figure>'
     )
 
 
@@ -1703,11 +1704,6 @@ tbody tr { border-top: 1px solid var(--line); }
 <p id="check" class="soft"></p>
 </section>
 {{sections}}
-<section>
-<h2>Figures</h2>
-<div class="figures">
-{{figures}}</div>
-</section>
 </main>
 <noscript><p>The network and the images need JavaScript; all else does not.</p></noscript>
 <script type="application/json" id="data">{{content}}</script>
@@ -1946,8 +1942,8 @@ function show(im, says = "") {
   $("views").replaceChildren(view("what the network sees", im, grey), ...passes.flatMap((pass, m) => {
     const [own] = order(pass.estimates);
     const says = `member ${m + 1} (${names[own]}, ${percent(pass.estimates[own])}): `;
-    const whose = passes.length > 1 ? says : "", speaks = `for ${names[best]} (orange), ${names[next]} (blue)`;
-    return [view(whose + speaks, evidence(members[m], pass, best, next)),
+    const whose = passes.length > 1 ? says : "", why = evidence(members[m], pass, best, next);
+    return [view(`${whose}for ${names[best]} (orange), ${names[next]} (blue)`, why),
       ...pass.hidden.map((values, l) => view(`${whose}hidden layer ${l + 1}`, square(values)))];
   }));
 }
