@@ -1422,10 +1422,10 @@ def page_facts(run):
         told, versions = run["definition"], run["definition"].get("versions") or versions
         told = {name: value for name, value in told.items() if name not in ("data", "versions")}
         told |= told.pop("settings", None) or {}
+        told |= {"network": run["title"]} if "params" in run else {}
     changed = {k: v for k, v in told.items() if k not in train.DEFAULTS or v != train.DEFAULTS[k]}
     facts = [(name, short(value)) for name, value in changed.items()]
-    facts += [("settings", "those of the default")] * (not changed and bool(told))
-    facts += [("made again by", made_by(run))] * bool(told)
+    facts += [("made again by", made_by(run))] if told else []
     facts += [("made with", ", ".join(f"{name} {version}" for name, version in versions.items()))]
     return [*facts, ("files of", run["date"])]
 
@@ -1915,6 +1915,8 @@ function square(values) {  // on a sheet about as wide as it is high
 
 const names = page.class_names ?? [];
 const members = (page.members ?? []).map(loaded);
+const probable = members.every(({loss}) => loss === "cross_entropy");  // or outputs that may be below 0
+const written = (value) => (probable ? percent(value) : value.toFixed(3).replace("-", "−"));
 const [rows, columns] = page.image_shape ?? [];
 const [SIDE, PEN] = [140, 5.5];  // pixels of the pad, and the radius of its pen
 const blank = () => image(SIDE, SIDE, () => 0);
@@ -1934,16 +1936,16 @@ function show(im, says = "") {
     bar.className = "bar";
     bar.style.width = `${100 * clip(mean[k], 0, 1)}%`;
     track.className = "track";
-    const line = element("li", element("span", names[k]), track, element("span", percent(mean[k])));
+    const line = element("li", element("span", names[k]), track, element("span", written(mean[k])));
     line.className = k === best ? "first" : "";
     return line;
   }));
-  $("answer").textContent = `${says}${names[best]}, ${percent(mean[best])}`;
+  $("answer").textContent = `${says}${names[best]}, ${written(mean[best])}`;
   $("views").replaceChildren(view("what the network sees", im, grey), ...passes.flatMap((pass, m) => {
     const [own] = order(pass.estimates);
-    const says = `member ${m + 1} (${names[own]}, ${percent(pass.estimates[own])}): `;
+    const says = `member ${m + 1} (${names[own]}, ${written(pass.estimates[own])}): `;
     const whose = passes.length > 1 ? says : "", why = evidence(members[m], pass, best, next);
-    return [view(`${whose}for ${names[best]} (orange), ${names[next]} (blue)`, why),
+    return [view(`${whose}for ${names[best]} (orange) or ${names[next]} (blue)`, why),
       ...pass.hidden.map((values, l) => view(`${whose}hidden layer ${l + 1}`, square(values)))];
   }));
 }
