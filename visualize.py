@@ -964,10 +964,10 @@ def draw_comparison(paths, only):
 def save_figures(figures, folder):
     """Write each figure as PNG and SVG, and all of them as report.pdf; prints a line for each file.
 
-    The same figures give the same bytes: nothing written holds a date. Returns the PNGs by name.
+    The same figures give the same bytes: nothing written holds a date. Returns the PNGs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {}
+    pictures = []
     report = io.BytesIO()
     with PdfPages(report, metadata={"CreationDate": None}) as pages:
         for name, figure in figures.items():
@@ -977,7 +977,7 @@ def save_figures(figures, folder):
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=suffix, metadata=metadata)
                 save_file(folder / f"{name}.{suffix}", buffer.getvalue())
-                pictures.setdefault(name, buffer.getvalue())  # the first is the PNG
+                pictures += [buffer.getvalue()] * (suffix == "png")
             pages.savefig(figure)
     save_file(folder / "report.pdf", report.getvalue())
     return pictures
@@ -1359,7 +1359,6 @@ PAGE_BYTES = 600_000  # of test images in it
 CELL_IMAGES = 12  # of each cell of the confusion matrix
 CLICKED_IMAGES = 12  # to click on, of those that are right and of those that are wrong
 CHECKED_IMAGES = 100  # that the page runs through its network when it is opened
-IN_PAGE = ("summary", "confusion")  # figures of which a page itself says more
 CLOSE = 5e-4  # how near weights of 16 bits must come to the estimates; whole numbers are nearer than float16
 
 
@@ -1371,7 +1370,7 @@ def page_of(run, pictures):
     run : dict
         What a folder holds, see ``load_folder`` and ``add_test_set``.
     pictures : dict
-        Heading of each figure -> the bytes of its PNG.
+        Name of each figure -> its heading and the bytes of its PNG.
 
     Returns
     -------
@@ -1379,10 +1378,12 @@ def page_of(run, pictures):
     """
     searched, tested = "trials" in run, "images" in run
     title = run["search_title"] if searched else run["title"] or "A run"
+    matrix = confusion_table(run) if tested else ""
+    said = ["summary", *["confusion"] * bool(matrix)]  # what the page itself says better than a figure
+    figures = [page_figure(*picture) for name, picture in pictures.items() if name not in said]
     sections = [search_table(run)] if searched else []
-    sections += [confusion_table(run), classes_table(run)] if tested else []
-    figures = "\n".join(page_figure(*picture) for picture in pictures.items())
-    sections += [section("Figures", f'<div class="figures">{figures}</div>')] if figures else []
+    sections += [matrix, classes_table(run)] if tested else []
+    sections += [section("Figures", f'<div class="figures">{"".join(figures)}</div>')] if figures else []
     parts = {
         "policy": page_policy(),
         "title": safe(title),
@@ -1685,7 +1686,7 @@ tbody tr { border-top: 1px solid var(--line); }
 <main>
 <section aria-labelledby="try">
 <h2 id="try">The network, live</h2>
-<p id="why" class="soft">The network runs in this page: draw, or click on a test image.</p>
+<p id="why" class="soft">The network runs in this page, on what you draw or click on.</p>
 <div id="live" hidden>
   <div>
     <p id="help" class="soft">Draw with mouse, finger or pen. Keys: the arrows draw, with Shift they move
@@ -1703,8 +1704,7 @@ tbody tr { border-top: 1px solid var(--line); }
 <div id="clicked" class="images" role="group" aria-label="Test images"></div>
 <p id="check" class="soft"></p>
 </section>
-{{sections}}
-</main>
+{{sections}}</main>
 <noscript><p>The network and the images need JavaScript; all else does not.</p></noscript>
 <script type="application/json" id="data">{{content}}</script>
 <script>
@@ -1945,7 +1945,8 @@ function show(im, says = "") {
     const [own] = order(pass.estimates);
     const says = `member ${m + 1} (${names[own]}, ${written(pass.estimates[own])}): `;
     const whose = passes.length > 1 ? says : "", why = evidence(members[m], pass, best, next);
-    return [view(`${whose}for ${names[best]} (orange) or ${names[next]} (blue)`, why),
+    const speaks = `for ${names[best]} (orange)` + (next === undefined ? "" : ` or ${names[next]} (blue)`);
+    return [view(whose + speaks, why),
       ...pass.hidden.map((values, l) => view(`${whose}hidden layer ${l + 1}`, square(values)))];
   }));
 }
@@ -2137,8 +2138,8 @@ def draw(flags, only):
         out = pathlib.Path(flags.out or out)
         pictures = save_figures(figures, out)
         if not only:
-            headings = {name: figure._suptitle.get_text().splitlines()[0] for name, figure in figures.items()}
-            shown = {headings[name]: pictures[name] for name in pictures if name not in IN_PAGE}
+            headings = [figure._suptitle.get_text().partition("\n")[0] for figure in figures.values()]
+            shown = dict(zip(figures, zip(headings, pictures)))
             save_file(out / "report.html", page_of(run, shown).encode())
 
 
