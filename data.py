@@ -2222,7 +2222,7 @@ def parse_size(text):
 def setting_text(value):
     """A setting as one word, which its check turns into the same setting: ``512x256``."""
     if isinstance(value, list):
-        return ("+" if value and isinstance(value[0], str) else "x").join(map(str, value or [0]))
+        return ("+" if value and isinstance(value[0], str) else "x").join(map(str, value or ["none"]))
     return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
 
 

@@ -374,13 +374,14 @@ def image_size(value):
 
 
 def words(value, separator):
-    """The words in a text such as ``scale+center``, or in a list of such texts."""
+    """The words in a text such as ``scale+center``, or in a list of such texts; ``none`` alone is no word."""
     parts = value if isinstance(value, list) else [value]
-    return [word for part in parts for word in (part.split(separator) if isinstance(part, str) else [part])]
+    found = [word for part in parts for word in (part.split(separator) if isinstance(part, str) else [part])]
+    return [] if found == ["none"] else found
 
 
 def widths(value):
-    """Hidden widths from ``292``, ``"512x256"``, ``["512", "256"]`` or ``[512, 256]``; 0 is none."""
+    """Hidden widths from ``292``, ``"512x256"``, ``["512", "256"]`` or ``[512, 256]``; 0 or none is none."""
     try:
         result = [number(0, WIDEST, whole=True)(part) for part in words(value, "x")]
     except ValueError:
@@ -398,26 +399,30 @@ def preprocess_names(value):
 
 def class_weight(value):
     """``["balanced"]``, a number for each class, or [] for none."""
-    given = words(value, ",")
-    if given in ([], ["none"], ["balanced"]):
-        return [] if given == ["none"] else given
-    return [number(0)(weight) for weight in given]
+    given = words(value, "x")
+    if given in ([], ["balanced"]):
+        return given
+    weights = [LIMIT(weight) for weight in given]
+    if not any(weights):
+        raise ValueError("must not be 0 for all classes")
+    return weights
 
 
 def augment_names(value):
-    """What to do to the images: one of the distortions at most, flip; none is no name."""
+    """What to do to the images: at most one of the distortions, and flip."""
     names = [one_of("distortion", data.AUGMENT_NAMES)(name) for name in words(value, "+")]
     if len(names) > 1 and ("none" in names or len(set(names)) < len(names)):
         raise ValueError("must be none alone, or name each kind once")
     if len(set(names) & set(data.DISTORTIONS)) > 1:
         raise ValueError(f"must be one of {', '.join(data.DISTORTIONS)}: each does what those before it do")
-    return [name for name in names if name != "none"]
+    return names
 
 
 WIDEST = 1_000_000_000  # a hidden layer; what memory allows is far less
 DTYPES = {"float32": np.float32, "float64": np.float64}
 HOLDOUTS = ("random", "last")
 SHARE = number(0, 1, below=True)
+LIMIT = number(0, 1e30)  # float32 ends at 3e38
 FAR = number(0, data.LARGEST_STRENGTH)
 SEED = number(0, 2**63, whole=True)
 STRENGTHS = data.STRENGTHS
@@ -467,14 +472,14 @@ GROUPS = {  # group -> name -> default, check, what a value looks like, help
         "nesterov": (False, switch, None, "Nesterov's form of momentum"),
         "beta1": (0.9, SHARE, "X", "adam: share of the mean gradient that is kept in a step"),
         "beta2": (0.999, SHARE, "X", "adam, rmsprop: share of the mean squared gradient that is kept"),
-        "eps": (1e-8, number(0, above=True), "X", "adam, rmsprop: added to the root of the mean square"),
-        "clip_norm": (0.0, number(0), "X", "largest norm of all gradients together; 0: no limit"),
+        "eps": (1e-8, number(1e-30, 1e30), "X", "adam, rmsprop: added to the root of the mean square"),
+        "clip_norm": (0.0, LIMIT, "X", "largest norm of all gradients together; 0: no limit"),
     },
     "against overfitting": {
         "weight_decay": (2.5e-7, number(0), "X", "L2 penalty: 0.5 * weight decay * sum of squared weights"),
         "dropout": (0.0, SHARE, "X", "share of hidden units switched off in a step"),
         "input_dropout": (0.0, SHARE, "X", "share of inputs switched off in a step"),
-        "max_norm": (0.0, number(0), "X", "largest norm of the weights into a hidden unit; 0: no limit"),
+        "max_norm": (0.0, LIMIT, "X", "largest norm of the weights into a hidden unit; 0: no limit"),
         "label_smoothing": (0.0, SHARE, "X", "share of the target given to all classes alike"),
         "ema": (0.0, SHARE, "X",
             "judge and keep a moving average of the params over epochs: ema * average + (1 - ema) * params"),
@@ -937,7 +942,7 @@ def as_flags(settings):
         if isinstance(value, bool) and value != default:
             words += [flag(name) if value else flag(f"no_{name}")]
         elif value != default:
-            words += [flag(name), *map(str, (value or [0]) if isinstance(value, list) else [value])]
+            words += [flag(name), *map(str, (value or ["none"]) if isinstance(value, list) else [value])]
     return words
 
 

@@ -483,7 +483,7 @@ def test_class_weights_make_rare_classes_count(small_set, tmp_path):
     sets["train"]["labels"] = np.repeat(np.arange(3), [40, 6, 2])
     weights = train.class_weights(sets, config)
     np.testing.assert_allclose(weights * [40, 6, 2], 16, rtol=1e-12)
-    given = train.class_weights(sets, train.check_settings({"class_weight": "1,2,4"}))
+    given = train.class_weights(sets, train.check_settings({"class_weight": "1x2x4"}))
     np.testing.assert_allclose(given / given[0], [1, 2, 4])
     assert given @ [40, 6, 2] == pytest.approx(48)
     assert train.class_weights(sets, train.check_settings({"class_weight": "none"})) is None
