@@ -217,7 +217,10 @@ def class_weights(sets, config):
     weights = 1 / np.maximum(counts, 1) if config["class_weight"] == ["balanced"] else config["class_weight"]
     if len(weights) != len(counts):
         raise ValueError(f"--class-weight: there are {len(counts)} classes, not {len(weights)}")
-    return np.asarray(weights) * (counts.sum() / max(1e-300, counts @ weights))
+    weights = np.where(counts, weights, 0.0)
+    if not weights.any():
+        raise ValueError("--class-weight: it is 0 for all training images")
+    return weights * (counts.sum() / (counts @ weights))
 
 
 OPTIMIZERS = {  # name -> its step, the settings that this takes, the moments that it keeps, its default lr
