@@ -24,7 +24,7 @@ import nn
 # --- judging ----------------------------------------------------------------------------------
 
 
-def judge(members, images, labels):
+def judge(members, images, labels, adversarial=0.0):
     """Estimates and figures of a committee of one or more networks on uint8 images.
 
     Parameters
@@ -33,6 +33,8 @@ def judge(members, images, labels):
         From ``data.load_run``; layers and preprocessing may differ.
     images : uint8 array (n, d)
     labels : int array (n,)
+    adversarial : float
+        Move all images by so much against each network, see ``data.moved_along``.
 
     Returns
     -------
@@ -47,6 +49,7 @@ def judge(members, images, labels):
     names, every, reports = members[0][1]["data"]["class_names"], [], []
     for params, config in members:
         batches = data.batches(images, labels, config["steps"], dtype=params["W1"].dtype)
+        batches = attacked(batches, params, config, adversarial) if adversarial else batches
         outputs = nn.outputs_of(params, batches, config["activation"])
         every.append(nn.estimates(outputs, config["loss"]))
         reports.append(make_report(outputs, labels, config["loss"], names))
@@ -59,6 +62,13 @@ def judge(members, images, labels):
     else:
         report = make_report(mean, labels, "mse", names)
     return mean, report, reports
+
+
+def attacked(batches, params, config, share):
+    """Batches of images that are moved against the network."""
+    for batch in batches:
+        slope = nn.input_gradient(params, batch["x"], batch["y"], config["activation"], config["loss"])
+        yield {"x": data.moved_along(slope, batch["x"], config["steps"], share)}
 
 
 def make_report(outputs, labels, loss, class_names):
@@ -246,21 +256,23 @@ def report_test_set(flags, members):
     """Judge on the test set, print the report, and write the predictions."""
     dataset, config = load_test_set(members, flags), members[0][1]
     labels, names = dataset["test_labels"], config["data"]["class_names"]
-    estimates, report, reports = judge(members, dataset["test_images"], labels)
+    estimates, report, reports = judge(members, dataset["test_images"], labels, flags.adversarial)
     each = [
         {"run": run, "layers": layers_text(params), **{k: r[k] for k in ("loss", "accuracy", "errors")}}
         for run, (params, _), r in zip(flags.runs, members, reports)
     ]
     about = {"members": each} if len(each) > 1 else {"layers": each[0]["layers"]}
     if flags.json:
+        about |= {"adversarial": flags.adversarial} if flags.adversarial else {}
         print(json.dumps({"dataset": dataset["name"], **about, **report}, indent=2))
     else:
         if len(each) > 1:
             print("\n".join(member_lines(each)), end="\n\n")
         title = f"committee of {len(each)}" if len(each) > 1 else each[0]["layers"]
+        title += f", attacked by {flags.adversarial:g}" if flags.adversarial else ""
         print(report_text(report, config, f"{dataset['title']}, {title}"))
     run = pathlib.Path(flags.runs[0])  # written last: the report is there even if the folder is read-only
-    kind = "-committee" * (len(each) > 1)
+    kind = "-committee" * (len(each) > 1) + "-attacked" * bool(flags.adversarial)
     kind += f"-{pathlib.Path(dataset['name']).name}" * (dataset["name"] != config["dataset"])
     target = (run if run.is_dir() else run.parent) / f"predictions{kind}.csv"
     data.save_rows(target, prediction_rows(estimates, labels, names), PREDICTION_COLUMNS)
@@ -336,9 +348,7 @@ def evidence(params, config, image):
     x = data.to_numbers(redrawn, steps, params["W1"].dtype)
     likely = nn.predict(params, x, config["activation"], config["loss"]).argmax(axis=1)
     slope = nn.input_gradient(params, x, likely, config["activation"], config["loss"])  # (1, inputs)
-    basis = next((step["basis"] for step in steps if step.get("basis") is not None), None)
-    slope = slope if basis is None else slope @ basis.T
-    return (-slope * redrawn).reshape(shape)
+    return (-data.slope_in_pixels(slope, steps) * redrawn).reshape(shape)
 
 
 def save_evidence(path, evidence):
@@ -414,21 +424,32 @@ def main(argv=None):
         help="with --images: write FILE.why.png, what in the picture speaks for the likeliest class "
         "(orange) and against it (blue)",
     )  # fmt: skip
+    parser.add_argument(
+        "--adversarial", metavar="X", type=float, default=0.0,
+        help="judge on images of which each pixel is moved by so much (1: from black to white) along the "
+        "sign of the loss's slope, as train.py --adversarial does",
+    )  # fmt: skip
     flags = data.parse_flags(parser, argv)
+    if not 0 <= flags.adversarial <= 1:
+        raise ValueError(f"--adversarial: must be from 0 to 1, not {flags.adversarial:g}")
     if flags.fit:
         nn.choose("--fit", flags.fit, dict.fromkeys(data.FITS))
     for name in ("fit", "save", "explain"):
         if getattr(flags, name) and not flags.images:
             raise ValueError(f"--{name}: needs --images")
-    if flags.images and (flags.dataset or flags.compare):
-        raise ValueError(f"--{'dataset' if flags.dataset else 'compare'}: has no meaning with --images")
+    for name in ("dataset", "compare", "adversarial"):
+        if getattr(flags, name) and flags.images:
+            raise ValueError(f"--{name}: has no meaning with --images")
     if flags.compare and len(flags.runs) < 2:
         raise ValueError("--compare: needs two runs or more")
     if flags.images:
         flags.images = data.expand_pictures(flags.images)
     members = load_members(flags.runs)
-    if flags.explain and len(members) > 1:
-        raise ValueError("--explain: is for one run, not for a committee")
+    for name in ("explain", "adversarial"):
+        if getattr(flags, name) and len(members) > 1:
+            raise ValueError(f"--{name}: is for one run, not for several")
+        if getattr(flags, name) and data.gradient_step(members[0][1]["steps"]):
+            raise ValueError(f"--{name}: the run's network sees gradients (hog), not pixels")
     if flags.images:
         return report_pictures(flags, members)
     return report_comparison(flags, members) if flags.compare else report_test_set(flags, members)

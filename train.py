@@ -69,8 +69,9 @@ def train_epoch(state, sets, config, progress=lambda images: None):
     room = {key: np.empty_like(w) for key, w in params.items()}  # for the gradients of each step
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found by isfinite
         for batch in epoch_batches(epoch, sets, config):
+            x = disturbed(params, batch, sets, config)
             outputs, cache = nn.forward(
-                params, batch["x"], config["activation"], config["dropout"], batch["rng"],
+                params, x, config["activation"], config["dropout"], batch["rng"],
                 out=cache, blank=batch["blank"],
             )  # fmt: skip
             if not math.isfinite(outputs.sum()):  # as good as a loss that is not finite, and cheaper
@@ -154,8 +155,9 @@ def epoch_batches(epoch, sets, config):
     """Yield the batches of an epoch (from 1) in their random order.
 
     Each is a dict: ``x`` (n, inputs) and ``blank`` for ``nn.forward``, ``y`` (n,), ``rng``, ``lr``,
-    ``step`` (from 1), ``done``, the number of images up to its end, and of ``step_factors`` ``scale``,
-    which is lr, and ``lazy``. All x share one buffer: a batch is gone when the next one is taken.
+    ``step`` (from 1), ``done``, the number of images up to its end, and of ``step_factors`` ``times``,
+    which is in x, ``scale``, which is lr, and ``lazy``. All x share one buffer: a batch is gone when the
+    next one is taken.
     """
     part, total = sets["train"], len(sets["train"]["labels"])
     size = min(config["batch_size"], total)
@@ -170,12 +172,26 @@ def epoch_batches(epoch, sets, config):
         images, blank = (distort(rows, rng), None) if distort else inked_columns(part, rows)
         x = buffer[: images.size].reshape(images.shape)
         x = data.to_numbers(images, sets["steps"], x.dtype, out=x, times=factors["times"])
-        if config["input_dropout"]:
-            x *= nn.dropout_mask(x.shape, config["input_dropout"], rng, x.dtype)
         yield {
             "x": x, "y": labels[start : start + size], "blank": blank, "rng": rng, "lr": lrs[step - 1],
             "step": step, "done": start + len(rows), **factors,
         }  # fmt: skip
+
+
+def disturbed(params, batch, sets, config):
+    """The inputs of a batch, changed in place.
+
+    Half of the images are moved against the network (``adversarial``: Goodfellow, Shlens & Szegedy 2015),
+    and then a share of the inputs is switched off (``input_dropout``).
+    """
+    x = batch["x"]
+    if config["adversarial"]:
+        half, labels = x[len(x) // 2 :], batch["y"][len(x) // 2 :]
+        slope = nn.input_gradient(params, half, labels, config["activation"], config["loss"])
+        half[...] = data.moved_along(slope, half, sets["steps"], config["adversarial"], batch["times"])
+    if config["input_dropout"]:
+        x *= nn.dropout_mask(x.shape, config["input_dropout"], batch["rng"], x.dtype)
+    return x
 
 
 def augmentation(sets, config):
@@ -283,7 +299,7 @@ def prepare(dataset, config, parts=tuple(PARTS)):
     for part in parts:
         images, labels = data.redraw(arrays[part][0], steps), arrays[part][1]
         sets[part] = {"images": images, "labels": labels, "inked": np.full(images.shape[0], images.shape[1])}
-        if data.keeps_blank(steps):
+        if data.keeps_blank(steps) and not config["adversarial"]:  # which moves the blank pixels, too
             sorted_ = data.sort_pixels(images, sets["columns"])  # all parts as the training images
             sets["columns"] = sorted_.pop("columns")
             sets[part] |= sorted_
@@ -482,6 +498,8 @@ GROUPS = {  # group -> name -> default, check, what a value looks like, help
         "weight_decay": (2.5e-7, number(0), "X", "L2 penalty: 0.5 * weight decay * sum of squared weights"),
         "dropout": (0.0, SHARE, "X", "share of hidden units switched off in a step"),
         "input_dropout": (0.0, SHARE, "X", "share of inputs switched off in a step"),
+        "adversarial": (0.0, number(0, 1), "X",
+            "move half of each batch by so much (1: from black to white) along the sign of the loss's slope"),
         "max_norm": (0.0, LIMIT, "X", "largest norm of the weights into a hidden unit; 0: no limit"),
         "label_smoothing": (0.0, SHARE, "X", "share of the target given to all classes alike"),
         "ema": (0.0, SHARE, "X",
@@ -530,6 +548,8 @@ def check_settings(settings):
         raise ValueError(f"--momentum: {config['optimizer']} has none")
     if config["nesterov"] and not config["momentum"]:
         raise ValueError("--nesterov: needs a --momentum above 0")
+    if config["adversarial"] and {*data.GRADIENT_STEPS} & dict(data.parse_steps(config["preprocess"])).keys():
+        raise ValueError("--adversarial: moves pixels, and --preprocess makes gradients of them")
     if config["patience"] and not config["val_size"]:
         raise ValueError("--patience: needs validation images (--val-size)")
     return config
@@ -570,7 +590,7 @@ def memory_needed(config, images, pixels, classes, runs=1):
     images, pixels, classes : int
         Training images, pixels of an image, and classes.
     """
-    sizes = [pixels, *config["hidden"], classes]
+    sizes = [data.most_inputs(config["preprocess"], pixels), *config["hidden"], classes]
     params = sum((fan_in + 1) * fan_out for fan_in, fan_out in zip(sizes, sizes[1:]))
     at_once = min(images, max(config["batch_size"], EVALUATED_AT_ONCE))
     numbers = 20 * params + 4 * at_once * sum(sizes) + 5 * images * classes
@@ -1030,7 +1050,9 @@ def inked_columns(part, rows):
     images = part["images"].take(rows, axis=0)[:, :width]
     most = len(rows) * 3 // 4
     columns = ink_width(part, rows[most - 1])
-    return images, (most, columns) if columns < 0.9 * width else (0, width)
+    if columns < 0.9 * width:
+        return images, (most, columns)
+    return images, (0, width) if width < part["images"].shape[1] else None
 
 
 def ink_width(part, row):
