@@ -517,8 +517,7 @@ def quantise(params):
     """int8 weights (fan_in, units) and the scale (units,) of each W; their product is the weights."""
     whole, scales = {}, {}
     for key in [key for key in params if key[0] == "W"]:
-        largest = np.abs(params[key]).max(axis=0)
-        scales[key] = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+        scales[key] = np.maximum(np.abs(params[key]).max(axis=0) / 127, np.finfo(np.float32).tiny)
         whole[key] = np.rint(params[key] / scales[key]).astype(np.int8)
     return whole, scales
 
@@ -593,12 +592,12 @@ def report_export(flags, params, config):
     """Write the network to the file of --export, and print what that holds."""
     form = pathlib.Path(flags.export).suffix
     if form == ".npz":
-        nn.save_params(flags.export, params, config)
+        EXPORTS[form](flags.export, params, config)
         print(f"{flags.export}: params and config, for test.py and nn.load_params")
         return
     folded, rest = fold(params, config)
     EXPORTS[form](flags.export, folded, rest)
-    print(f"{flags.export}: {layers_text(folded)}, {usage_of(rest)}")
+    print(f"{flags.export}: {layers_text(folded)}, {usage_of(rest)}", flush=True)
     if form == ".h":
         dataset, (whole, scales) = load_test_set([(params, config)], flags), quantise(folded)
         rounded = folded | {key: whole[key] * scales[key] for key in whole}
