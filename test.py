@@ -426,7 +426,9 @@ def fold(params, config):
     Its affine step is part of the first layer. Of the config's steps only those on pictures are left.
     """
     nn.choose("activation for a file of --export:", config["activation"], EXPORTED)
-    affine = next((step for step in config["steps"] if step["name"] == "affine"), data.UNCHANGED)
+    if data.gradient_step(config["steps"]):
+        raise ValueError("--export: the network sees gradients (hog), which only .npz can keep")
+    affine = data.affine_step(config["steps"])
     W, b = params["W1"].astype(np.float64), params["b1"].astype(np.float64)
     W = affine["factor"] * (W if affine["basis"] is None else affine["basis"] @ W)  # (d, width)
     if affine["mean"] is not None:
