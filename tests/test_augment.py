@@ -153,8 +153,8 @@ def test_pixels_beside_gradients_have_one_mean_and_one_spread():
     pixels, gradients = x[:, :63], x[:, 63:]
     assert gradients.shape == (300, 8 * 3 * 3)
     for part in (pixels, gradients):
-        np.testing.assert_allclose(part.mean(axis=0), 0, atol=1e-9)
-        assert part.std() == pytest.approx(1)
+        np.testing.assert_allclose(part.mean(axis=0), 0, atol=1e-4)  # they are fitted in float32
+        assert part.std() == pytest.approx(1, rel=1e-4)
 
 
 def test_blank_images_have_no_gradients():
