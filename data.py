@@ -832,9 +832,10 @@ def count_images(dataset):
 
 # --- preprocess -------------------------------------------------------------------------------
 #
-# There are three kinds of step: those that turn pictures into pictures, which is done once; those that
-# turn pictures into numbers, at most one, and those on numbers, which are both done in each batch. The
-# last are all affine maps: fitted, they are one step.
+# There are three kinds of step. Those that turn pictures into pictures are done once. So is the one that
+# turns pictures into gradients, which are kept as uint8 like grey levels; but where training distorts the
+# pictures, it is done in each batch. Those on numbers are done in each batch. They are all affine maps:
+# fitted, they are one step.
 
 
 def fit_steps(names, images, image_shape):
@@ -845,9 +846,9 @@ def fit_steps(names, images, image_shape):
     names : list of str
         Applied in this order. First those that turn pictures into pictures, rounded to whole grey
         levels: ``deskew`` shears the ink upright, by its moments; ``width:14`` brings it to 14
-        columns; ``pool`` takes the mean of each 2x2 pixels. Then pictures to numbers: ``hog:7``
-        makes histograms of gradients in 7x7 cells, see ``gradients``; ``pixels-and-hog:7`` keeps the
-        pixels, and beside them the same, brought to the spread of the pixels. Then those on numbers:
+        columns; ``pool`` takes the mean of each 2x2 pixels. Then pictures to gradients: ``hog:7``
+        makes histograms of them in 7x7 cells, see ``gradients``; ``pixels-and-hog:7`` keeps the
+        pixels, and puts the same behind them. Then those on numbers:
         ``scale`` divides by 255, ``center`` subtracts each number's mean over the images,
         ``standardize`` subtracts the mean of all numbers and divides by their standard deviation,
         ``pca:50`` keeps the 50 principal components (Pearson 1901).
@@ -870,27 +871,15 @@ def fit_steps(names, images, image_shape):
     _check_bytes(images)
     parsed, pictures, numbers = parse_steps(names), [], []
     for name, number in parsed:
-        if name in PICTURE_STEPS or name in GRADIENT_STEPS:
+        if name in PICTURE_STEPS:
             shape = list(shape_after(pictures, image_shape))
             pictures.append({"name": name, "shape": shape} | ({"number": number} if number else {}))
     if {name for name, _ in parsed} - {*PICTURE_STEPS, "scale"}:
         images = redraw(images, pictures)
-    first = [step for step in pictures if step["name"] in GRADIENT_STEPS]
-    if first and first[0]["name"] == "pixels-and-hog":
-        first[0]["gain"] = _fit_gain(first[0], images)
     for name, number in parsed:
-        if name not in PICTURE_STEPS and name not in GRADIENT_STEPS:
-            numbers = _followed_by(numbers, **_fit_affine(name, number, images, first + numbers))
+        if name not in PICTURE_STEPS:
+            numbers = _followed_by(numbers, **_fit_affine(name, number, images, numbers))
     return pictures + numbers
-
-
-def _fit_gain(step, images):
-    """The factor that gives the gradients beside pixels the standard deviation of these."""
-    some = images[:: 1 + len(images) // 10_000]  # they are enough for one number
-    mean, square = _moments(some, [{**step, "gain": 1.0}])
-    parts = np.split(np.maximum(square - mean**2, 0), [images.shape[1]])  # each number about its own mean
-    pixels, found = (float(np.sqrt(part.mean())) for part in parts)
-    return pixels / found if pixels and found else 1.0
 
 
 def _fit_affine(name, number, images, steps):
@@ -914,10 +903,9 @@ def _fit_affine(name, number, images, steps):
 
 def _moments(images, steps):
     """Means over all images of their numbers and of the squares, each (d,), after the steps so far."""
-    dtype = np.float32 if gradient_step(steps) else np.float64  # gradients take half of the time
     sums = 0.0
-    for batch in batches(images, None, steps, dtype=dtype):
-        sums += np.array([f(batch["x"]).sum(axis=0, dtype=np.float64) for f in (np.positive, np.square)])
+    for batch in batches(images, None, steps, dtype=np.float64):
+        sums += np.array([batch["x"].sum(axis=0), np.square(batch["x"]).sum(axis=0)])
     return sums / len(images)
 
 
@@ -940,7 +928,6 @@ def _followed_by(steps, mean=None, factor=1.0, basis=None):
     return [{"name": "affine", "mean": mean, "factor": first["factor"] * factor, "basis": basis}]
 
 
-GRADIENT_STEPS = ("hog", "pixels-and-hog")  # pictures to numbers
 STEP_NAMES = ["deskew", "width:14", "pool", "hog:7", "pixels-and-hog:7"]  # with numbers to try
 STEP_NAMES += ["scale", "center", "standardize", "pca:50"]
 STEP_EXAMPLES = {text.partition(":")[0]: text for text in STEP_NAMES}
@@ -952,14 +939,14 @@ def parse_steps(names):
     for text in names:
         name, colon, number = text.partition(":") if isinstance(text, str) else (text, "", "")
         example = nn.choose("preprocessing", name, STEP_EXAMPLES)
-        if name in GRADIENT_STEPS and not colon:
+        if name in GRADIENT_STEPS and not colon:  # the example's number is the default
             _, colon, number = example.partition(":")
         if ":" not in example and colon:
             raise ValueError(f"{name} takes no number, not {text:.40}")
         if ":" in example and not (number.isdecimal() and 1 <= int(number[:9]) == int(number)):
             raise ValueError(f"{name} needs a whole number above 0, as in {example}, not {text:.40}")
-        from_pictures = name in PICTURE_STEPS or name in GRADIENT_STEPS
-        if from_pictures and steps and steps[-1][0] not in PICTURE_STEPS:
+        before = steps[-1][0] if steps else name
+        if name in PICTURE_STEPS and (before not in PICTURE_STEPS or before in GRADIENT_STEPS) and steps:
             raise ValueError(f"{name} works on pictures: put it before {steps[-1][0]}")
         if name in dict(steps):
             raise ValueError("must name each step once")
@@ -1001,14 +988,8 @@ def to_numbers(images, steps, dtype=np.float32, out=None, times=1.0):
     Returns an array (n, d') of dtype; it is ``out``, an array (n, d), where that is given and no step
     changes d.
     """
-    if found := gradient_step(steps):
-        x = gradients(images, found, dtype)
-        if found["name"] == "pixels-and-hog":
-            x *= found["gain"]
-            x = np.concatenate([images, x], axis=1, dtype=dtype)  # (n, d + those of the gradients)
-    else:
-        x = np.empty(images.shape, dtype) if out is None else out
-        x[...] = images
+    x = np.empty(images.shape, dtype) if out is None else out
+    x[...] = images
     affine = affine_step(steps)
     if affine["mean"] is not None:
         x -= np.asarray(affine["mean"], x.dtype)
@@ -1032,10 +1013,13 @@ def batches(images, labels, steps, batch_size=1000, dtype=np.float32):
 
 
 def shape_after(steps, image_shape):
-    """(rows, columns) of the images after ``redraw``."""
+    """(rows, columns) of the images after ``redraw``; gradients are one row."""
     for step in steps:
         if step["name"] == "pool":
             image_shape = [-(-n // 2) for n in image_shape]
+        elif step["name"] in GRADIENT_STEPS:
+            pixels, cells = math.prod(image_shape), [min(step["number"], side) for side in image_shape]
+            image_shape = [1, 8 * math.prod(cells) + (pixels if step["name"] == "pixels-and-hog" else 0)]
     return tuple(image_shape)
 
 
@@ -1049,6 +1033,11 @@ def gradient_step(steps):
     return next((step for step in steps if step["name"] in GRADIENT_STEPS), None)
 
 
+def without_gradients(steps):
+    """What is done to pictures before they are distorted, and what to numbers."""
+    return [step for step in steps if step["name"] not in GRADIENT_STEPS]
+
+
 def most_inputs(names, pixels):
     """How many numbers the steps make at most of an image of so many pixels."""
     cells = {name: min(number**2, pixels) for name, number in parse_steps(names) if name in GRADIENT_STEPS}
@@ -1057,8 +1046,6 @@ def most_inputs(names, pixels):
 
 def keeps_blank(steps):
     """Whether a pixel that is 0 becomes a number that is 0, in the same place (after ``redraw``)."""
-    if gradient_step(steps):
-        return False
     return all(step.get("mean") is None and step.get("basis") is None for step in steps)
 
 
@@ -1184,8 +1171,6 @@ def _resampled_columns(pictures, start, scale):
     return np.rint(mixed).astype(np.uint8)
 
 
-PICTURE_STEPS = {"deskew": _deskew, "width": _normalize_width, "pool": _pool}
-
 # --- preprocess: histograms of gradients ------------------------------------------------------
 
 GRADIENT_BLOCK = 64  # images at a time, so that they stay in cache
@@ -1197,8 +1182,8 @@ def gradients(images, step, dtype=np.float32):
     The slope of grey at a pixel is found by central differences; beyond its edges a picture goes on as
     it is there. It is the sum of two arrows in neighbouring ones of 8 directions, 45 degrees apart, the
     first to the right and the third downwards (Liu et al. 2003: no angle is needed). The lengths of the
-    arrows of each direction are averaged in each cell, see ``_windows``; the numbers are the roots of
-    that, in a range like that of grey levels.
+    arrows of each direction are averaged in each cell, see ``_windows``; the numbers are twice the roots
+    of 255 times that, or 255 at the most: in the range of grey levels.
 
     Parameters
     ----------
@@ -1222,7 +1207,8 @@ def gradients(images, step, dtype=np.float32):
         lengths[::2] -= lengths[1::2] + np.roll(lengths[1::2], 1, axis=0)  # see _arrows
         lengths[1::2] *= math.sqrt(2)
         np.maximum(lengths, 0, out=lengths)  # rounding may have led below
-        np.sqrt(lengths * (255 / 2), out=lengths)  # half of each difference over two pixels
+        np.sqrt(lengths * (4 * 255 / 2), out=lengths)  # half of each difference over two pixels
+        np.minimum(lengths, 255, out=lengths)
         found[start : start + GRADIENT_BLOCK] = lengths.reshape(-1, len(block)).T
     return found
 
@@ -1260,6 +1246,20 @@ def _windows(side, cells, dtype):
     distance = np.abs(np.arange(side) - middles) * cells / side  # in widths of a cell
     return (np.maximum(0, 1 - distance) * cells / side).astype(dtype)
 
+
+def with_gradients(images, step, dtype=np.float32):
+    """What a step of GRADIENT_STEPS makes of images (n, d), before it is rounded."""
+    found = gradients(images, step, dtype)
+    return found if step["name"] == "hog" else np.concatenate([images, found], axis=1, dtype=dtype)
+
+
+def _gradient_picture(pictures, step):
+    return np.uint8(np.rint(with_gradients(pictures.reshape(len(pictures), -1), step)))
+
+
+GRADIENT_STEPS = ("hog", "pixels-and-hog")
+PICTURE_STEPS = {"deskew": _deskew, "width": _normalize_width, "pool": _pool}
+PICTURE_STEPS |= dict.fromkeys(GRADIENT_STEPS, _gradient_picture)
 
 # --- augment ----------------------------------------------------------------------------------
 
@@ -1438,7 +1438,7 @@ STEP_KINDS = {  # what each step holds; the last four were not yet one when olde
     "width": {"shape": [int], "number": int},
     "pool": {"shape": [int]},
     "hog": {"shape": [int], "number": int},
-    "pixels-and-hog": {"shape": [int], "number": int, "gain": float},
+    "pixels-and-hog": {"shape": [int], "number": int},
     "affine": {"mean?": (float, np.ndarray), "factor": float, "basis?": np.ndarray},
     "scale": {},
     "center": {"mean": np.ndarray},
@@ -1524,29 +1524,20 @@ def read_steps(steps, image_shape, inputs):
             what = f"the preprocessing step {step['name']}"
             kinds = nn.choose("preprocessing step", step["name"], STEP_KINDS)
             nn.check(step, kinds, what)
-            if "shape" not in kinds:
+            if step["name"] not in PICTURE_STEPS:
                 held = {key: step.get(key) for key in (kind.removesuffix("?") for kind in kinds)}
                 factor = 1 / 255 if step["name"] == "scale" else held.get("factor", 1.0)
                 factor = float(np.divide(factor, held.get("std", 1.0)))
                 numbers = _followed_by(numbers, held.get("mean"), factor, held.get("basis"))
-            elif (
-                numbers
-                or gradient_step(pictures)
-                or tuple(step["shape"]) != shape
-                or step.get("number", 1) < 1
-                or not 0 < step.get("gain", 1.0) < LARGEST_NUMBER
-            ):
+            elif numbers or tuple(step["shape"]) != shape or step.get("number", 1) < 1:
                 raise ValueError(f"{what} does not fit images of {shape}")
             else:
                 pictures.append(step)
                 shape = shape_after([step], shape)
     (affine,) = numbers or [UNCHANGED]
-    mean, basis, numbers_before = affine["mean"], affine["basis"], math.prod(shape)
-    if found := gradient_step(pictures):
-        own = 8 * math.prod(min(found["number"], side) for side in shape)
-        numbers_before = own + (numbers_before if found["name"] == "pixels-and-hog" else 0)
-    leads = (numbers_before, numbers_before) if basis is None else basis.shape
-    if leads != (numbers_before, inputs) or np.shape(mean) not in ((), (numbers_before,)):
+    pixels, mean, basis = math.prod(shape), affine["mean"], affine["basis"]
+    leads = (pixels, pixels) if basis is None else basis.shape
+    if leads != (pixels, inputs) or np.shape(mean) not in ((), (pixels,)):
         raise ValueError(f"its preprocessing does not lead from {image_shape} pixels to {inputs} inputs")
     parts = [np.abs(np.float64(part)) for part in (mean, basis, affine["factor"]) if part is not None]
     if affine["factor"] < 1 / LARGEST_NUMBER or not all((part < LARGEST_NUMBER).all() for part in parts):

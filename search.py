@@ -455,6 +455,7 @@ def local_workers(count, folder, datasets):
 
     def source(config):
         key = str([config[name] for name in SPLIT_SETTINGS])
+        key += str([bool(config[name]) for name in ("augment", "adversarial")])  # see train.prepare
         if key not in splits:
             sets = train.prepare(datasets[config["dataset"]], config, SPLIT_PARTS)
             splits[key] = save_sets(folder / str(len(splits)), sets)

@@ -140,7 +140,7 @@ def should_stop(rows, config):
 def init_state(sets, config):
     """The state before the first epoch."""
     dtype = DTYPES[config["dtype"]]
-    inputs = data.to_numbers(sets["train"]["images"][:1], sets["steps"]).shape[1]
+    inputs = inputs_of(sets["train"]["images"][:1], sets, dtype).shape[1]
     sizes = [inputs, *config["hidden"], sets["classes"]]
     rng = np.random.default_rng(config["seed"])
     params = nn.init_params(rng, sizes, config["activation"], config["init"], dtype)
@@ -171,11 +171,18 @@ def epoch_batches(epoch, sets, config):
         rows = order[start : start + size]
         images, blank = (distort(rows, rng), None) if distort else inked_columns(part, rows)
         x = buffer[: images.size].reshape(images.shape)
-        x = data.to_numbers(images, sets["steps"], x.dtype, out=x, times=factors["times"])
+        x = inputs_of(images, sets, x.dtype, out=x, times=factors["times"])
         yield {
             "x": x, "y": labels[start : start + size], "blank": blank, "rng": rng, "lr": lrs[step - 1],
             "step": step, "done": start + len(rows), **factors,
         }  # fmt: skip
+
+
+def inputs_of(images, sets, dtype, out=None, times=1.0):
+    """The numbers that the network gets for images of ``sets``, as ``data.to_numbers``."""
+    if sets["late"]:
+        images = out = data.with_gradients(images, sets["late"], dtype)
+    return data.to_numbers(images, sets["steps"], dtype, out, times)
 
 
 def disturbed(params, batch, sets, config):
@@ -283,23 +290,27 @@ def prepare(dataset, config, parts=tuple(PARTS)):
         For each of parts a dict of ``images``, uint8 (n, d), after the steps on pictures,
         ``labels`` (n,) and ``inked`` (n,), see ``data.sort_pixels``; ``columns`` (d,), where each
         column of the images was before they were sorted, or None: they are not; ``steps``, the
-        fitted preprocessing; ``image_shape`` after the steps on pictures; ``classes``, how many;
+        fitted preprocessing; ``late``, the one of them that has to wait until the pictures are
+        distorted, or None; ``image_shape`` after those before; ``classes``, how many;
         ``evaluate``, the parts whose loss and accuracy are worked out after each epoch.
     """
     train, val = data.split_dataset(dataset, config)
     arrays = {"train": train, "val": val, "test": (dataset["test_images"], dataset["test_labels"])}
     steps = data.fit_steps(config["preprocess"], train[0], dataset["image_shape"])
+    late = data.gradient_step(steps) if config["augment"] else None
+    early = data.without_gradients(steps) if late else steps
     sets = {
         "steps": steps,
-        "image_shape": data.shape_after(steps, dataset["image_shape"]),
+        "late": late,
+        "image_shape": data.shape_after(early, dataset["image_shape"]),
         "classes": len(dataset["class_names"]),
         "evaluate": parts,
         "columns": None,
     }
     for part in parts:
-        images, labels = data.redraw(arrays[part][0], steps), arrays[part][1]
+        images, labels = data.redraw(arrays[part][0], early), arrays[part][1]
         sets[part] = {"images": images, "labels": labels, "inked": np.full(images.shape[0], images.shape[1])}
-        if data.keeps_blank(steps) and not config["adversarial"]:  # which moves the blank pixels, too
+        if data.keeps_blank(steps) and not late and not config["adversarial"]:  # which moves blank ones too
             sorted_ = data.sort_pixels(images, sets["columns"])  # all parts as the training images
             sets["columns"] = sorted_.pop("columns")
             sets[part] |= sorted_
@@ -329,7 +340,7 @@ def evaluation_batches(part, order, sets, params):
     for start in range(0, len(order), EVALUATED_AT_ONCE):
         images, blank = inked_columns(part, order[start : start + EVALUATED_AT_ONCE])
         x = buffer[: images.size].reshape(images.shape)
-        yield {"x": data.to_numbers(images, sets["steps"], dtype, out=x), "blank": blank}
+        yield {"x": inputs_of(images, sets, dtype, out=x), "blank": blank}
 
 
 # --- settings ---------------------------------------------------------------------------------

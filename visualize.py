@@ -434,11 +434,12 @@ def worst_mistakes(estimates, labels):
 def augment_figure(run):
     """An image of each class beside distorted versions of it."""
     config, rng = run["config"], np.random.default_rng(0)
-    shape = data.shape_after(config["steps"], config["data"]["image_shape"])
+    steps = data.without_gradients(config["steps"])
+    shape = data.shape_after(steps, config["data"]["image_shape"])
     strengths = {name: config[name] for name in data.STRENGTHS if name in config}
     how = data.make_augment(config["augment"], shape, **strengths)
     _, first = np.unique(run["labels"], return_index=True)
-    images = data.redraw(run["images"][first[:10]], config["steps"])
+    images = data.redraw(run["images"][first[:10]], steps)
     blank = np.zeros_like(images)
     shown = np.stack([images, blank, *(data.augment(images, how, rng) for _ in range(14))], axis=1)
     rows, columns = shape

@@ -251,7 +251,7 @@ def test_params_that_no_run_wrote_are_refused(tmp_path, change):
         [{"name": "pool", "shape": [4, 5]}, {"name": "center", "mean": np.zeros(20)}],
         [{"name": "hog", "shape": [4, 5], "number": 2}],  # leads to 32 numbers
         [{"name": "hog", "shape": [4, 5], "number": 0}],
-        [{"name": "pixels-and-hog", "shape": [4, 5], "number": 1, "gain": -1.0}],
+        [{"name": "pixels-and-hog", "shape": [4, 5], "number": 1}],  # leads to 28
         [{"name": "pca", "mean": np.zeros(20), "basis": np.zeros((20, 3))}],
         [{"name": "pca", "mean": np.zeros(20), "basis": np.zeros(20)}],
         [{"name": "pca", "mean": np.zeros(20), "basis": np.zeros((20, 20))}, {"name": "pool"}],
