@@ -430,6 +430,22 @@ def main(argv=None):
         "sign of the loss's slope, as train.py --adversarial does",
     )  # fmt: skip
     flags = data.parse_flags(parser, argv)
+    check_flags(flags)
+    if flags.images:
+        flags.images = data.expand_pictures(flags.images)
+    members = load_members(flags.runs)
+    for name in ("explain", "adversarial"):
+        if getattr(flags, name) and len(members) > 1:
+            raise ValueError(f"--{name}: is for one run, not for several")
+        if getattr(flags, name) and data.gradient_step(members[0][1]["steps"]):
+            raise ValueError(f"--{name}: the run's network sees gradients (hog), not pixels")
+    if flags.images:
+        return report_pictures(flags, members)
+    return report_comparison(flags, members) if flags.compare else report_test_set(flags, members)
+
+
+def check_flags(flags):
+    """Raise a ValueError that names what is wrong, or has no meaning beside the others."""
     if not 0 <= flags.adversarial <= 1:
         raise ValueError(f"--adversarial: must be from 0 to 1, not {flags.adversarial:g}")
     if flags.fit:
@@ -442,17 +458,6 @@ def main(argv=None):
             raise ValueError(f"--{name}: has no meaning with --images")
     if flags.compare and len(flags.runs) < 2:
         raise ValueError("--compare: needs two runs or more")
-    if flags.images:
-        flags.images = data.expand_pictures(flags.images)
-    members = load_members(flags.runs)
-    for name in ("explain", "adversarial"):
-        if getattr(flags, name) and len(members) > 1:
-            raise ValueError(f"--{name}: is for one run, not for several")
-        if getattr(flags, name) and data.gradient_step(members[0][1]["steps"]):
-            raise ValueError(f"--{name}: the run's network sees gradients (hog), not pixels")
-    if flags.images:
-        return report_pictures(flags, members)
-    return report_comparison(flags, members) if flags.compare else report_test_set(flags, members)
 
 
 if __name__ == "__main__":
