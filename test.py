@@ -666,23 +666,9 @@ def main(argv=None):
         help=f"write the network for other programs, by the suffix: {', '.join(EXPORTS)}",
     )  # fmt: skip
     flags = data.parse_flags(parser, argv)
-    if not 0 <= flags.adversarial <= 1:
-        raise ValueError(f"--adversarial: must be from 0 to 1, not {flags.adversarial:g}")
-    if flags.fit:
-        nn.choose("--fit", flags.fit, dict.fromkeys(data.FITS))
-    for name in ("fit", "save", "explain"):
-        if getattr(flags, name) and not flags.images:
-            raise ValueError(f"--{name}: needs --images")
-    for name in ("dataset", "compare", "adversarial"):
-        if getattr(flags, name) and flags.images:
-            raise ValueError(f"--{name}: has no meaning with --images")
-    for name in ("images", "compare", "json"):
-        if flags.export and getattr(flags, name):
-            raise ValueError(f"--{name}: has no meaning with --export")
     if flags.export is not None:
         nn.choose(f"suffix of --export {flags.export}:", pathlib.Path(flags.export).suffix, EXPORTS)
-    if flags.compare and len(flags.runs) < 2:
-        raise ValueError("--compare: needs two runs or more")
+    check_flags(flags)
     if flags.images:
         flags.images = data.expand_pictures(flags.images)
     members = load_members(flags.runs)
@@ -696,6 +682,22 @@ def main(argv=None):
     if flags.images:
         return report_pictures(flags, members)
     return report_comparison(flags, members) if flags.compare else report_test_set(flags, members)
+
+
+def check_flags(flags):
+    """Raise a ValueError that names what is wrong, or has no meaning beside the others."""
+    if not 0 <= flags.adversarial <= 1:
+        raise ValueError(f"--adversarial: must be from 0 to 1, not {flags.adversarial:g}")
+    if flags.fit:
+        nn.choose("--fit", flags.fit, dict.fromkeys(data.FITS))
+    for name in ("fit", "save", "explain"):
+        if getattr(flags, name) and not flags.images:
+            raise ValueError(f"--{name}: needs --images")
+    for name in ("dataset", "compare", "adversarial"):
+        if getattr(flags, name) and flags.images:
+            raise ValueError(f"--{name}: has no meaning with --images")
+    if flags.compare and len(flags.runs) < 2:
+        raise ValueError("--compare: needs two runs or more")
 
 
 if __name__ == "__main__":

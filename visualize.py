@@ -212,11 +212,10 @@ def weights_figures(run):
     """A heat map of each weight matrix, with its longer side along the page and colours centred on 0."""
     params, config, figures = run["params"], run["config"], {}
     depth = len(params) // 2
-    inputs_are = "input pixel"
-    if gradients := data.gradient_step(config["steps"]):
-        inputs_are = {"hog": "gradient", "pixels-and-hog": "input pixel, and then gradient"}[
-            gradients["name"]
-        ]
+    step = data.gradient_step(config["steps"]) or {"name": None}
+    inputs_are = {"hog": "gradient", "pixels-and-hog": "input pixel, then gradient"}.get(
+        step["name"], "input pixel"
+    )
     if data.affine_step(config["steps"])["basis"] is not None:
         inputs_are = "principal component"
     for layer in range(1, depth + 1):
