@@ -2023,7 +2023,8 @@ def fit_pictures(picture, facts, fit=None, split=False):
     grey = Image.fromarray(np.ascontiguousarray(picture)).convert("L")
     image = np.asarray(grey if picture.shape[:2] == shape else grey.resize(shape[::-1], Image.Resampling.BOX))
     edge = np.concatenate([image[[0, -1]].ravel(), image[:, [0, -1]].ravel()]).mean()
-    return [255 - image if abs(255 - edge - facts["edge"]) < abs(edge - facts["edge"]) else image], []
+    inverted = abs(255 - edge - facts["edge"]) < abs(edge - facts["edge"]) - 1  # not by rounding
+    return [255 - image if inverted else image], []
 
 
 def prepare_picture(picture, image_shape=(28, 28)):
