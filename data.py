@@ -66,7 +66,6 @@ import shutil
 import struct
 import subprocess
 import time
-import warnings
 import zlib
 
 import numpy as np
@@ -567,10 +566,9 @@ def _read_class_names(path):
     file = (path if path.is_dir() else path.parent) / "classes.txt"
     if not file.is_file():
         return None
-    try:
-        lines = nn.load_bytes(file, MOST_TEXT).decode("utf-8-sig").splitlines()
-    except ValueError as error:
-        raise ValueError(f"{file} is no text: {error}") from error
+    content = nn.load_bytes(file, MOST_TEXT)
+    with nn.reading(file, "is no text"):
+        lines = content.decode("utf-8-sig").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -637,14 +635,8 @@ def _read_file(path, pixels=None):
         array, digest = load_idx(path)
         return {path.name: array}, digest
     content, digest = load_content(path)
-    try:
-        with warnings.catch_warnings():  # of an array that NumPy saved under Python 2
-            warnings.simplefilter("ignore")
-            found = READERS[form](content, pixels) if form == CSV else READERS[form](content)
-    except MemoryError as error:
-        raise MemoryError(f"there is not enough memory to read {path}") from error
-    except Exception as error:  # a damaged file can fail in any way
-        raise ValueError(f"{path} cannot be read: {str(error) or type(error).__name__:.300}") from error
+    with nn.reading(path, "cannot be read"):
+        found = READERS[form](content, pixels) if form == CSV else READERS[form](content)
     return ({path.name: found[None]} if None in found else found), digest
 
 
@@ -897,8 +889,9 @@ def count_images(dataset):
 
 # --- preprocess -------------------------------------------------------------------------------
 #
-# There are two kinds of step: those that turn pictures into pictures, which is done once, and those
-# on numbers, which are done in each batch. The latter are all affine maps: fitted, they are one step.
+# There are three kinds of step: those that turn pictures into pictures, which is done once; those that
+# turn pictures into numbers, at most one, and those on numbers, which are both done in each batch. The
+# last are all affine maps: fitted, they are one step.
 
 
 def fit_steps(names, images, image_shape):
@@ -909,10 +902,12 @@ def fit_steps(names, images, image_shape):
     names : list of str
         Applied in this order. First those that turn pictures into pictures, rounded to whole grey
         levels: ``deskew`` shears the ink upright, by its moments; ``width:14`` brings it to 14
-        columns; ``pool`` takes the mean of each 2x2 pixels. Then those on numbers: ``scale``
-        divides by 255, ``center`` subtracts each pixel's mean over the images, ``standardize``
-        subtracts the mean of all pixels and divides by their standard deviation, ``pca:50``
-        keeps the 50 principal components (Pearson 1901).
+        columns; ``pool`` takes the mean of each 2x2 pixels. Then pictures to numbers: ``hog:7``
+        makes histograms of gradients in 7x7 cells, see ``gradients``; ``pixels-and-hog:7`` keeps the
+        pixels, and beside them the same, brought to the spread of the pixels. Then those on numbers:
+        ``scale`` divides by 255, ``center`` subtracts each number's mean over the images,
+        ``standardize`` subtracts the mean of all numbers and divides by their standard deviation,
+        ``pca:50`` keeps the 50 principal components (Pearson 1901).
     images : uint8 array (n, d)
         Training images only, as they are read.
     image_shape : (rows, columns)
@@ -920,7 +915,7 @@ def fit_steps(names, images, image_shape):
     Returns
     -------
     list of dict
-        The fitted steps: those on pictures, and at most one ``{"name": "affine", "mean": None, float
+        The fitted steps: those from pictures, and at most one ``{"name": "affine", "mean": None, float
         or (d,), "factor": float, "basis": None or (d, k)}`` that all the others make together: an
         image x becomes ``((x - mean) * factor) @ basis``. Plain data that can be stored with the params.
 
@@ -932,15 +927,27 @@ def fit_steps(names, images, image_shape):
     _check_bytes(images)
     parsed, pictures, numbers = parse_steps(names), [], []
     for name, number in parsed:
-        if name in PICTURE_STEPS:
+        if name in PICTURE_STEPS or name in GRADIENT_STEPS:
             shape = list(shape_after(pictures, image_shape))
             pictures.append({"name": name, "shape": shape} | ({"number": number} if number else {}))
     if {name for name, _ in parsed} - {*PICTURE_STEPS, "scale"}:
         images = redraw(images, pictures)
+    first = [step for step in pictures if step["name"] in GRADIENT_STEPS]
+    if first and first[0]["name"] == "pixels-and-hog":
+        first[0]["gain"] = _fit_gain(first[0], images)
     for name, number in parsed:
-        if name not in PICTURE_STEPS:
-            numbers = _followed_by(numbers, **_fit_affine(name, number, images, numbers))
+        if name not in PICTURE_STEPS and name not in GRADIENT_STEPS:
+            numbers = _followed_by(numbers, **_fit_affine(name, number, images, first + numbers))
     return pictures + numbers
+
+
+def _fit_gain(step, images):
+    """The factor that gives the gradients beside pixels the standard deviation of these."""
+    steps = [{**step, "gain": 1.0}]
+    mean, square = (_mean_over(images, steps, function) for function in (lambda x: x, np.square))
+    parts = np.split(np.maximum(square - mean**2, 0), [images.shape[1]])  # each number about its own mean
+    pixels, found = (float(np.sqrt(part.mean())) for part in parts)
+    return pixels / found if pixels and found else 1.0
 
 
 def _fit_affine(name, number, images, steps):
@@ -987,7 +994,9 @@ def _followed_by(steps, mean=None, factor=1.0, basis=None):
     return [{"name": "affine", "mean": mean, "factor": first["factor"] * factor, "basis": basis}]
 
 
-STEP_NAMES = ["deskew", "width:14", "pool", "scale", "center", "standardize", "pca:50"]  # with numbers to try
+GRADIENT_STEPS = ("hog", "pixels-and-hog")  # pictures to numbers
+STEP_NAMES = ["deskew", "width:14", "pool", "hog:7", "pixels-and-hog:7"]  # with numbers to try
+STEP_NAMES += ["scale", "center", "standardize", "pca:50"]
 STEP_EXAMPLES = {text.partition(":")[0]: text for text in STEP_NAMES}
 
 
@@ -997,11 +1006,14 @@ def parse_steps(names):
     for text in names:
         name, colon, number = text.partition(":") if isinstance(text, str) else (text, "", "")
         example = nn.choose("preprocessing", name, STEP_EXAMPLES)
+        if name in GRADIENT_STEPS and not colon:
+            _, colon, number = example.partition(":")
         if ":" not in example and colon:
             raise ValueError(f"{name} takes no number, not {text:.40}")
         if ":" in example and not (number.isdecimal() and 1 <= int(number[:9]) == int(number)):
             raise ValueError(f"{name} needs a whole number above 0, as in {example}, not {text:.40}")
-        if name in PICTURE_STEPS and steps and steps[-1][0] not in PICTURE_STEPS:
+        from_pictures = name in PICTURE_STEPS or name in GRADIENT_STEPS
+        if from_pictures and steps and steps[-1][0] not in PICTURE_STEPS:
             raise ValueError(f"{name} works on pictures: put it before {steps[-1][0]}")
         if name in dict(steps):
             raise ValueError("must name each step once")
@@ -1043,9 +1055,15 @@ def to_numbers(images, steps, dtype=np.float32, out=None, times=1.0):
     Returns an array (n, d') of dtype; it is ``out``, an array (n, d), where that is given and no step
     changes d.
     """
-    x = np.empty(images.shape, dtype) if out is None else out
-    x[...] = images
-    affine = next((step for step in steps if step["name"] == "affine"), UNCHANGED)
+    if found := gradient_step(steps):
+        x = gradients(images, found, dtype)
+        if found["name"] == "pixels-and-hog":
+            x *= found["gain"]
+            x = np.concatenate([images, x], axis=1, dtype=dtype)  # (n, d + those of the gradients)
+    else:
+        x = np.empty(images.shape, dtype) if out is None else out
+        x[...] = images
+    affine = affine_step(steps)
     if affine["mean"] is not None:
         x -= np.asarray(affine["mean"], x.dtype)
     x *= affine["factor"] * times
@@ -1075,17 +1093,38 @@ def shape_after(steps, image_shape):
     return tuple(image_shape)
 
 
+def affine_step(steps):
+    """The one on numbers; one that changes nothing where there is none."""
+    return next((step for step in steps if step["name"] == "affine"), UNCHANGED)
+
+
+def gradient_step(steps):
+    """The one that turns pictures into gradients, or None."""
+    return next((step for step in steps if step["name"] in GRADIENT_STEPS), None)
+
+
+def most_inputs(names, pixels):
+    """How many numbers the steps make at most of an image of so many pixels."""
+    cells = {name: min(number**2, pixels) for name, number in parse_steps(names) if name in GRADIENT_STEPS}
+    return max(pixels, 8 * cells.get("hog", 0), pixels + 8 * cells.get("pixels-and-hog", 0))
+
+
 def keeps_blank(steps):
     """Whether a pixel that is 0 becomes a number that is 0, in the same place (after ``redraw``)."""
+    if gradient_step(steps):
+        return False
     return all(step.get("mean") is None and step.get("basis") is None for step in steps)
 
 
 def weights_in_pixels(weights, steps):
     """What weights (inputs, units) weigh in the pixels of the image, but for the scale: (d, units).
 
-    ``deskew`` and ``width`` leave the pixels where they are.
+    ``deskew`` and ``width`` leave the pixels where they are. Of pixels beside gradients those of the
+    pixels; gradients alone have none in pixels.
     """
     for step in reversed(steps):
+        if step["name"] == "pixels-and-hog":
+            weights = weights[: math.prod(step["shape"])]
         if step.get("basis") is not None:
             weights = step["basis"].astype(weights.dtype) @ weights
         if step["name"] == "pool":
@@ -1094,6 +1133,28 @@ def weights_in_pixels(weights, steps):
             spread = pooled.repeat(2, axis=0).repeat(2, axis=1)[:rows, :columns]
             weights = spread.reshape(rows * columns, -1)
     return weights
+
+
+def slope_in_pixels(slope, steps):
+    """The loss's slope at the inputs (n, inputs) as that at the pixels (n, d), but for the scale.
+
+    There must be no step of GRADIENT_STEPS.
+    """
+    basis = affine_step(steps)["basis"]
+    return slope if basis is None else slope @ basis.T.astype(slope.dtype)
+
+
+def moved_along(slope, x, steps, share, times=1.0):
+    """Inputs x (n, inputs) after each pixel has moved by a share of the range from black to white.
+
+    All move along the sign of the loss's slope at the inputs, from ``nn.input_gradient``: what the network
+    likes least (the fast gradient sign method of Goodfellow, Shlens & Szegedy 2015). The pixels are those
+    after the steps on pictures; they may leave the range. ``times`` as for ``to_numbers``.
+    """
+    affine, move = affine_step(steps), np.sign(slope_in_pixels(slope, steps))
+    if affine["basis"] is not None:
+        move = move @ affine["basis"].astype(move.dtype)
+    return x + move * float(share * 255 * affine["factor"] * times)
 
 
 def sort_pixels(images, columns=None):
@@ -1178,6 +1239,81 @@ def _resampled_columns(pictures, start, scale):
 
 
 PICTURE_STEPS = {"deskew": _deskew, "width": _normalize_width, "pool": _pool}
+
+# --- preprocess: histograms of gradients ------------------------------------------------------
+
+GRADIENT_BLOCK = 64  # images at a time, so that they stay in cache
+
+
+def gradients(images, step, dtype=np.float32):
+    """Histograms of oriented gradients (Dalal & Triggs 2005) of images (n, d).
+
+    The slope of grey at a pixel is found by central differences; beyond its edges a picture goes on as
+    it is there. It is the sum of two arrows in neighbouring ones of 8 directions, 45 degrees apart, the
+    first to the right and the third downwards (Liu et al. 2003: no angle is needed). The lengths of the
+    arrows of each direction are averaged in each cell, see ``_windows``; the numbers are the roots of
+    that, in a range like that of grey levels.
+
+    Parameters
+    ----------
+    step : dict
+        ``shape``, rows and columns of an image, and ``number``, cells a side.
+
+    Returns
+    -------
+    array (n, 8 * cells)
+        By direction, and then by rows of cells.
+    """
+    rows, columns = step["shape"]
+    down, across = (_windows(side, step["number"], dtype) for side in step["shape"])
+    found = np.empty((len(images), 8 * len(down) * len(across)), dtype)
+    for start in range(0, len(images), GRADIENT_BLOCK):
+        block = images[start : start + GRADIENT_BLOCK]
+        pictures = block.T.astype(dtype).reshape(rows, columns, -1)  # images last: NumPy is fast along them
+        lengths = down @ _arrows(pictures).reshape(8, rows, -1)  # (8, cells, columns * n)
+        lengths = across @ lengths.reshape(8 * len(down), columns, -1)  # (8 * cells, cells, n)
+        lengths = lengths.reshape(8, -1, len(block))
+        lengths[::2] -= lengths[1::2] + np.roll(lengths[1::2], 1, axis=0)  # see _arrows
+        lengths[1::2] *= math.sqrt(2)
+        np.maximum(lengths, 0, out=lengths)  # rounding may have led below
+        np.sqrt(lengths * (255 / 2), out=lengths)  # half of each difference over two pixels
+        found[start : start + GRADIENT_BLOCK] = lengths.reshape(-1, len(block)).T
+    return found
+
+
+def _arrows(pictures):
+    """The slopes of pictures (rows, columns, n), split by direction: (8, rows, columns, n).
+
+    A slope of 5 to the right and 2 downwards is 3 to the right and 2 of both at once. Here are 5, 2 and
+    that 2: the even directions still hold what belongs to the odd ones beside them.
+    """
+    right, down = _differences(pictures.swapaxes(0, 1)).swapaxes(0, 1), _differences(pictures)
+    arrows = np.empty((8, *pictures.shape), pictures.dtype)
+    for direction, slope in enumerate((right, down, -right, -down)):
+        np.maximum(slope, 0, out=arrows[2 * direction])
+    for direction in (1, 3, 5, 7):
+        np.minimum(arrows[direction - 1], arrows[(direction + 1) % 8], out=arrows[direction])
+    return arrows
+
+
+def _differences(pictures):
+    """Of what comes after and before along the first axis; its ends are followed by themselves."""
+    differences = np.concatenate([pictures[1:], pictures[-1:]])
+    differences[1:] -= pictures[:-1]
+    differences[:1] -= pictures[:1]
+    return differences
+
+
+def _windows(side, cells, dtype):
+    """Weights (cells, side) of the pixels of a side in each of its cells, at most one a pixel.
+
+    Triangles that fall to 0 at a cell's width from its middle.
+    """
+    cells = min(cells, side)
+    middles = (np.arange(cells)[:, None] + 0.5) * side / cells - 0.5
+    distance = np.abs(np.arange(side) - middles) * cells / side  # in widths of a cell
+    return (np.maximum(0, 1 - distance) * cells / side).astype(dtype)
+
 
 # --- augment ----------------------------------------------------------------------------------
 
@@ -1355,6 +1491,8 @@ STEP_KINDS = {  # what each step holds; the last four were not yet one when olde
     "deskew": {"shape": [int]},
     "width": {"shape": [int], "number": int},
     "pool": {"shape": [int]},
+    "hog": {"shape": [int], "number": int},
+    "pixels-and-hog": {"shape": [int], "number": int, "gain": float},
     "affine": {"mean?": (float, np.ndarray), "factor": float, "basis?": np.ndarray},
     "scale": {},
     "center": {"mean": np.ndarray},
@@ -1440,20 +1578,29 @@ def read_steps(steps, image_shape, inputs):
             what = f"the preprocessing step {step['name']}"
             kinds = nn.choose("preprocessing step", step["name"], STEP_KINDS)
             nn.check(step, kinds, what)
-            if step["name"] not in PICTURE_STEPS:
+            if "shape" not in kinds:
                 held = {key: step.get(key) for key in (kind.removesuffix("?") for kind in kinds)}
                 factor = 1 / 255 if step["name"] == "scale" else held.get("factor", 1.0)
                 factor = float(np.divide(factor, held.get("std", 1.0)))
                 numbers = _followed_by(numbers, held.get("mean"), factor, held.get("basis"))
-            elif numbers or tuple(step["shape"]) != shape or step.get("number", 1) < 1:
+            elif (
+                numbers
+                or gradient_step(pictures)
+                or tuple(step["shape"]) != shape
+                or step.get("number", 1) < 1
+                or not 0 < step.get("gain", 1.0) < LARGEST_NUMBER
+            ):
                 raise ValueError(f"{what} does not fit images of {shape}")
             else:
                 pictures.append(step)
                 shape = shape_after([step], shape)
     (affine,) = numbers or [UNCHANGED]
-    pixels, mean, basis = math.prod(shape), affine["mean"], affine["basis"]
-    leads = (pixels, pixels) if basis is None else basis.shape
-    if leads != (pixels, inputs) or np.shape(mean) not in ((), (pixels,)):
+    mean, basis, numbers_before = affine["mean"], affine["basis"], math.prod(shape)
+    if found := gradient_step(pictures):
+        own = 8 * math.prod(min(found["number"], side) for side in shape)
+        numbers_before = own + (numbers_before if found["name"] == "pixels-and-hog" else 0)
+    leads = (numbers_before, numbers_before) if basis is None else basis.shape
+    if leads != (numbers_before, inputs) or np.shape(mean) not in ((), (numbers_before,)):
         raise ValueError(f"its preprocessing does not lead from {image_shape} pixels to {inputs} inputs")
     parts = [np.abs(np.float64(part)) for part in (mean, basis, affine["factor"]) if part is not None]
     if affine["factor"] < 1 / LARGEST_NUMBER or not all((part < LARGEST_NUMBER).all() for part in parts):
@@ -1482,26 +1629,21 @@ def load_idx(path):
     OSError, MemoryError
         The file cannot be read.
     """
-    try:
-        with open(path, "rb") as file:
-            unzipped, room = _unzipped(file)
-            magic = unzipped.read(4)
-            if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_TYPES or not 1 <= magic[3] <= 4:
-                raise ValueError("it does not start as labels or images do")
-            sizes = unzipped.read(4 * magic[3])
-            shape, dtype = struct.unpack(f">{magic[3]}I", sizes), np.dtype(IDX_TYPES[magic[2]])
-            announced = math.prod(shape) * dtype.itemsize
-            if announced > room:
-                hint = "" if unzipped is file else "; unpack it with gunzip if that is right"
-                raise ValueError(f"its header announces {announced:,} bytes, too much for its size{hint}")
-            content = unzipped.read(announced + 1)  # the last byte should not be there
+    with nn.reading(path, "is damaged or no IDX file"), open(path, "rb") as file:
+        unzipped, room = _unzipped(file)
+        magic = unzipped.read(4)
+        if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_TYPES or not 1 <= magic[3] <= 4:
+            raise ValueError("it does not start as labels or images do")
+        sizes = unzipped.read(4 * magic[3])
+        shape, dtype = struct.unpack(f">{magic[3]}I", sizes), np.dtype(IDX_TYPES[magic[2]])
+        announced = math.prod(shape) * dtype.itemsize
+        if announced > room:
+            hint = "" if unzipped is file else "; unpack it with gunzip if that is right"
+            raise ValueError(f"its header announces {announced:,} bytes, too much for its size{hint}")
+        content = unzipped.read(announced + 1)  # the last byte should not be there
         if len(content) != announced:
             wrong = "ends before" if len(content) < announced else "goes on after"
             raise ValueError(f"it {wrong} the {announced:,} bytes that its header announces")
-    except MemoryError as error:
-        raise MemoryError(f"there is not enough memory to read {path}") from error
-    except (ValueError, struct.error, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged or no IDX file: {error}") from error
     digest = hashlib.sha256(magic + sizes)
     digest.update(content)
     return np.frombuffer(content, dtype).reshape(shape), digest.hexdigest()
@@ -1509,16 +1651,11 @@ def load_idx(path):
 
 def load_content(path):
     """``(bytes, sha256)`` of a file, which may be gzipped: that is told by its content, not by its name."""
-    try:
-        with open(path, "rb") as file:
-            unzipped, room = _unzipped(file)
-            content = unzipped.read(room + 1)
+    with nn.reading(path, "is damaged"), open(path, "rb") as file:
+        unzipped, room = _unzipped(file)
+        content = unzipped.read(room + 1)
         if len(content) > room:
             raise ValueError(f"it has more than {room:,} bytes, too much for its size; unpack it with gunzip")
-    except MemoryError as error:
-        raise MemoryError(f"there is not enough memory to read {path}") from error
-    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
     return content, hashlib.sha256(content).hexdigest()
 
 
@@ -1549,10 +1686,8 @@ def save_json(path, value):
 def load_json(path):
     """A JSON file's content; ValueError that names the file where it is damaged."""
     content = nn.load_bytes(path, MOST_TEXT)
-    try:
+    with nn.reading(path, "is not valid JSON"):
         return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def save_rows(path, rows, columns):
@@ -1579,14 +1714,12 @@ def load_rows(path, words=False):
         No header, a row of another length, a field that is no number (without ``words``).
     """
     content = nn.load_bytes(path, MOST_TEXT)
-    try:
+    with nn.reading(path, f"is not a table{'' if words else ' of numbers'}"):
         text = io.StringIO(content.decode("utf-8-sig"), newline="")
         header, *lines = list(csv.reader(text, strict=True)) or [[]]
         if not header or any(len(line) != len(header) for line in lines):
             raise ValueError("its rows differ in length")
         return [{name: _number(text, words) for name, text in zip(header, line)} for line in lines]
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is not a table{'' if words else ' of numbers'}: {error}") from error
 
 
 def _number(text, words):
@@ -1891,22 +2024,16 @@ def _decode(path, content, form, smallest):
     """What form makes of the picture in the content of a file, from so many pixels a side."""
     from PIL import Image, ImageOps
 
-    try:
-        with warnings.catch_warnings(), _without_stderr():
-            warnings.simplefilter("ignore")  # of large pictures, though our limit is lower, and of odd ones
+    with nn.reading(f"the picture {path}", "cannot be read"), _without_stderr():
+        try:
             picture = Image.open(io.BytesIO(content), formats=list(PICTURES))
-            columns, rows = picture.size
-            if min(rows, columns) < smallest or rows * columns > MOST_PIXELS:
-                raise ValueError(
-                    f"it has {columns}x{rows} pixels, not {smallest}x{smallest} to {MOST_PIXELS:,}"
-                )
-            return form(ImageOps.exif_transpose(picture))
-    except MemoryError as error:
-        raise MemoryError(f"there is not enough memory to read {path}") from error
-    except Exception as error:  # a damaged picture can fail in any way
-        unknown = "no known format, save it as JPEG or PNG" if content else "the file is empty"
-        reason = unknown if isinstance(error, Image.UnidentifiedImageError) else message_of(error)
-        raise ValueError(f"the picture {path} cannot be read: {reason}") from error
+        except Image.UnidentifiedImageError:
+            unknown = "no known format, save it as JPEG or PNG" if content else "the file is empty"
+            raise ValueError(unknown) from None
+        columns, rows = picture.size
+        if min(rows, columns) < smallest or rows * columns > MOST_PIXELS:
+            raise ValueError(f"it has {columns}x{rows} pixels, not {smallest}x{smallest} to {MOST_PIXELS:,}")
+        return form(ImageOps.exif_transpose(picture))
 
 
 @contextlib.contextmanager
@@ -2376,7 +2503,7 @@ def parse_size(text):
 def setting_text(value):
     """A setting as one word, which its check turns into the same setting: ``512x256``."""
     if isinstance(value, list):
-        return ("+" if value and isinstance(value[0], str) else "x").join(map(str, value or [0]))
+        return ("+" if value and isinstance(value[0], str) else "x").join(map(str, value or ["none"]))
     return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
 
 

@@ -69,8 +69,9 @@ def train_epoch(state, sets, config, progress=lambda images: None):
     room = {key: np.empty_like(w) for key, w in params.items()}  # for the gradients of each step
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found by isfinite
         for batch in epoch_batches(epoch, sets, config):
+            x = disturbed(params, batch, sets, config)
             outputs, cache = nn.forward(
-                params, batch["x"], config["activation"], config["dropout"], batch["rng"],
+                params, x, config["activation"], config["dropout"], batch["rng"],
                 out=cache, blank=batch["blank"],
             )  # fmt: skip
             if not math.isfinite(outputs.sum()):  # as good as a loss that is not finite, and cheaper
@@ -154,8 +155,9 @@ def epoch_batches(epoch, sets, config):
     """Yield the batches of an epoch (from 1) in their random order.
 
     Each is a dict: ``x`` (n, inputs) and ``blank`` for ``nn.forward``, ``y`` (n,), ``rng``, ``lr``,
-    ``step`` (from 1), ``done``, the number of images up to its end, and of ``step_factors`` ``scale``,
-    which is lr, and ``lazy``. All x share one buffer: a batch is gone when the next one is taken.
+    ``step`` (from 1), ``done``, the number of images up to its end, and of ``step_factors`` ``times``,
+    which is in x, ``scale``, which is lr, and ``lazy``. All x share one buffer: a batch is gone when the
+    next one is taken.
     """
     part, total = sets["train"], len(sets["train"]["labels"])
     size = min(config["batch_size"], total)
@@ -170,12 +172,26 @@ def epoch_batches(epoch, sets, config):
         images, blank = (distort(rows, rng), None) if distort else inked_columns(part, rows)
         x = buffer[: images.size].reshape(images.shape)
         x = data.to_numbers(images, sets["steps"], x.dtype, out=x, times=factors["times"])
-        if config["input_dropout"]:
-            x *= nn.dropout_mask(x.shape, config["input_dropout"], rng, x.dtype)
         yield {
             "x": x, "y": labels[start : start + size], "blank": blank, "rng": rng, "lr": lrs[step - 1],
             "step": step, "done": start + len(rows), **factors,
         }  # fmt: skip
+
+
+def disturbed(params, batch, sets, config):
+    """The inputs of a batch, changed in place.
+
+    Half of the images are moved against the network (``adversarial``: Goodfellow, Shlens & Szegedy 2015),
+    and then a share of the inputs is switched off (``input_dropout``).
+    """
+    x = batch["x"]
+    if config["adversarial"]:
+        half, labels = x[len(x) // 2 :], batch["y"][len(x) // 2 :]
+        slope = nn.input_gradient(params, half, labels, config["activation"], config["loss"])
+        half[...] = data.moved_along(slope, half, sets["steps"], config["adversarial"], batch["times"])
+    if config["input_dropout"]:
+        x *= nn.dropout_mask(x.shape, config["input_dropout"], batch["rng"], x.dtype)
+    return x
 
 
 def augmentation(sets, config):
@@ -217,7 +233,10 @@ def class_weights(sets, config):
     weights = 1 / np.maximum(counts, 1) if config["class_weight"] == ["balanced"] else config["class_weight"]
     if len(weights) != len(counts):
         raise ValueError(f"--class-weight: there are {len(counts)} classes, not {len(weights)}")
-    return np.asarray(weights) * (counts.sum() / max(1e-300, counts @ weights))
+    weights = np.where(counts, weights, 0.0)
+    if not weights.any():
+        raise ValueError("--class-weight: it is 0 for all training images")
+    return weights * (counts.sum() / (counts @ weights))
 
 
 OPTIMIZERS = {  # name -> its step, the settings that this takes, the moments that it keeps, its default lr
@@ -280,7 +299,7 @@ def prepare(dataset, config, parts=tuple(PARTS)):
     for part in parts:
         images, labels = data.redraw(arrays[part][0], steps), arrays[part][1]
         sets[part] = {"images": images, "labels": labels, "inked": np.full(images.shape[0], images.shape[1])}
-        if data.keeps_blank(steps):
+        if data.keeps_blank(steps) and not config["adversarial"]:  # which moves the blank pixels, too
             sorted_ = data.sort_pixels(images, sets["columns"])  # all parts as the training images
             sets["columns"] = sorted_.pop("columns")
             sets[part] |= sorted_
@@ -374,13 +393,14 @@ def image_size(value):
 
 
 def words(value, separator):
-    """The words in a text such as ``scale+center``, or in a list of such texts."""
+    """The words in a text such as ``scale+center``, or in a list of such texts; ``none`` alone is no word."""
     parts = value if isinstance(value, list) else [value]
-    return [word for part in parts for word in (part.split(separator) if isinstance(part, str) else [part])]
+    found = [word for part in parts for word in (part.split(separator) if isinstance(part, str) else [part])]
+    return [] if found == ["none"] else found
 
 
 def widths(value):
-    """Hidden widths from ``292``, ``"512x256"``, ``["512", "256"]`` or ``[512, 256]``; 0 is none."""
+    """Hidden widths from ``292``, ``"512x256"``, ``["512", "256"]`` or ``[512, 256]``; 0 or none is none."""
     try:
         result = [number(0, WIDEST, whole=True)(part) for part in words(value, "x")]
     except ValueError:
@@ -398,26 +418,30 @@ def preprocess_names(value):
 
 def class_weight(value):
     """``["balanced"]``, a number for each class, or [] for none."""
-    given = words(value, ",")
-    if given in ([], ["none"], ["balanced"]):
-        return [] if given == ["none"] else given
-    return [number(0)(weight) for weight in given]
+    given = words(value, "x")
+    if given in ([], ["balanced"]):
+        return given
+    weights = [LIMIT(weight) for weight in given]
+    if not any(weights):
+        raise ValueError("must not be 0 for all classes")
+    return weights
 
 
 def augment_names(value):
-    """What to do to the images: one of the distortions at most, flip; none is no name."""
+    """What to do to the images: at most one of the distortions, and flip."""
     names = [one_of("distortion", data.AUGMENT_NAMES)(name) for name in words(value, "+")]
     if len(names) > 1 and ("none" in names or len(set(names)) < len(names)):
         raise ValueError("must be none alone, or name each kind once")
     if len(set(names) & set(data.DISTORTIONS)) > 1:
         raise ValueError(f"must be one of {', '.join(data.DISTORTIONS)}: each does what those before it do")
-    return [name for name in names if name != "none"]
+    return names
 
 
 WIDEST = 1_000_000_000  # a hidden layer; what memory allows is far less
 DTYPES = {"float32": np.float32, "float64": np.float64}
 HOLDOUTS = ("random", "last")
 SHARE = number(0, 1, below=True)
+LIMIT = number(0, 1e30)  # float32 ends at 3e38
 FAR = number(0, data.LARGEST_STRENGTH)
 SEED = number(0, 2**63, whole=True)
 STRENGTHS = data.STRENGTHS
@@ -467,14 +491,16 @@ GROUPS = {  # group -> name -> default, check, what a value looks like, help
         "nesterov": (False, switch, None, "Nesterov's form of momentum"),
         "beta1": (0.9, SHARE, "X", "adam: share of the mean gradient that is kept in a step"),
         "beta2": (0.999, SHARE, "X", "adam, rmsprop: share of the mean squared gradient that is kept"),
-        "eps": (1e-8, number(0, above=True), "X", "adam, rmsprop: added to the root of the mean square"),
-        "clip_norm": (0.0, number(0), "X", "largest norm of all gradients together; 0: no limit"),
+        "eps": (1e-8, number(1e-30, 1e30), "X", "adam, rmsprop: added to the root of the mean square"),
+        "clip_norm": (0.0, LIMIT, "X", "largest norm of all gradients together; 0: no limit"),
     },
     "against overfitting": {
         "weight_decay": (2.5e-7, number(0), "X", "L2 penalty: 0.5 * weight decay * sum of squared weights"),
         "dropout": (0.0, SHARE, "X", "share of hidden units switched off in a step"),
         "input_dropout": (0.0, SHARE, "X", "share of inputs switched off in a step"),
-        "max_norm": (0.0, number(0), "X", "largest norm of the weights into a hidden unit; 0: no limit"),
+        "adversarial": (0.0, number(0, 1), "X",
+            "move half of each batch by so much (1: from black to white) along the sign of the loss's slope"),
+        "max_norm": (0.0, LIMIT, "X", "largest norm of the weights into a hidden unit; 0: no limit"),
         "label_smoothing": (0.0, SHARE, "X", "share of the target given to all classes alike"),
         "ema": (0.0, SHARE, "X",
             "judge and keep a moving average of the params over epochs: ema * average + (1 - ema) * params"),
@@ -522,6 +548,8 @@ def check_settings(settings):
         raise ValueError(f"--momentum: {config['optimizer']} has none")
     if config["nesterov"] and not config["momentum"]:
         raise ValueError("--nesterov: needs a --momentum above 0")
+    if config["adversarial"] and {*data.GRADIENT_STEPS} & dict(data.parse_steps(config["preprocess"])).keys():
+        raise ValueError("--adversarial: moves pixels, and --preprocess makes gradients of them")
     if config["patience"] and not config["val_size"]:
         raise ValueError("--patience: needs validation images (--val-size)")
     return config
@@ -562,7 +590,7 @@ def memory_needed(config, images, pixels, classes, runs=1):
     images, pixels, classes : int
         Training images, pixels of an image, and classes.
     """
-    sizes = [pixels, *config["hidden"], classes]
+    sizes = [data.most_inputs(config["preprocess"], pixels), *config["hidden"], classes]
     params = sum((fan_in + 1) * fan_out for fan_in, fan_out in zip(sizes, sizes[1:]))
     at_once = min(images, max(config["batch_size"], EVALUATED_AT_ONCE))
     numbers = 20 * params + 4 * at_once * sum(sizes) + 5 * images * classes
@@ -937,7 +965,7 @@ def as_flags(settings):
         if isinstance(value, bool) and value != default:
             words += [flag(name) if value else flag(f"no_{name}")]
         elif value != default:
-            words += [flag(name), *map(str, (value or [0]) if isinstance(value, list) else [value])]
+            words += [flag(name), *map(str, (value or ["none"]) if isinstance(value, list) else [value])]
     return words
 
 
@@ -1022,7 +1050,9 @@ def inked_columns(part, rows):
     images = part["images"].take(rows, axis=0)[:, :width]
     most = len(rows) * 3 // 4
     columns = ink_width(part, rows[most - 1])
-    return images, (most, columns) if columns < 0.9 * width else (0, width)
+    if columns < 0.9 * width:
+        return images, (most, columns)
+    return images, (0, width) if width < part["images"].shape[1] else None
 
 
 def ink_width(part, row):
@@ -1078,7 +1108,8 @@ def lazy_step(params, grads, velocity, batch, config):
             velocity[key] -= step + decay * params[key]
             params[key] += velocity[key]
         else:
-            params[key] *= 1 - decay
+            if decay:
+                params[key] *= 1 - decay
             params[key] -= step
     if "settle" in lazy:
         s, c, e = lazy["settle"]

@@ -212,7 +212,13 @@ def weights_figures(run):
     """A heat map of each weight matrix, with its longer side along the page and colours centred on 0."""
     params, config, figures = run["params"], run["config"], {}
     depth = len(params) // 2
-    of_components = any(step.get("basis") is not None for step in config["steps"])
+    inputs_are = "input pixel"
+    if gradients := data.gradient_step(config["steps"]):
+        inputs_are = {"hog": "gradient", "pixels-and-hog": "input pixel, and then gradient"}[
+            gradients["name"]
+        ]
+    if data.affine_step(config["steps"])["basis"] is not None:
+        inputs_are = "principal component"
     for layer in range(1, depth + 1):
         weights = params[f"W{layer}"]  # (inputs, outputs)
         inputs, outputs = weights.shape
@@ -224,8 +230,7 @@ def weights_figures(run):
         ax.grid(False)
         for axis in (along, up):
             axis.set_major_locator(MaxNLocator(**ROUND))
-        below = "principal component" if of_components else "input pixel"
-        along.set_label_text(below if layer == 1 else f"unit of hidden layer {layer - 1}")
+        along.set_label_text(inputs_are if layer == 1 else f"unit of hidden layer {layer - 1}")
         up.set_label_text("class" if layer == depth else f"unit of hidden layer {layer}")
         if layer == depth:
             label_classes(up, config["data"]["class_names"])
@@ -235,11 +240,10 @@ def weights_figures(run):
 
 def fields_figure(run):
     """The receptive fields of the first layer on one sheet, strongest first; or a template for each class."""
-    facts = run["config"]["data"]
-    weights = data.weights_in_pixels(run["params"]["W1"], run["config"]["steps"])
+    weights, shape, start = drawn_weights(run)
     if len(run["params"]) == 2:
-        return templates_figure(weights, facts, run["title"])
-    fields = receptive_fields(weights, facts["image_shape"])
+        return templates_figure(weights, shape, start, run)
+    fields = receptive_fields(weights, shape)
     shown = fields[:SHOWN_FIELDS]
     which = f"{len(fields):,} hidden units, strongest first" if len(fields) > 1 else "hidden unit"
     if len(shown) < len(fields):
@@ -247,21 +251,47 @@ def fields_figure(run):
     figure = new_figure(f"Receptive fields of the {which}", run["title"])
     ax = figure.add_subplot()
     image = signed_image(ax, mosaic(shown, aspect=1.4), signed_limit(shown))
-    weight_colourbar(figure, image, "weight from a pixel to the unit")
+    weight_colourbar(figure, image, f"weight from {start} to the unit")
     ax.set_axis_off()
     return figure
 
 
-def templates_figure(weights, facts, title):
-    """The weights (pixels, classes) of each class of a network without hidden layers, as a picture."""
-    figure = new_figure("Class templates: the weights of each class", title)
-    axes = picture_grid(figure, len(facts["class_names"]), facts["image_shape"])
-    for ax, template, name in zip(axes, weights.T, facts["class_names"]):
-        image = signed_image(ax, template.reshape(facts["image_shape"]), signed_limit(weights))
+def templates_figure(weights, shape, start, run):
+    """The weights of each class of a network without hidden layers, as ``drawn_weights`` gives them."""
+    names = run["config"]["data"]["class_names"]
+    figure = new_figure("Class templates: the weights of each class", run["title"])
+    axes = picture_grid(figure, len(names), shape)
+    for ax, template, name in zip(axes, weights.T, names):
+        image = signed_image(ax, template.reshape(shape), signed_limit(weights))
         ax.set_title(name, fontsize=9)
     below = {"location": "bottom", "aspect": 50, "ax": list(axes)}
-    weight_colourbar(figure, image, "weight from a pixel to the class", **below)
+    weight_colourbar(figure, image, f"weight from {start} to the class", **below)
     return figure
+
+
+SPOKE = 4  # pixels of a picture from the middle of a cell to its edge
+
+
+def drawn_weights(run):
+    """W1 as pictures (rows * columns, units), their (rows, columns), and where their weights start.
+
+    Those of gradients are a star in each cell: a spoke in each direction, towards what is brighter.
+    """
+    weights, config = run["params"]["W1"], run["config"]
+    step, shape = data.gradient_step(config["steps"]), config["data"]["image_shape"]
+    if step is None or step["name"] == "pixels-and-hog":
+        start = "a pixel (those of gradients are not drawn)" if step else "a pixel"
+        return data.weights_in_pixels(weights, config["steps"]), shape, start
+    weights = data.weights_in_pixels(weights, [data.affine_step(config["steps"])])
+    cells = [min(side, step["number"]) for side in step["shape"]]
+    angles = np.arange(8)[:, None, None] * np.pi / 4
+    y, x = np.mgrid[-SPOKE : SPOKE + 1, -SPOKE : SPOKE + 1]
+    ahead = x * np.cos(angles) + y * np.sin(angles)
+    aside = np.abs(y * np.cos(angles) - x * np.sin(angles))
+    spokes = ((ahead > 0.5) & (aside < 0.5)).astype(weights.dtype)  # (8, rows, columns)
+    stars = np.einsum("drcu,dyx->rycxu", weights.reshape(8, *cells, -1), spokes)
+    shape = [stars.shape[0] * stars.shape[1], stars.shape[2] * stars.shape[3]]
+    return stars.reshape(math.prod(shape), -1), shape, "a direction in a cell"
 
 
 def histogram_figure(run):

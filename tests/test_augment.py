@@ -1,4 +1,4 @@
-"""Steps that redraw pictures, principal components, and distortions."""
+"""Steps that redraw pictures, histograms of gradients, principal components, and distortions."""
 
 import copy
 import pickle
@@ -100,6 +100,68 @@ def test_impossible_steps_are_named(names, named):
     images = np.random.default_rng(0).integers(0, 256, (50, 12), dtype=np.uint8)
     with refused(named, error=ValueError):
         data.fit_steps(names, images, (3, 4))
+
+
+# --- histograms of gradients ------------------------------------------------------------------
+
+
+def slow_gradients(picture, cells):
+    """``data.gradients`` of one picture, pixel by pixel, as its docstring says."""
+    (rows, columns), found = picture.shape, np.zeros((8, *(min(cells, side) for side in picture.shape)))
+    _, down, across = found.shape
+    for r in range(rows):
+        for c in range(columns):
+            right = picture[r, min(c + 1, columns - 1)] - picture[r, max(c - 1, 0)]
+            below = picture[min(r + 1, rows - 1), c] - picture[max(r - 1, 0), c]
+            first = int(np.arctan2(below, right) % (2 * np.pi) // (np.pi / 4)) % 8
+            pair = [first, (first + 1) % 8]
+            basis = [[np.cos(k * np.pi / 4), np.sin(k * np.pi / 4)] for k in pair]
+            lengths = np.linalg.solve(np.transpose(basis), [right / 2, below / 2])
+            for i in range(down):
+                for j in range(across):
+                    far = abs((r + 0.5) * down / rows - i - 0.5), abs((c + 0.5) * across / columns - j - 0.5)
+                    weight = max(0, 1 - far[0]) * max(0, 1 - far[1]) * down * across / rows / columns
+                    found[pair, i, j] += weight * np.maximum(lengths, 0)
+    return np.sqrt(255 * found).ravel()
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (5, 12), (9, 4), (1, 6), (3, 1), (1, 1)])
+@pytest.mark.parametrize("cells", [1, 4, 7])
+def test_gradients_are_those_of_a_direct_calculation(shape, cells):
+    pictures = np.random.default_rng(0).integers(0, 256, (3, *shape), dtype=np.uint8)
+    pictures[1] = pictures[1] // 128 * 255  # many slopes straight along a direction
+    step = {"name": "hog", "shape": list(shape), "number": cells}
+    for dtype, close in ((np.float64, 1e-5), (np.float32, 0.05)):  # the root of what rounding leaves of 0
+        found = data.gradients(pictures.reshape(3, -1), step, dtype)
+        assert found.dtype == dtype
+        for picture, numbers in zip(pictures, found):
+            np.testing.assert_allclose(numbers, slow_gradients(picture.astype(float), cells), atol=close)
+
+
+def test_gradients_of_an_image_do_not_depend_on_those_beside_it():
+    images = np.random.default_rng(0).integers(0, 256, (150, 30), dtype=np.uint8)
+    step = {"name": "hog", "shape": [5, 6], "number": 3}
+    alone = np.concatenate([data.gradients(images[i : i + 1], step) for i in range(len(images))])
+    np.testing.assert_allclose(data.gradients(images, step), alone, atol=0.05)
+
+
+def test_pixels_beside_gradients_have_one_mean_and_one_spread():
+    images = np.random.default_rng(0).integers(0, 256, (300, 63), dtype=np.uint8)
+    images[:, :30] //= 3
+    steps = data.fit_steps(["pixels-and-hog:3", "center", "standardize"], images, (7, 9))
+    x = data.preprocess(images, steps, np.float64)
+    pixels, gradients = x[:, :63], x[:, 63:]
+    assert gradients.shape == (300, 8 * 3 * 3)
+    for part in (pixels, gradients):
+        np.testing.assert_allclose(part.mean(axis=0), 0, atol=1e-9)
+        assert part.std() == pytest.approx(1)
+
+
+def test_blank_images_have_no_gradients():
+    images = np.zeros((4, 12), np.uint8)
+    for names in (["hog"], ["pixels-and-hog", "center", "standardize"]):
+        x = data.preprocess(images, data.fit_steps(names, images, (3, 4)))
+        assert not x.any()
 
 
 # --- principal components ---------------------------------------------------------------------
@@ -243,6 +305,9 @@ def test_distortions_come_from_the_generator_alone_and_leave_the_images():
         ["--preprocess", "deskew", "pool", "scale", "--augment", "elastic"],
         ["--preprocess", "width:4", "scale", "pca:7", "--augment", "shift", "flip", "--momentum", "0.9"],
         ["--preprocess", "scale", "center", "--augment", "affine", "--ema", "0.5", "--max-norm", "1"],
+        ["--preprocess", "pool", "scale", "--augment", "affine", "--adversarial", "0.1"],
+        ["--preprocess", "deskew", "hog:3", "center", "standardize", "--augment", "elastic"],
+        ["--preprocess", "pixels-and-hog", "center", "standardize", "pca:9", "--augment", "flip"],
     ],
 )
 def test_runs_with_all_of_it_are_judged_drawn_and_resumed(tmp_path, flags):
@@ -270,6 +335,9 @@ def test_runs_with_all_of_it_are_judged_drawn_and_resumed(tmp_path, flags):
         (["--preprocess", "deskw"], ["deskew"]),
         (["--preprocess", "scale", "pool"], ["pool"]),
         (["--preprocess", "pca:900"], ["pca"]),
+        (["--preprocess", "scale", "hog"], ["hog", "scale"]),
+        (["--preprocess", "hog", "pixels-and-hog"], ["hog"]),
+        (["--preprocess", "hog:0"], ["hog:7"]),
         (["--smooth", "0"], []),
     ],
 )

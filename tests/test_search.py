@@ -124,6 +124,14 @@ def test_every_setting_can_be_searched(name):
     assert train.check_setting(name, data.setting_text(checked)) == checked
 
 
+@pytest.mark.parametrize(
+    "name, value", [("hidden", []), ("preprocess", []), ("class_weight", [1.0, 0.5, 2.0])]
+)
+def test_a_list_as_one_word_is_read_again(name, value):
+    assert train.check_setting(name, data.setting_text(value)) == value
+    assert train.as_flags({**train.DEFAULTS, name: value})[1:] == (list(map(str, value)) or ["none"])
+
+
 def test_draws_lie_in_their_range():
     rng = np.random.default_rng(0)
     space = search.parse_space("lr=0.15:0.25 weight_decay=1e-7:1e-4:log hidden=200:203 batch_size=1:100:log")
@@ -616,10 +624,17 @@ def test_search_survives_dead_workers(done, tmp_path, monkeypatch, worker, statu
 
 
 CTRL_C_ALL_THE_WHILE = """
-import os, pathlib, signal, sys, time, search
+import os, pathlib, signal, sys, threading, time, search
 signal.signal(signal.SIGINT, lambda *_: None)
+start, is_there = search.start_process, threading.Event()
+def start_and_say_so():
+    process = start()
+    is_there.set()  # before that, for a moment, it is in this process's group
+    return process
+search.start_process = start_and_say_so
 with search.local_workers(1, pathlib.Path(sys.argv[1]), {}) as workers:
     answers = [workers["submit"](sum, [1, 2]), workers["submit"](time.sleep, 1)]
+    is_there.wait()
     while not answers[1].done():  # from the first moment of the worker's interpreter on
         os.killpg(0, signal.SIGINT)
         time.sleep(0.001)
