@@ -795,7 +795,7 @@ def _class_folders(folder):
 # --- split ------------------------------------------------------------------------------------
 
 
-def split(images, labels, val_size, rng, train_size=None):
+def split(images, labels, val_size, rng, train_size=None, stratified=False):
     """Hold out validation images, chosen by a shuffle, or the last ones.
 
     Parameters
@@ -807,6 +807,9 @@ def split(images, labels, val_size, rng, train_size=None):
         None: no shuffle, the last images are held out.
     train_size : int, optional
         Number of training images to keep of the others; default: all of them.
+    stratified : bool
+        Whether both parts have as large a share of each class as all images, and at least one image of a
+        class with two, as far as the sizes allow.
 
     Returns
     -------
@@ -821,9 +824,29 @@ def split(images, labels, val_size, rng, train_size=None):
     wanted = check_split(len(images), val_size, train_size)
     if wanted == len(images):
         return (images, labels), (images[:0], labels[:0])
-    order = np.arange(len(images))[::-1] if rng is None else rng.permutation(len(images))
+    if stratified:
+        order = stratified_order(labels, rng)
+        order = np.concatenate([order[:val_size], order[val_size:][::-1]])  # both its ends have all classes
+    else:
+        order = np.arange(len(images))[::-1] if rng is None else rng.permutation(len(images))
     val, train = np.sort(order[:val_size]), np.sort(order[val_size : val_size + wanted])
     return (images[train], labels[train]), (images[val], labels[val])
+
+
+def stratified_order(labels, rng):
+    """A shuffled order (n,) of images whose beginning and end have each class in proportion.
+
+    First comes one image of each class that has two or more, last one of each class.
+    """
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]  # class by class
+    sizes = np.bincount(labels)
+    rank = np.arange(len(labels)) - (np.cumsum(sizes) - sizes)[labels[order]]  # within the class
+    sizes = sizes[labels[order]]
+    place = (rank + rng.random(len(labels))) / sizes
+    place[rank == 0] = -1
+    place[rank == sizes - 1] = 2
+    return order[np.argsort(place, kind="stable")]
 
 
 def check_split(n, val_size, train_size=None):
@@ -844,13 +867,14 @@ def split_dataset(dataset, config):
     """
     images, labels = dataset["train_images"], dataset["train_labels"]
     seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
-    rng = np.random.default_rng([seed, 0, 1]) if config["holdout"] == "random" else None
+    rng = None if config["holdout"] == "last" else np.random.default_rng([seed, 0, 1])
+    how = (rng, config["train_size"], config["holdout"] == "stratified")
     if "val_images" not in dataset:
-        return split(images, labels, held_out(config, dataset), rng, config["train_size"])
+        return split(images, labels, held_out(config, dataset), *how)
     own = dataset["val_images"], dataset["val_labels"]
     if config["val_size"]:
-        return split(images, labels, 0, rng, config["train_size"])[0], own
-    return split(*_all_images(dataset), 0, rng, config["train_size"])
+        return split(images, labels, 0, *how)[0], own
+    return split(*_all_images(dataset), 0, *how)
 
 
 def _all_images(dataset):
@@ -861,6 +885,7 @@ def _all_images(dataset):
     )
 
 
+HOLDOUTS = ("stratified", "random", "last")
 SPLIT_KIND = {  # what the config of a run says about it
     "val_size": (int, float),
     "train_size": (int, None),
@@ -1531,6 +1556,7 @@ def read_config(params, config):
         "augment": [],
         "size": None,
         "transpose": False,
+        "holdout": "random",
         **STRENGTHS,
         **config,
         "data": {**own, **config["data"]},
