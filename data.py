@@ -434,6 +434,58 @@ def load_dataset_of(config, data_dir=None, name=None, transpose=None):
     return _with_test_images(dataset, config, same or name in (None, own))
 
 
+def load_images(path, image_shape, transpose=False):
+    """New images for a network, without regard to labels, of a file or folder of a form of READERS.
+
+    Parameters
+    ----------
+    path : path
+        Of several sets of images in it those named test are taken.
+    image_shape : (rows, columns)
+        Of the network's images.
+    transpose : bool
+        Whether rows and columns were swapped for the training.
+
+    Returns
+    -------
+    uint8 array (n, d)
+
+    Raises
+    ------
+    ValueError
+        A damaged file, no images, or of another size.
+    OSError
+        The file cannot be read.
+    """
+    path, shape = pathlib.Path(path), tuple(image_shape)[::-1] if transpose else tuple(image_shape)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file or folder {path}")
+    arrays, _ = _read_files(path, math.prod(shape))
+    found = [arrays[f"{part}_images"] for part in ("test", "train", "val") if f"{part}_images" in arrays]
+    if not found or not found[0].size:
+        raise ValueError(f"{path} holds no images")
+    images = found[0][None] if found[0].shape in (shape, (math.prod(shape),)) else found[0]  # it is one
+    if math.prod(images.shape[1:]) != math.prod(shape):
+        sizes = ["x".join(map(str, sides)) for sides in (images.shape[1:], shape)]
+        raise ValueError(f"{path} has images of {sizes[0]} pixels, but the network takes {sizes[1]}")
+    images = _as_pictures(images, f"{path}: the images", shape, transpose)
+    return _as_bytes({"new": images}, path)["new"].reshape(len(images), -1)
+
+
+def holds_arrays(path):
+    """Whether a path is one for ``load_images``, and not of pictures."""
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        return _form_of(path) is not None or (path.is_file() and not _is_picture(path))
+    return bool(_data_files(path)) and not any(map(_is_picture, path.iterdir()))
+
+
+def _is_picture(path):
+    """Whether a file has the name of a picture."""
+    suffixes = tuple(suffix for suffixes in PICTURES.values() for suffix in suffixes)
+    return path.name.lower().endswith(suffixes) and not path.name.startswith(".")
+
+
 def with_classes(dataset, names):
     """A dataset with the classes of a network: its labels count these names.
 
@@ -550,19 +602,20 @@ def _words_of(name, meanings):
     return next((meanings[word.lower()] for word in words if word.lower() in meanings), None)
 
 
-def _read_files(path):
-    """``(arrays, sha256)`` of a file, or of the files of a folder.
+def _read_files(path, pixels=None):
+    """``(arrays, sha256)`` of a file, or of the files of a folder; CSV rows of so many pixels have no label.
 
     Arrays by part: train_images, train_labels, and perhaps those of val and test. SHA-256 by part, or by
     file where that holds several.
     """
     arrays, digests, origins = {}, {}, {}
     for file in [path] if path.is_file() else _data_files(path):
-        found, digest = _read_file(file)
+        found, digest = _read_file(file, pixels)
         parts = []
         for key, array in found.items():
             key, stem = (file.name, "") if re.fullmatch(r"arr_\d+", key) else (key, file.name)
             part, kind = _words_of(key, PARTS) or _words_of(stem, PARTS) or "train", _words_of(key, KINDS)
+            kind = "images" if file == path and len(found) == 1 and not kind else kind
             if kind and f"{part}_{kind}" in arrays:
                 both = f"{origins[f'{part}_{kind}']} and {file.name}"
                 raise ValueError(f"{path} holds more than one data set: {part} {kind} are in {both}")
@@ -573,7 +626,7 @@ def _read_files(path):
     return arrays, digests
 
 
-def _read_file(path):
+def _read_file(path, pixels=None):
     """``(arrays by name, sha256)`` of a file of one of the forms of READERS."""
     form = _form_of(path)
     if form is None:
@@ -583,7 +636,7 @@ def _read_file(path):
         return {path.name: array}, digest
     content, digest = load_content(path)
     with nn.reading(path, "cannot be read"):
-        found = READERS[form](content)
+        found = READERS[form](content, pixels) if form == CSV else READERS[form](content)
     return ({path.name: found[None]} if None in found else found), digest
 
 
@@ -622,8 +675,11 @@ def _label_array(labels):
 MOST_LABEL, MOST_FIELDS = 100, 300_000  # characters of a label, fields in a row
 
 
-def _parse_csv(content):
-    """Images (n, d), a row each, and labels: of the column ``label``, else of the first."""
+def _parse_csv(content, pixels=None):
+    """Images (n, d), a row each, and labels: of the column ``label``, else of the first.
+
+    There are none where so many columns are pixels, or where all have the same name but for a number.
+    """
     file = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig")
     first = file.readline()
     delimiter = max(",;\t", key=first.count)
@@ -632,7 +688,8 @@ def _parse_csv(content):
     names = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
     header, labels = not all(map(_is_number, names[1:])), []
     column = names.index("label") if "label" in names else 0
-    unlabelled = header and len({re.sub(r"\d+", "", name) for name in names}) == 1  # pixel0, pixel1, ...
+    alike = header and len({re.sub(r"\d+", "", name) for name in names}) == 1  # pixel0, pixel1, ...
+    unlabelled = alike or ("label" not in names and len(names) == pixels)
 
     def keep_label(text):
         labels.append(text.strip())
@@ -652,6 +709,7 @@ def _parse_csv(content):
         except ValueError:
             table = load(np.float32)
     except ValueError as error:
+        column = None if unlabelled else column
         raise ValueError(_wrong_line(content, delimiter, column, header) or error) from None
     if len(names) < 2 or not len(table):
         raise ValueError("it has no rows of a label and pixels")
@@ -681,12 +739,13 @@ def _wrong_line(content, delimiter, column, header):
     return None
 
 
+CSV = r"\.csv$"
 READERS = {  # what a file's name is like -> what makes arrays by name of its content
     r"idx\d|ubyte": None,  # load_idx, which looks at the header first
     r"\.npz$": _parse_npz,
     r"\.npy$": _parse_npy,
     r"\.(pkl|pickle)$": _parse_pickle,
-    r"\.csv$": _parse_csv,
+    CSV: _parse_csv,
 }
 
 
@@ -726,19 +785,17 @@ def _read_pictures(folder, size):
 
 def _class_folders(folder):
     """{name: files} of the folders in a folder that hold pictures."""
-    suffixes = tuple(suffix for suffixes in PICTURES.values() for suffix in suffixes)
     found = {}
     for inner in sorted(folder.iterdir()):
         if inner.is_dir() and not inner.name.startswith("."):
-            files = [file for file in sorted(inner.iterdir()) if file.name.lower().endswith(suffixes)]
-            found[inner.name] = [file for file in files if not file.name.startswith(".")]
+            found[inner.name] = list(filter(_is_picture, sorted(inner.iterdir())))
     return {name: files for name, files in found.items() if files}
 
 
 # --- split ------------------------------------------------------------------------------------
 
 
-def split(images, labels, val_size, rng, train_size=None):
+def split(images, labels, val_size, rng, train_size=None, stratified=False):
     """Hold out validation images, chosen by a shuffle, or the last ones.
 
     Parameters
@@ -750,6 +807,9 @@ def split(images, labels, val_size, rng, train_size=None):
         None: no shuffle, the last images are held out.
     train_size : int, optional
         Number of training images to keep of the others; default: all of them.
+    stratified : bool
+        Whether both parts have as large a share of each class as all images, and at least one image of a
+        class with two, as far as the sizes allow.
 
     Returns
     -------
@@ -764,9 +824,29 @@ def split(images, labels, val_size, rng, train_size=None):
     wanted = check_split(len(images), val_size, train_size)
     if wanted == len(images):
         return (images, labels), (images[:0], labels[:0])
-    order = np.arange(len(images))[::-1] if rng is None else rng.permutation(len(images))
+    if stratified:
+        order = stratified_order(labels, rng)
+        order = np.concatenate([order[:val_size], order[val_size:][::-1]])  # both its ends have all classes
+    else:
+        order = np.arange(len(images))[::-1] if rng is None else rng.permutation(len(images))
     val, train = np.sort(order[:val_size]), np.sort(order[val_size : val_size + wanted])
     return (images[train], labels[train]), (images[val], labels[val])
+
+
+def stratified_order(labels, rng):
+    """A shuffled order (n,) of images whose beginning and end have each class in proportion.
+
+    First comes one image of each class that has two or more, last one of each class.
+    """
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]  # class by class
+    sizes = np.bincount(labels)
+    rank = np.arange(len(labels)) - (np.cumsum(sizes) - sizes)[labels[order]]  # within the class
+    sizes = sizes[labels[order]]
+    place = (rank + rng.random(len(labels))) / sizes
+    place[rank == 0] = -1
+    place[rank == sizes - 1] = 2
+    return order[np.argsort(place, kind="stable")]
 
 
 def check_split(n, val_size, train_size=None):
@@ -787,13 +867,14 @@ def split_dataset(dataset, config):
     """
     images, labels = dataset["train_images"], dataset["train_labels"]
     seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
-    rng = np.random.default_rng([seed, 0, 1]) if config["holdout"] == "random" else None
+    rng = None if config["holdout"] == "last" else np.random.default_rng([seed, 0, 1])
+    how = (rng, config["train_size"], config["holdout"] == "stratified")
     if "val_images" not in dataset:
-        return split(images, labels, held_out(config, dataset), rng, config["train_size"])
+        return split(images, labels, held_out(config, dataset), *how)
     own = dataset["val_images"], dataset["val_labels"]
     if config["val_size"]:
-        return split(images, labels, 0, rng, config["train_size"])[0], own
-    return split(*_all_images(dataset), 0, rng, config["train_size"])
+        return split(images, labels, 0, *how)[0], own
+    return split(*_all_images(dataset), 0, *how)
 
 
 def _all_images(dataset):
@@ -804,6 +885,7 @@ def _all_images(dataset):
     )
 
 
+HOLDOUTS = ("stratified", "random", "last")
 SPLIT_KIND = {  # what the config of a run says about it
     "val_size": (int, float),
     "train_size": (int, None),
@@ -1477,6 +1559,7 @@ def read_config(params, config):
         "augment": [],
         "size": None,
         "transpose": False,
+        "holdout": "random",
         **STRENGTHS,
         **config,
         "data": {**own, **config["data"]},
@@ -1629,11 +1712,15 @@ def load_json(path):
 
 def save_rows(path, rows, columns):
     """Write a list of dicts as CSV; None becomes an empty field."""
+    nn.save_bytes(path, rows_text(rows, columns).encode(errors="backslashreplace"))
+
+
+def rows_text(rows, columns):
     text = io.StringIO()
     table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
-    nn.save_bytes(path, text.getvalue().encode(errors="backslashreplace"))
+    return text.getvalue()
 
 
 def load_rows(path, words=False):
@@ -1902,18 +1989,20 @@ PICTURES = {  # Pillow's name -> suffixes; of its other formats some run what is
 MOST_PICTURE_BYTES = 1 << 28
 
 
-def expand_pictures(paths):
+def expand_pictures(paths, flag="--images"):
     """Files of pictures: those of a folder, those that a pattern fits, as ``photos/*.jpg``, or the path.
 
-    What test.py has written beside pictures is left out, unless there is nothing else. A path that is
-    not there remains. ValueError for a folder without pictures.
+    A folder without pictures stands for the folders in it. What test.py has written beside pictures is
+    left out, unless there is nothing else. A path that is not there remains. ValueError for a folder
+    without pictures.
     """
-    files, suffixes = [], tuple(suffix for suffixes in PICTURES.values() for suffix in suffixes)
+    files = []
     for path in map(str, paths):
         if os.path.isdir(path):
-            found = [os.path.join(path, name) for name in os.listdir(path) if name.lower().endswith(suffixes)]
+            levels = (filter(_is_picture, pathlib.Path(path).glob(pattern)) for pattern in ("*", "*/*"))
+            found = next(filter(None, (list(map(str, level)) for level in levels)), [])
             if not found:
-                raise ValueError(f"--images: the folder {path} holds no pictures; name a run before --images")
+                raise ValueError(f"{flag}: the folder {path} holds no pictures; name a run before {flag}")
         else:
             found = [] if os.path.exists(path) else glob.glob(path)  # cmd and PowerShell leave it to us
         files += sorted(found) or [path]
@@ -1989,7 +2078,9 @@ def _without_stderr():
 def _as_rgb(picture):
     from PIL import Image
 
-    if picture.mode[0] in "IF":  # more than 8 bits of grey
+    if picture.mode.startswith("I"):  # 16 bits of grey
+        return np.repeat(_as_grey(picture)[:, :, None], 3, axis=2)
+    if picture.mode == "F":
         grey = np.asarray(picture, np.float32)
         grey = np.uint8(255 * (grey - grey.min()) / max(1e-9, np.ptp(grey)))
         return np.repeat(grey[:, :, None], 3, axis=2)
@@ -2021,11 +2112,17 @@ def picture_facts(dataset):
     -------
     dict
         ``fit``: ``digit`` where the training images are digits as MNIST's are, or centred like them,
-        else ``whole``; ``edge``, the mean grey level along the edges of the training images.
+        else ``whole``; ``edge``, the mean grey level along the edges of the training images, or 127.5
+        where they are neither all dark nor all light: then no picture is inverted.
     """
     (rows, columns), images = dataset["image_shape"], dataset["train_images"][:2000]
     pictures = images.reshape(-1, rows, columns).astype(np.float32)
-    edge = float(np.concatenate([pictures[:, [0, -1]].ravel(), pictures[:, :, [0, -1]].ravel()]).mean())
+    edges = np.hstack(
+        [pictures[:, [0, -1]].reshape(len(pictures), -1), pictures[:, :, 0], pictures[:, :, -1]]
+    )
+    edges = edges.mean(axis=1)  # (n,)
+    dark, light = np.quantile(edges, [0.1, 0.9])
+    edge = float(edges.mean()) if light < 64 or dark > 191 else 127.5
     mass = np.maximum(pictures.sum(axis=(1, 2)), 1)
     centred = np.ones(len(pictures), bool)
     for axis, size in ((1, rows), (2, columns)):
@@ -2037,7 +2134,12 @@ def picture_facts(dataset):
 
 
 def fit_picture(picture, facts, fit=None):
-    """Bring a picture into the form of a network's images.
+    """Bring a picture into the form of a network's images: the first of ``fit_pictures``."""
+    return fit_pictures(picture, facts, fit)[0][0]
+
+
+def fit_pictures(picture, facts, fit=None, split=False):
+    """Bring what is on a picture into the form of a network's images.
 
     Parameters
     ----------
@@ -2048,20 +2150,28 @@ def fit_picture(picture, facts, fit=None):
         ``digit``: see ``prepare_picture``. ``whole``: grey, resized, inverted where its edges are then
         more like those of the training images. Default: the network's own. A picture that has the
         network's size already is not cut out or resized.
+    split : bool
+        Whether the digits on a picture are several images, from left to right.
 
     Returns
     -------
-    uint8 array of image_shape
+    images : list of uint8 arrays of image_shape
+        One, without split.
+    doubts : list of str
+        Why they may not be what was meant.
     """
     from PIL import Image
 
     shape = tuple(facts["image_shape"])
     if (fit or facts["fit"]) == "digit" and picture.shape[:2] != shape:
-        return prepare_picture(picture, shape)
+        ink = find_ink(picture)
+        digits, doubts = split_ink(ink)
+        return [prepare_ink(digit, shape) for digit in (digits if split else [ink])], doubts
     grey = Image.fromarray(np.ascontiguousarray(picture)).convert("L")
     image = np.asarray(grey if picture.shape[:2] == shape else grey.resize(shape[::-1], Image.Resampling.BOX))
     edge = np.concatenate([image[[0, -1]].ravel(), image[:, [0, -1]].ravel()]).mean()
-    return 255 - image if abs(255 - edge - facts["edge"]) < abs(edge - facts["edge"]) else image
+    inverted = abs(255 - edge - facts["edge"]) < abs(edge - facts["edge"]) - 1  # not by rounding
+    return [255 - image if inverted else image], []
 
 
 def prepare_picture(picture, image_shape=(28, 28)):
@@ -2086,15 +2196,51 @@ def prepare_picture(picture, image_shape=(28, 28)):
     ValueError
         There is nothing on the picture.
     """
+    return prepare_ink(find_ink(picture), image_shape)
+
+
+def find_ink(picture):
+    """How much ink there is at each pixel of the part of a picture where there is most: see ``_find_ink``."""
     pixels = _shrunk(picture)
     ink = _find_ink(pixels)
     box, scale = _box_of(ink), max(picture.shape) / max(pixels.shape)
     extent = max(part.stop - part.start for part in box)
     if _is_sheet(ink[box]) and ink[box].size > 0.2 * ink.size:  # of paper, on a desk
-        return prepare_picture(picture[_grown_box(box, -extent / 12, scale)], image_shape)
+        return find_ink(picture[_grown_box(box, -extent / 12, scale)])
     if scale > 1 and extent < SEARCHED_SIDE / 2:  # a small digit on a large picture: look again, closer
         ink = _find_ink(_shrunk(picture[_grown_box(box, extent / 2, scale)]))
-    return prepare_ink(ink, image_shape)
+    return ink
+
+
+def split_ink(ink):
+    """The ink of each digit, from left to right, and what is doubtful about them.
+
+    Parts of ink are one digit where they lie above each other; a low part belongs to the nearest digit.
+    """
+    labels = _connected_parts(ink > 0.4)
+    parts, digits = sorted(_boxes(labels), key=lambda p: p[4]), []
+    tallest = max(bottom - top + 1 for _, _, top, bottom, *_ in parts)
+    for part in [p for p in parts if p[3] - p[2] + 1 > 0.4 * tallest]:
+        shared = min(part[5], digits[-1][-1][5]) - part[4] + 1 if digits else 0
+        if digits and shared > 0.5 * min(p[5] - p[4] + 1 for p in (part, digits[-1][-1])):
+            digits[-1].append(part)
+        else:
+            digits.append([part])
+    for part in [p for p in parts if p[3] - p[2] + 1 <= 0.4 * tallest]:
+        min(digits, key=lambda digit: abs(part[4] + part[5] - digit[0][4] - digit[0][5])).append(part)
+    inks = [np.where(_grown(np.isin(labels, [p[0] for p in digit])), ink, 0) for digit in digits]
+    edges = np.concatenate([ink[[0, -1]].ravel(), ink[:, [0, -1]].ravel()])
+    shapes = [ink[_box_of(digit)].shape for digit in inks]
+    doubts = {
+        SEVERAL: len(digits) > 1,
+        "digits that touch?": any(columns > 1.3 * rows for rows, columns in shapes),
+        "many parts": len(parts) > 2 * len(digits),
+        "ink up to the edge": (edges > 0.4).any(),
+    }
+    return inks, [doubt for doubt, there in doubts.items() if there]
+
+
+SEVERAL = "several digits?"
 
 
 def prepare_ink(ink, image_shape=(28, 28)):
@@ -2157,11 +2303,7 @@ def _digit(mask):
     another part lies in, a line below all else, or a small part beside the largest.
     """
     labels = _connected_parts(mask)
-    parts = []
-    for label, size in enumerate(np.bincount(labels.ravel())[1:], start=1):
-        if size:
-            rows, columns = (np.flatnonzero((labels == label).any(axis=axis)) for axis in (1, 0))
-            parts.append((label, int(size), rows[0], rows[-1], columns[0], columns[-1]))
+    parts = _boxes(labels)
     rows, columns = (n - 1 for n in mask.shape)
     inside = [p for p in parts if p[2] > 0 and p[3] < rows and p[4] > 0 and p[5] < columns]
     largest = max(size for _, size, *_ in parts)
@@ -2179,6 +2321,16 @@ def _digit(mask):
     extent = max(main[3] - main[2], main[5] - main[4]) + 1
     kept = [p[0] for p in parts if max(p[3] - p[2], p[5] - p[4]) + 1 > extent / 4 or _encloses(main, p, 0)]
     return np.isin(labels, kept)
+
+
+def _boxes(labels):
+    """``(label, pixels, top, bottom, left, right)`` of each part that is numbered from 1."""
+    parts = []
+    for label, size in enumerate(np.bincount(labels.ravel())[1:], start=1):
+        if size:
+            rows, columns = (np.flatnonzero((labels == label).any(axis=axis)) for axis in (1, 0))
+            parts.append((label, int(size), rows[0], rows[-1], columns[0], columns[-1]))
+    return parts
 
 
 def _encloses(part, other, least=0.05):

@@ -263,7 +263,7 @@ DEFAULT_SEARCH = {
     "strategy": "random",
     "trials": 50,
     "seed": 0,
-    "settings": {"val_size": 0.2},
+    "settings": {"val_size": 0.2, "holdout": train.DEFAULTS["holdout"]},
 }
 MOST_IN_ALL = 100_000  # trials of a search
 
@@ -686,6 +686,7 @@ def open_search(out, given, resume):
         return define(given, DEFAULT_SEARCH), None
     record = data.load_json(path)
     nn.check(record, DEFINITION, path)
+    record["settings"].setdefault("holdout", "random")  # as searches that do not say it
     try:
         saved = define({}, {name: record[name] for name in DEFAULT_SEARCH})
     except ValueError as error:

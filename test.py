@@ -1,20 +1,24 @@
-"""Judge saved params on a test set, compare networks, and read pictures of your own.
+"""Judge saved params on a test set, compare networks, and say what is on new images and pictures.
 
     python test.py [PARAMS or RUN FOLDER]         loss, accuracy, each class, confusion matrix
     python test.py RUN1 RUN2 RUN3                 a committee: the mean of their probabilities
     python test.py RUN1 RUN2 --compare            which is better, and whether that may be chance
     python test.py --images digit.png photo.jpg   the likeliest classes of each picture
+    python test.py --predict new.csv              the class of each image, as a table
     python test.py RUN --export digits.onnx       the network for other programs
 
-Every prediction is written to predictions.csv beside the params (of a committee to
+Every prediction on a test set is written to predictions.csv beside the params (of a committee to
 predictions-committee.csv beside the first, for the data set of --dataset to predictions-NAME.csv).
 """
 
 import data  # first: while the rest is imported, Ctrl-C is one line already
 
 # isort: split
+import collections
+import itertools
 import json
 import math
+import os
 import pathlib
 import string
 import sys
@@ -50,9 +54,7 @@ def judge(members, images, labels, adversarial=0.0):
     """
     names, every, reports = members[0][1]["data"]["class_names"], [], []
     for params, config in members:
-        batches = data.batches(images, labels, config["steps"], dtype=params["W1"].dtype)
-        batches = attacked(batches, params, config, adversarial) if adversarial else batches
-        outputs = nn.outputs_of(params, batches, config["activation"])
+        outputs = outputs_of(params, config, images, labels, adversarial)
         every.append(nn.estimates(outputs, config["loss"]))
         reports.append(make_report(outputs, labels, config["loss"], names))
     if len(members) == 1:
@@ -66,11 +68,24 @@ def judge(members, images, labels, adversarial=0.0):
     return mean, report, reports
 
 
+def outputs_of(params, config, images, labels=None, adversarial=0.0):
+    """Linear outputs (n, k) of uint8 images (n, d), which may be moved against the network."""
+    batches = data.batches(images, labels, config["steps"], dtype=params["W1"].dtype)
+    batches = attacked(batches, params, config, adversarial) if adversarial else batches
+    return nn.outputs_of(params, batches, config["activation"])
+
+
 def attacked(batches, params, config, share):
     """Batches of images that are moved against the network."""
     for batch in batches:
         slope = nn.input_gradient(params, batch["x"], batch["y"], config["activation"], config["loss"])
         yield {"x": data.moved_along(slope, batch["x"], config["steps"], share)}
+
+
+def estimate(members, images):
+    """The mean of the members' estimates (n, k) for uint8 images (n, d): see ``judge``."""
+    every = [nn.estimates(outputs_of(*member, images), member[1]["loss"]) for member in members]
+    return np.mean(every, axis=0, dtype=np.float64)
 
 
 def make_report(outputs, labels, loss, class_names):
@@ -317,22 +332,18 @@ def report_comparison(flags, members):
 # --- pictures of your own ---------------------------------------------------------------------
 
 
-def read_picture(path, facts, fit=None):
-    """A picture file as RGB pixels and as the network's uint8 image; errors name the file."""
+def read_picture(path, facts, fit=None, split=False):
+    """A picture file as RGB pixels, and what ``data.fit_pictures`` makes of it; errors name the file."""
     picture = data.load_picture(path)
     try:
-        return picture, data.fit_picture(picture, facts, fit)
+        return picture, *data.fit_pictures(picture, facts, fit, split)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def likeliest(members, image):
     """All classes for one uint8 image: a list of (name, probability), the likeliest first."""
-    estimates = []
-    for params, config in members:
-        x = data.preprocess(image.reshape(1, -1), config["steps"], params["W1"].dtype)
-        estimates.append(nn.predict(params, x, config["activation"], config["loss"])[0])
-    mean = np.mean(estimates, axis=0, dtype=np.float64)
+    mean = estimate(members, image.reshape(1, -1))[0]
     names = members[0][1]["data"]["class_names"]
     return [
         (names[i], float(mean[i].clip(0, 1))) for i in np.argsort(-mean, kind="stable")
@@ -368,28 +379,168 @@ def save_evidence(path, evidence):
 
 def report_pictures(flags, members):
     """Print the likeliest classes of each picture; returns 2 if one could not be read, else 0."""
-    facts, rows, status = members[0][1]["data"], [], 0
+    facts, rows, status, several = members[0][1]["data"], [], 0, 0
     for path in flags.images:
         try:
-            picture, image = read_picture(path, facts, flags.fit)
-            files = {"seen": data.save_seen(path, picture, image)} if flags.save else {}
+            picture, images, doubts = read_picture(path, facts, flags.fit, flags.split)
+            files = {"seen": data.save_seen(path, picture, np.hstack(images))} if flags.save else {}
             if flags.explain:
-                files["why"] = save_evidence(path, evidence(*members[0], image))
+                files["why"] = save_evidence(path, evidence(*members[0], images[0]))
         except (ValueError, OSError) as error:
-            print(f"test.py: {data.message_of(error)}", file=sys.stderr, flush=True)
+            complain(error)
             status = 2
             continue
-        best = likeliest(members, image)
-        rows.append(
-            {"file": path, "classes": [{"name": name, "probability": p} for name, p in best], **files}
-        )
+        several += data.SEVERAL in doubts
+        doubts = [doubt for doubt in doubts if not (flags.split and doubt == data.SEVERAL)]
+        best = [likeliest(members, image) for image in images]
+        rows.append({"file": path, **picture_row(best, flags.split), "doubts": doubts, **files})
         if not flags.json:
-            words = [f"{name} {100 * p:.1f} %" for name, p in best[:3]]
+            words = [picture_text(best), *(f"({doubt})" for doubt in doubts)]
             words += [f"({kind}: {file})" for kind, file in files.items()]
             print(data.printable(f"{path}: {'   '.join(words)}"), flush=True)
     if flags.json:
         print(json.dumps(rows, indent=2))
+    if several and not flags.split:
+        warn_of_several(several)
     return status
+
+
+def complain(error):
+    print(f"test.py: {data.message_of(error)}", file=sys.stderr, flush=True)
+
+
+def warn_of_several(count):
+    seem = "1 picture seems" if count == 1 else f"{count:,} pictures seem"
+    print(f"note: {seem} to show several digits; --split reads them as a number", file=sys.stderr)
+
+
+def picture_row(best, split):
+    """What --json says of a picture: all classes of it, or of each digit on it."""
+    every = [[{"name": name, "probability": p} for name, p in one] for one in best]
+    if not split:
+        return {"classes": every[0]}
+    number, probability = as_number([one[0] for one in best])
+    return {"number": number, "probability": probability, "digits": every}
+
+
+def picture_text(best):
+    """The three likeliest classes, or the number that several digits make."""
+    if len(best) == 1:
+        return "   ".join(f"{name} {100 * p:.1f} %" for name, p in best[0][:3])
+    number, probability = as_number([one[0] for one in best])
+    each = ", ".join(f"{name} {100 * p:.1f} %" for name, p in (one[0] for one in best))
+    return f"{number} {100 * probability:.1f} %   ({each})"
+
+
+def as_number(digits):
+    """Name and probability of what (name, probability) of the digits on a picture make together."""
+    names, probabilities = zip(*digits)
+    return ("" if max(map(len, names)) == 1 else " ").join(names), math.prod(probabilities)
+
+
+# --- new images -------------------------------------------------------------------------------
+
+
+def report_answers(flags, members):
+    """Write or print what the new images are; returns 2 if a picture could not be read, else 0."""
+    facts = members[0][1]["data"]
+    if flags.out and any(os.path.realpath(path) == os.path.realpath(flags.out) for path in flags.predict):
+        raise ValueError(f"--out: {flags.out} is what is to be read")
+    kind, names, images, counts, status = new_images(flags, members[0][1])
+    if not names:
+        return status
+    estimates = estimate(members, images)
+    columns = flags.columns or [kind, "class", "probability"]
+    rows = answer_rows(estimates, names, counts, facts["class_names"], columns)
+    if flags.probabilities:
+        columns += [f"p_{name}" for name in facts["class_names"]]
+        for row, shares in zip(rows, estimates.clip(0, 1).tolist()):
+            row |= {name: f"{share:.6f}" for name, share in zip(columns[3:], shares)}
+    if not flags.out:
+        print(data.rows_text(rows, columns), end="")
+        return status
+    data.save_rows(flags.out, rows, columns)
+    print(answers_text(flags, members, [row[columns[1]] for row in rows]))
+    return status
+
+
+def new_images(flags, config):
+    """What --predict names.
+
+    Returns
+    -------
+    kind : str
+        ``index`` or ``file``.
+    names : list
+        Numbers, or names of picture files.
+    images : uint8 array (n, d)
+    counts : list of int
+        How many of the images belong to each name.
+    status : int
+        2 if a picture could not be read, else 0.
+    """
+    path = flags.predict[0]
+    if len(flags.predict) > 1 or not data.holds_arrays(path):
+        paths = data.expand_pictures(flags.predict, "--predict")
+        names, images, counts = fitted_pictures(paths, flags, config["data"])
+        return "file", names, images, counts, 2 * (len(names) < len(paths))
+    for name in ("fit", "split"):
+        if getattr(flags, name):
+            raise ValueError(f"--{name}: is for pictures, not for {path}")
+    images = data.load_images(path, config["data"]["image_shape"], config["transpose"])
+    first = 1 if flags.columns else 0
+    return "index", list(range(first, first + len(images))), images, [1] * len(images), 0
+
+
+def fitted_pictures(paths, flags, facts):
+    """Names, uint8 images (n, d) and how many of them each picture has, of the pictures that can be read."""
+    names, images, counts, several, doubtful = [], [], [], 0, 0
+    with data.progress_line() as show:
+        for done, path in enumerate(paths, start=1):
+            try:
+                _, found, doubts = read_picture(path, facts, flags.fit, flags.split)
+            except (ValueError, OSError) as error:
+                show("")
+                complain(error)
+                continue
+            several += data.SEVERAL in doubts
+            doubtful += any(doubt != data.SEVERAL for doubt in doubts)
+            names.append(data.printable(path))
+            images += [image.ravel() for image in found]
+            counts.append(len(found))
+            show(f"reading {done:,}/{len(paths):,} pictures")
+    if several and not flags.split:
+        warn_of_several(several)
+    if doubtful:
+        are = "1 picture is" if doubtful == 1 else f"{doubtful:,} pictures are"
+        print(f"note: {are} doubtful; --images in place of --predict says why", file=sys.stderr)
+    bare = [os.path.basename(name) for name in names]
+    return bare if len(set(bare)) == len(bare) else names, np.array(images), counts
+
+
+def answer_rows(estimates, names, counts, class_names, columns):
+    """A row for each name, of so many of the estimates each: the name, the class, and the probability."""
+    best = estimates.argmax(axis=1)
+    shares = estimates[np.arange(len(best)), best].clip(0, 1)
+    digits = zip([class_names[c] for c in best], shares.tolist())
+    rows = []
+    for name, count in zip(names, counts):
+        answer, probability = as_number(list(itertools.islice(digits, count)))
+        rows.append(dict(zip(columns, (name, answer, f"{probability:.6f}"))))
+    return rows
+
+
+def answers_text(flags, members, answers):
+    """How many there are of each answer, the most frequent ones where there are many."""
+    what = data.printable(flags.predict[0]) if len(flags.predict) == 1 else "pictures"
+    who = f"committee of {len(members)}" if len(members) > 1 else layers_text(members[0][0])
+    counted = sorted(collections.Counter(answers).items(), key=lambda pair: -pair[1])
+    shown = counted[: 3 * WORST]
+    wide = max(8, *(len(name[:20]) for name, _ in shown))
+    lines = [f"{what}, {who}: {len(answers):,} images", "", f"{'class':{wide}}   images"]
+    lines += [f"{name[:20]:{wide}}  {count:7,}" for name, count in shown]
+    lines += [f"and {len(counted) - len(shown):,} more"] if len(counted) > len(shown) else []
+    return "\n".join([*lines, "", data.printable(f"the answers are in {flags.out}")])
 
 
 # --- export -----------------------------------------------------------------------------------
@@ -627,11 +778,14 @@ EXAMPLES = """examples:
   python test.py results
   python test.py results/a results/b --compare
   python test.py results --images photos/*.jpg --save
+  python test.py results --predict test.csv --out answers.csv --columns ImageId,Label
   python test.py results --export digits.onnx"""
 
 
 def main(argv=None):
-    parser = data.make_parser("Judge saved params on a test set, or on pictures of your own.", EXAMPLES)
+    parser = data.make_parser(
+        "Judge saved params on a test set, or use them on images of your own.", EXAMPLES
+    )
     parser.add_argument(
         "runs", nargs="*", metavar="RUN", default=["results"],
         help="a run's folder or a params file (default: results); several are a committee",
@@ -645,7 +799,11 @@ def main(argv=None):
     )  # fmt: skip
     parser.add_argument(
         "--fit", metavar="NAME",
-        help="with --images: digit (cut out, and centred as MNIST's are) or whole (default: as trained)",
+        help="of pictures: digit (cut out, and centred as MNIST's are) or whole (default: as trained)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--split", action="store_true",
+        help="read several digits on a picture from left to right as a number",
     )  # fmt: skip
     parser.add_argument(
         "--save", action="store_true",
@@ -657,6 +815,19 @@ def main(argv=None):
         "(orange) and against it (blue)",
     )  # fmt: skip
     parser.add_argument(
+        "--predict", nargs="+", metavar="PATH",
+        help="say what new images are: a file (.csv, .npy, .npz, IDX) without labels, or pictures",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="FILE", help="with --predict: write the answers there, as CSV")
+    parser.add_argument(
+        "--columns", metavar="A,B",
+        help="with --predict: write these two columns, number from 1 (or file) and class; ImageId,Label "
+        "is Kaggle's form",
+    )  # fmt: skip
+    parser.add_argument(
+        "--probabilities", action="store_true", help="with --predict: a column for each class as well"
+    )
+    parser.add_argument(
         "--adversarial", metavar="X", type=float, default=0.0,
         help="judge on images of which each pixel is moved by so much (1: from black to white) along the "
         "sign of the loss's slope, as train.py --adversarial does",
@@ -666,8 +837,6 @@ def main(argv=None):
         help=f"write the network for other programs, by the suffix: {', '.join(EXPORTS)}",
     )  # fmt: skip
     flags = data.parse_flags(parser, argv)
-    if flags.export is not None:
-        nn.choose(f"suffix of --export {flags.export}:", pathlib.Path(flags.export).suffix, EXPORTS)
     check_flags(flags)
     if flags.images:
         flags.images = data.expand_pictures(flags.images)
@@ -681,23 +850,46 @@ def main(argv=None):
         return report_export(flags, *members[0])
     if flags.images:
         return report_pictures(flags, members)
+    if flags.predict:
+        return report_answers(flags, members)
     return report_comparison(flags, members) if flags.compare else report_test_set(flags, members)
 
 
+NEEDED = {  # flag -> of which it needs one
+    **dict.fromkeys(("fit", "split"), ("images", "predict")),
+    **dict.fromkeys(("save", "explain"), ("images",)),
+    **dict.fromkeys(("out", "columns", "probabilities"), ("predict",)),
+}
+EXCLUDED = {  # flag -> with which it has no meaning
+    "images": ("predict", "dataset", "compare", "adversarial", "export"),
+    "predict": ("dataset", "compare", "adversarial", "export", "json"),
+    "export": ("compare", "json"),
+    "split": ("explain", "probabilities"),
+    "columns": ("probabilities",),
+}
+
+
 def check_flags(flags):
-    """Raise a ValueError that names what is wrong, or has no meaning beside the others."""
+    """ValueError that names the flag which is wrong, or does not go with another."""
+    for name, uses in NEEDED.items():
+        if getattr(flags, name) and not any(getattr(flags, use) for use in uses):
+            raise ValueError(f"--{name}: needs --{' or --'.join(uses)}")
+    for name, others in EXCLUDED.items():
+        for other in others:
+            if getattr(flags, name) and getattr(flags, other):
+                raise ValueError(f"--{other}: has no meaning with --{name}")
     if not 0 <= flags.adversarial <= 1:
         raise ValueError(f"--adversarial: must be from 0 to 1, not {flags.adversarial:g}")
     if flags.fit:
         nn.choose("--fit", flags.fit, dict.fromkeys(data.FITS))
-    for name in ("fit", "save", "explain"):
-        if getattr(flags, name) and not flags.images:
-            raise ValueError(f"--{name}: needs --images")
-    for name in ("dataset", "compare", "adversarial"):
-        if getattr(flags, name) and flags.images:
-            raise ValueError(f"--{name}: has no meaning with --images")
+    if flags.export is not None:
+        nn.choose(f"suffix of --export {flags.export}:", pathlib.Path(flags.export).suffix, EXPORTS)
     if flags.compare and len(flags.runs) < 2:
         raise ValueError("--compare: needs two runs or more")
+    if flags.columns:
+        flags.columns = flags.columns.split(",")
+        if len(set(flags.columns)) != 2 or len(flags.columns) != 2:
+            raise ValueError("--columns: takes the names of two columns, as ImageId,Label")
 
 
 if __name__ == "__main__":

@@ -450,7 +450,6 @@ def augment_names(value):
 
 WIDEST = 1_000_000_000  # a hidden layer; what memory allows is far less
 DTYPES = {"float32": np.float32, "float64": np.float64}
-HOLDOUTS = ("random", "last")
 SHARE = number(0, 1, below=True)
 LIMIT = number(0, 1e30)  # float32 ends at 3e38
 FAR = number(0, data.LARGEST_STRENGTH)
@@ -469,7 +468,8 @@ GROUPS = {  # group -> name -> default, check, what a value looks like, help
         "transpose": (False, switch, None, "swap rows and columns of the images, as EMNIST needs it"),
         "val_size": (0.1, share_or_count, "N", "training images held out for validation, or a share of them"),
         "train_size": (None, optional(number(1, whole=True)), "N", "use only so many training images"),
-        "holdout": ("random", one_of("holdout", HOLDOUTS), "NAME", "hold out random images, or the last"),
+        "holdout": ("stratified", one_of("holdout", data.HOLDOUTS), "NAME",
+            "stratified: random images, of each class as large a share; random; last: the last ones"),
         "split_seed": (None, optional(SEED), "N",
             "seed of the split alone, so that runs of different seeds hold out the same images"),
         "preprocess": (["scale"], preprocess_names, "STEP",
@@ -797,7 +797,8 @@ def load_settings(path):
     """Settings from a JSON file, which may be an earlier run's config.json."""
     content = data.load_json(path)
     nn.check(content, dict, path)
-    return {name: value for name, value in content.items() if name not in RECORDS}
+    older = {"holdout": "random"} if "versions" in content else {}  # so were runs that do not say it
+    return older | {name: value for name, value in content.items() if name not in RECORDS}
 
 
 def run_config(settings, dataset):
@@ -919,12 +920,22 @@ def describe(config, sets, params):
         f"{layers}, {config['activation'] if config['hidden'] else 'softmax regression'}, "
         f"{sum(w.size for w in params.values()):,} params",
     ]
-    images = np.bincount(sets["train"]["labels"], minlength=sets["classes"])
-    rare = [f"{config['data']['class_names'][k]} ({images[k]})" for k in np.flatnonzero(images < FEW_IMAGES)]
-    if rare:
-        more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
-        lines.append(f"note: classes with few training images: {', '.join(rare[:5])}{more}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *rare_classes(config, sets)])
+
+
+def rare_classes(config, sets):
+    """A line for each part of the data that lacks classes, or has too few images of them to learn."""
+    lines, names = [], config["data"]["class_names"]
+    for part, what in PARTS.items():
+        images = np.bincount(sets[part]["labels"], minlength=sets["classes"])
+        least = FEW_IMAGES if part == "train" else min(1, images.sum())
+        rare = [f"{names[k]} ({images[k]})" for k in np.flatnonzero(images < least)]
+        if rare:
+            more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
+            lines.append(f"note: classes with few {what} images: {', '.join(rare[:5])}{more}")
+    if lines and config["holdout"] == "last":
+        lines.append("note: the data may be sorted by class; --holdout stratified takes some of each")
+    return lines
 
 
 def summary(rows, best, config, sets):

@@ -246,6 +246,26 @@ def test_split_with_a_subset_and_without_validation():
     assert kept is labels and len(val) == 0
 
 
+@pytest.mark.parametrize("val_size, train_size", [(30, None), (30, 20), (3, 3), (0, 50), (97, 3)])
+def test_a_stratified_split_has_all_classes_on_both_sides_in_proportion(val_size, train_size):
+    labels = np.repeat([0, 1, 2], [66, 32, 2]).astype(np.uint8)
+    images = np.arange(100, dtype=np.uint8)[:, None]
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        (train, kept), (val, held) = data.split(images, labels, val_size, rng, train_size, stratified=True)
+        assert not set(train[:, 0]) & set(val[:, 0]) and len(val) == val_size
+        for part in (kept, held):
+            counts = np.bincount(part, minlength=3)
+            assert counts.min() > 0 or not len(part)
+            assert np.abs(counts - len(part) * np.array([0.66, 0.32, 0.02])).max() < 3
+
+
+def test_the_only_image_of_a_class_is_trained_on():
+    labels = np.array([0] * 20 + [1])
+    (_, kept), (_, held) = data.split(labels[:, None], labels, 10, np.random.default_rng(0), stratified=True)
+    assert 1 in kept and 1 not in held
+
+
 @pytest.mark.parametrize("val, train", [(100, None), (101, None), (-1, None), (30, 71), (0, 101)])
 def test_impossible_splits(val, train):
     with refused("100", error=ValueError):

@@ -273,7 +273,7 @@ def test_an_epoch_with_every_regulariser_is_their_functions_in_a_row(small_set):
     for epoch in (0, 1):
         state, _ = train.train_epoch(state, prepared, config)
         rng = np.random.default_rng([config["seed"], epoch + 1])
-        order = rng.permutation(len(images))
+        order = train.batches_by_ink(rng.permutation(len(images)), prepared["train"]["inked"], 16)
         for start in range(0, len(images), 16):
             rows = order[start : start + 16]
             x = data.augment(images[rows], how, rng, np.empty((len(rows), images.shape[1])))
