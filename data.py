@@ -133,14 +133,14 @@ def _load_auto(data_dir, download, form):
         return load_dataset("mnist", data_dir, download, **form)
     except OSError as error:
         reason = error
-    line = "!" * 88
-    print(
+    line = "!" * 79
+    say(
         f"{line}\nWARNING: this is NOT MNIST. MNIST could not be loaded, so the stand-in data set "
         f"`glyphs` (digits drawn from fonts) is used; its accuracy says nothing about MNIST.\n"
         f"Why: {message_of(reason)}\nTo get MNIST: connect to the internet and run again, or put its four "
         f"files into {data_dir / 'mnist'}, or name the folder above them with --data-dir or DATA_DIR."
         f"\n{line}",
-        file=sys.stderr,
+        sys.stderr,
     )
     return load_dataset("glyphs", data_dir, **form)
 
@@ -322,7 +322,7 @@ def _as_bytes(images, where):
 
 
 def _note(text):
-    print(printable(f"note: {text}"), file=sys.stderr)
+    say(f"note: {text}", sys.stderr)
 
 
 def _plain_labels(labels, what):
@@ -1907,7 +1907,7 @@ def _load_glyphs(folder, form):
     title = "glyphs (drawn)"
     if not _lacks(folder):
         return _load_idx_files(folder, "glyphs", title, DIGITS, form)
-    print("drawing the data set glyphs: 70,000 digits from fonts ...", file=sys.stderr)
+    say("drawing the data set glyphs: 70,000 digits from fonts ...", sys.stderr)
     arrays = draw_glyphs(np.random.default_rng(0))
     contents = {part: idx_bytes(array) for part, array in arrays.items()}
     try:
@@ -1915,7 +1915,7 @@ def _load_glyphs(folder, form):
         for part, content in contents.items():
             nn.save_bytes(folder / FILES[part], content)
     except OSError as error:
-        print(f"glyphs could not be kept in {folder} ({message_of(error)}); going on", file=sys.stderr)
+        say(f"glyphs could not be kept in {folder} ({message_of(error)}); going on", sys.stderr)
     digests = {part: hashlib.sha256(content).hexdigest() for part, content in contents.items()}
     return as_dataset(**arrays, name="glyphs", title=title, class_names=DIGITS, sha256=digests, **form)
 
@@ -2490,6 +2490,11 @@ def printable(text):
     return re.sub(odd, lambda found: ascii(found[0])[1:-1], text)
 
 
+def say(text, file=None):
+    """Print lines at once, on standard output or another file; no name in them commands the terminal."""
+    print("\n".join(map(printable, text.split("\n"))), file=file, flush=True)
+
+
 def message_of(error):
     """What an error says, in one line that is never empty."""
     text = str(error)
@@ -2538,7 +2543,9 @@ def progress_line():
     def show(text):
         if not text or time.monotonic() - shown[0] > 0.2:
             shown[0] = time.monotonic()
-            text = text[: shutil.get_terminal_size().columns - 1]  # a line that wraps could not be cleared
+            text = printable(text)[
+                : shutil.get_terminal_size().columns - 1
+            ]  # a line that wraps could not be cleared
             sys.stderr.write(f"\r{text}\x1b[K")
             sys.stderr.flush()
 

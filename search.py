@@ -97,7 +97,7 @@ def run_search(trials, strategy, workers, out, searched, show):
                 worked += len(trial["rows"]) - len(before["rows"])
                 show("")
                 done = f"{len(chosen) - len(missing)}/{len(chosen)}"
-                print(trial_line(trial, found.values(), searched, done), flush=True)
+                data.say(trial_line(trial, found.values(), searched, done))
             seconds = time.perf_counter() - started
             left = seconds / worked * epochs_left(missing.values(), plan[rung:]) if worked else None
             done = f"{len(chosen) - len(missing)}/{len(chosen)}"
@@ -935,7 +935,7 @@ def main(argv=None):
     out.mkdir(parents=True, exist_ok=True)
     titles = " and ".join(dataset["title"] for dataset in datasets.values())
     what = f"{definition['strategy']} search on {titles}: {len(trials)} trials of {definition['space']}"
-    print(what, flush=True)
+    data.say(what)
     if flags.scheduler:
         opened = cluster_workers(flags.scheduler, flags.data_dir)
     else:
@@ -960,10 +960,10 @@ def conclude(out, trials, searched, data_dir):
     ranked = ranking(trials)
     if not ranked:
         raise ValueError(f"every trial has failed; see {out / 'trials.csv'}")
-    print(f"\n{ranking_text(trials, searched)}\n(all trials: {out / 'trials.csv'})\n")
+    data.say(f"\n{ranking_text(trials, searched)}\n(all trials: {out / 'trials.csv'})\n")
     best = ranked[0]["number"]
-    print(f"trial {best} is the best; its settings, trained on all training images:", flush=True)
-    print(f"to train it again: {retrain(out, ranked[0], data_dir)}")
+    data.say(f"trial {best} is the best; its settings, trained on all training images:")
+    data.say(f"to train it again: {retrain(out, ranked[0], data_dir)}")
 
 
 if __name__ == "__main__":

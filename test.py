@@ -284,17 +284,17 @@ def report_test_set(flags, members):
         print(json.dumps({"dataset": dataset["name"], **about, **report}, indent=2))
     else:
         if len(each) > 1:
-            print("\n".join(member_lines(each)), end="\n\n")
+            data.say("\n".join([*member_lines(each), ""]))
         title = f"committee of {len(each)}" if len(each) > 1 else each[0]["layers"]
         title += f", attacked by {flags.adversarial:g}" if flags.adversarial else ""
-        print(report_text(report, config, f"{dataset['title']}, {title}"))
+        data.say(report_text(report, config, f"{dataset['title']}, {title}"))
     run = pathlib.Path(flags.runs[0])  # written last: the report is there even if the folder is read-only
     kind = "-committee" * (len(each) > 1) + "-attacked" * bool(flags.adversarial)
     kind += f"-{pathlib.Path(dataset['name']).name}" * (dataset["name"] != config["dataset"])
     target = (run if run.is_dir() else run.parent) / f"predictions{kind}.csv"
     data.save_rows(target, prediction_rows(estimates, labels, names), PREDICTION_COLUMNS)
     if not flags.json:
-        print(f"\nevery prediction is in {target}")
+        data.say(f"\nevery prediction is in {target}")
 
 
 def member_lines(each):
@@ -320,10 +320,10 @@ def report_comparison(flags, members):
     if flags.json:
         print(json.dumps({"dataset": dataset["name"], "images": len(labels), "runs": rows}, indent=2))
         return
-    print(f"{dataset['title']}: {len(labels):,} test images", *member_lines(rows), sep="\n")
+    data.say("\n".join([f"{dataset['title']}: {len(labels):,} test images", *member_lines(rows)]))
     for row in rows[1:]:
         verdict = "that is hardly chance" if row["p"] < 0.05 else "that may well be chance"
-        print(
+        data.say(
             f"\n{row['only_first']:,} images only {rows[0]['run']} gets right, {row['only_second']:,} only "
             f"{row['run']}:\n{verdict} (exact McNemar test, p = {row['p']:.2g})"
         )
@@ -397,7 +397,7 @@ def report_pictures(flags, members):
         if not flags.json:
             words = [picture_text(best), *(f"({doubt})" for doubt in doubts)]
             words += [f"({kind}: {file})" for kind, file in files.items()]
-            print(data.printable(f"{path}: {'   '.join(words)}"), flush=True)
+            data.say(f"{path}: {'   '.join(words)}")
     if flags.json:
         print(json.dumps(rows, indent=2))
     if several and not flags.split:
@@ -406,7 +406,7 @@ def report_pictures(flags, members):
 
 
 def complain(error):
-    print(f"test.py: {data.message_of(error)}", file=sys.stderr, flush=True)
+    data.say(f"test.py: {data.message_of(error)}", sys.stderr)
 
 
 def warn_of_several(count):
@@ -460,7 +460,7 @@ def report_answers(flags, members):
         print(data.rows_text(rows, columns), end="")
         return status
     data.save_rows(flags.out, rows, columns)
-    print(answers_text(flags, members, [row[columns[1]] for row in rows]))
+    data.say(answers_text(flags, members, [row[columns[1]] for row in rows]))
     return status
 
 
@@ -756,17 +756,17 @@ def report_export(flags, params, config):
     form = pathlib.Path(flags.export).suffix
     if form == ".npz":
         EXPORTS[form](flags.export, params, config)
-        print(f"{flags.export}: params and config, for test.py and nn.load_params")
+        data.say(f"{flags.export}: params and config, for test.py and nn.load_params")
         return
     folded, rest = fold(params, config)
     EXPORTS[form](flags.export, folded, rest)
-    print(f"{flags.export}: {layers_text(folded)}, {usage_of(rest)}", flush=True)
+    data.say(f"{flags.export}: {layers_text(folded)}, {usage_of(rest)}")
     if form == ".h":
         dataset, (whole, scales) = load_test_set([(params, config)], flags), quantise(folded)
         rounded = folded | {key: whole[key] * scales[key] for key in whole}
         images, labels = dataset["test_images"], dataset["test_labels"]
         before, after = (judge([one], images, labels)[1] for one in ((params, config), (rounded, rest)))
-        print(
+        data.say(
             f"{dataset['title']}: accuracy {percent(after['accuracy'])} with weights of 8 bits, "
             f"{percent(before['accuracy'])} before"
         )

@@ -846,7 +846,7 @@ def resume_run(out, given, data_dir):
         raise ValueError(f"--epochs: {done}, not {wanted['epochs']}")
     if wanted["epochs"] != config["epochs"] and config["lr_schedule"] in ("cosine", "linear"):
         ends = f"the {config['lr_schedule']} schedule now ends at epoch {wanted['epochs']}"
-        print(f"note: {ends}, so lr is another one from here on", file=sys.stderr)
+        data.say(f"note: {ends}, so lr is another one from here on", sys.stderr)
     dataset = data.with_classes(dataset, config["data"]["class_names"])
     config = run_config({**config, **{name: wanted[name] for name in free}}, dataset)
     return state, rows, config, prepare(dataset, config)
@@ -1004,7 +1004,7 @@ def main(argv=None):
     group.add_argument("--config", metavar="FILE", help="JSON file of settings; flags that are given win")
     group.add_argument("--quiet", action="store_true", help="print only the summary")
     flags = data.parse_flags(parser, argv)
-    say = (lambda line: None) if flags.quiet else (lambda line: print(line, flush=True))
+    say = (lambda line: None) if flags.quiet else data.say
     given = {name: value for name, value in vars(flags).items() if name in SETTINGS}
     given = changed(load_settings(flags.config), given) if flags.config else given
     out = pathlib.Path(flags.out)
@@ -1021,9 +1021,9 @@ def main(argv=None):
         state, _, config, sets = run
         say(describe(config, sets, state["params"]))
         state, rows = see_through(out, run, say, goes_on=bool({"epochs", "patience"} & set(given)))
-    print(summary(rows, state["best"], config, sets))
+    data.say(summary(rows, state["best"], config, sets))
     judging = data.command_text("python", "test.py", out)
-    print(f"its params are in {out / 'params.pkl'}; judge them with: {judging}")
+    data.say(f"its params are in {out / 'params.pkl'}; judge them with: {judging}")
 
 
 def check_resumable(out, file="last.pkl", what="run"):

@@ -993,7 +993,7 @@ def save_figures(figures, folder):
 
 def save_file(path, content):
     nn.save_bytes(path, content)
-    print(path, flush=True)
+    data.say(str(path))
 
 
 # --- what a folder holds ----------------------------------------------------------------------
@@ -1346,7 +1346,7 @@ def note_missing_letters(figures):
     letters = set().union(*texts) - {"\n"} - set(map(chr, get_font(findfont(FontProperties())).get_charmap()))
     if letters:
         few = " ".join(sorted(letters)[:8])
-        print(f"note: the font of the figures has no {few}: there is a box instead", file=sys.stderr)
+        data.say(f"note: the font of the figures has no {few}: there is a box instead", sys.stderr)
 
 
 def main(argv=None):
@@ -1397,7 +1397,7 @@ def draw(flags, only):
     if not figures:
         raise ValueError(f"nothing to draw in {', '.join(flags.folders)} ({'; '.join(reasons)})")
     for reason in reasons:
-        print(f"skipped {reason}", file=sys.stderr)
+        data.say(f"skipped {reason}", sys.stderr)
     note_missing_letters(figures)
     if flags.show:
         open_windows(figures)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import is_one_clear_line, refused, run, run_apart, write_dataset
 from faults import FEW, MANY, MEGA, Disk, check_hostile, damaged, outcomes, use_dataset, written
+from PIL import Image
 
 import data
 import nn
@@ -376,6 +377,41 @@ def test_titles_and_class_names_command_no_terminal(tmp_path, small_set):
     odd = small_set.rename(tmp_path / "\x1b[31mred")
     assert data.load_dataset(str(odd))["title"] == r"\x1b[31mred"
     assert data.printable("Größe 数据 \u200d") == "Größe 数据 \u200d"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_folders_on_the_command_line_command_no_terminal(tmp_path, small_set):
+    odd, picture = tmp_path / "\x1b[2Jrun\x07", tmp_path / "\x1b[2J.png"
+    data.save_png(picture, Image.fromarray(np.eye(28, dtype=np.uint8) * 255))
+    flags = ["--dataset", small_set, "--hidden", 3, "--epochs", 1]
+    for script, arguments in (
+        ("train.py", [*flags, "--out", odd]),
+        ("train.py", [*flags, "--out", odd]),  # keeps the first one
+        ("train.py", ["--resume", "--epochs", 2, "--out", odd]),
+        ("test.py", [odd]),
+        ("test.py", [odd, odd]),
+        ("test.py", [odd, odd, "--compare"]),
+        ("test.py", [odd, "--images", picture, "--save"]),
+        ("test.py", [odd, "--export", odd / "network.onnx"]),
+        ("visualize.py", [odd, "--only", "loss"]),
+        (
+            "search.py",
+            [
+                *flags[:2],
+                *flags[4:],
+                "--space",
+                "hidden=3",
+                "--trials",
+                2,
+                "--workers",
+                1,
+                "--out",
+                odd / "search",
+            ],
+        ),
+    ):
+        done = run(script, *arguments)
+        assert (done.stdout + done.stderr).replace("\n", "").isprintable(), script
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
