@@ -276,6 +276,31 @@ def split(images, labels, val_size, rng, train_size=None):
     return (images[train], labels[train]), (images[val], labels[val])
 
 
+def folds(labels, count, rng, size=None):
+    """Deal images to folds for cross-validation, stratified: in each the classes have equal shares.
+
+    Parameters
+    ----------
+    labels : array (n,)
+    count : int
+        Number of folds.
+    rng : numpy.random.Generator
+    size : int, optional
+        Number of images to deal, chosen at random; default: all.
+
+    Returns
+    -------
+    int array (n,)
+        The fold of each image, from 1; 0 for those that are left out. Neither the sizes of two folds
+        nor their images of a class differ by more than one.
+    """
+    order = rng.permutation(len(labels))[:size]
+    order = order[np.argsort(labels[order], kind="stable")]
+    fold = np.zeros(len(labels), int)
+    fold[order] = 1 + np.arange(len(order)) % count
+    return fold
+
+
 def check_split(n, val_size, train_size=None):
     """The number of training images in a split of n images; ValueError where there is no such split."""
     wanted = n - val_size if train_size is None else train_size

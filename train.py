@@ -290,14 +290,39 @@ def prepare(dataset, config, parts=tuple(PARTS)):
 def split_dataset(dataset, config):
     """The training and the validation part of a dataset's training images, as ``data.split``."""
     images, labels = dataset["train_images"], dataset["train_labels"]
-    seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
-    rng = np.random.default_rng([seed, 0, 1]) if config["holdout"] == "random" else None
+    check_split(len(images), config)
+    if config["folds"]:
+        fold = folds_of(labels, config)
+        val, train = fold == config["fold"], (fold > 0) & (fold != config["fold"])
+        return (images[train], labels[train]), (images[val], labels[val])
+    rng = split_rng(config) if config["holdout"] == "random" else None
     return data.split(images, labels, val_count(config, len(images)), rng, config["train_size"])
 
 
+def split_rng(config):
+    seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
+    return np.random.default_rng([seed, 0, 1])
+
+
+def folds_of(labels, config):
+    """The fold of each training image in a run with --folds, as ``data.folds``."""
+    return data.folds(labels, config["folds"], split_rng(config), config["train_size"])
+
+
+def check_split(images, config):
+    """Raise a ValueError unless so many training images can be split as a config asks."""
+    size = config["train_size"] or images
+    if not config["folds"]:
+        data.check_split(images, val_count(config, images), config["train_size"])
+    elif not config["folds"] <= size <= images:
+        raise ValueError(f"--folds: {size} of {images} images cannot be dealt to {config['folds']} folds")
+
+
 def val_count(config, images):
-    """How many of so many training images --val-size holds out: a share below 1 is one of them."""
+    """How many of so many training images are held out: a fold, or --val-size, which may be a share."""
     size = config["val_size"]
+    if config["folds"]:
+        return len(range(config["fold"] - 1, config["train_size"] or images, config["folds"]))
     return max(1, round(size * images)) if 0 < size < 1 else int(size)
 
 
@@ -360,6 +385,13 @@ def shown(value):
 def share_or_count(value):
     result = number(0)(value)
     return result if result < 1 else number(0, whole=True)(value)
+
+
+def fold_count(value):
+    result = number(0, whole=True)(value)
+    if result == 1:
+        raise ValueError("must be 0 for none, or at least 2")
+    return result
 
 
 def optional(check):
@@ -440,6 +472,8 @@ GROUPS = {  # group -> name -> default, check, what a value looks like, help
         "val_size": (0.1, share_or_count, "N", "training images held out for validation, or a share of them"),
         "train_size": (None, optional(number(1, whole=True)), "N", "use only so many training images"),
         "holdout": ("random", one_of("holdout", HOLDOUTS), "NAME", "hold out random images, or the last"),
+        "folds": (0, fold_count, "N", "deal the training images to so many folds, and hold out one of them"),
+        "fold": (1, number(1, whole=True), "N", "the fold to hold out, with --folds; from 1"),
         "split_seed": (None, optional(SEED), "N",
             "seed of the split alone, so that runs of different seeds hold out the same images"),
         "preprocess": (["scale"], preprocess_names, "STEP",
@@ -527,6 +561,8 @@ def check_settings(settings):
         raise ValueError(f"--momentum: {config['optimizer']} has none")
     if config["nesterov"] and not config["momentum"]:
         raise ValueError("--nesterov: needs a --momentum above 0")
+    if config["folds"] and config["fold"] > config["folds"]:
+        raise ValueError(f"--fold: there are {config['folds']} folds (see --folds)")
     if config["patience"] and not config["val_size"]:
         raise ValueError("--patience: needs validation images (--val-size)")
     return config
@@ -606,7 +642,8 @@ def available_memory():
 # --- the files of a run -----------------------------------------------------------------------
 
 RUN_FILES = ["last.pkl", "params.pkl", "history.csv", "config.json", "predictions.csv", "figures"]
-LOCKED_FILES = [*RUN_FILES[:4], "search.json", "trials.csv"]  # written by none but who holds the lock
+TABLES = ["trials.csv", "groups.csv", "oof.csv", "test.csv"]  # of a search
+LOCKED_FILES = [*RUN_FILES[:4], "search.json", *TABLES]  # written by none but who holds the lock
 STATE = {  # what last.pkl holds, beside params and what data.load_run asks for
     "velocity": (dict, None),
     "average": (dict, None),
