@@ -1,8 +1,9 @@
-"""Many training runs: find the best settings by random search, grid or successive halving.
+"""Many training runs: find the best settings, and see how far they can be told apart.
 
     python search.py                                     50 random trials of 50 epochs
     python search.py --strategy halving                  most trials end early: a sixth of the epochs
     python search.py --strategy grid --space momentum=0,0.9 batch_size=10,100 --lr 0.1
+    python search.py --strategy grid --space activation=relu,tanh --repeat 5    five seeds of each
     python search.py --scheduler tcp://host:8786         the same trials on a Dask cluster
 
 A trial is a run of ``train.py`` in a folder of its own. Its settings and its seed come from the
@@ -10,7 +11,8 @@ search's seed and the trial's number alone, so it does not matter where or when 
 are ranked by their accuracy on the same validation images; the best one is trained again on all
 training images. The test set is first looked at after that.
 
-In this order: the search, its definition and space, workers, files, what is printed, command line.
+In this order: the search, what its runs show, its definition and space, workers, files, what is
+printed, command line.
 """
 
 import data  # first: while the rest is imported, Ctrl-C is one line already
@@ -47,8 +49,9 @@ import train
 
 # --- the search -------------------------------------------------------------------------------
 #
-# A trial is a dict: ``number``, ``config``, ``rows`` (its history), ``status`` (of STATUSES; None
-# before it has run) and ``seconds``. Its params are on disk only.
+# A trial is a dict: ``number``, that of its settings; ``repeat``, that of its seed or its fold, from 1;
+# ``config``, ``rows`` (its history), ``status`` (of STATUSES; None before it has run) and ``seconds``.
+# Its params are on disk only. The trials with one number are a group: they are ranked together.
 
 STRATEGIES = {
     "random": "as many trials as --trials, drawn from the space",
@@ -60,14 +63,14 @@ STATUSES = (*RANKED, "diverged", "failed")
 ETA = 3  # of the trials of a rung, one in so many goes on to the next
 
 
-def run_search(trials, strategy, workers, out, searched, show):
+def run_search(trials, plan, workers, out, searched, show):
     """Run what is missing of all trials; write and print each as it ends.
 
     Parameters
     ----------
     trials : list of dict
-    strategy : str
-        One of STRATEGIES.
+    plan : list of tuple
+        From ``rungs``.
     workers : dict
         From ``local_workers`` or ``cluster_workers``.
     out : Path
@@ -82,54 +85,60 @@ def run_search(trials, strategy, workers, out, searched, show):
     list of dict
         The trials as they are now.
     """
-    found = {trial["number"]: trial for trial in trials}
-    plan = rungs(strategy, len(trials), trials[0]["config"]["epochs"])
+    found = {trial_name(trial): trial for trial in trials}
     started, reached, worked = time.perf_counter(), 0, 0
     for rung, (count, until) in enumerate(plan):
         chosen = best_at(list(found.values()), reached, count)
-        missing = {trial["number"]: trial for trial in chosen if is_missing(trial, until)}
+        missing = {trial_name(trial): trial for trial in chosen if is_missing(trial, until)}
         for running, ended in run_trials(list(missing.values()), until, workers, out):
             for trial, result in ended:
-                before = missing.pop(trial["number"])
+                before = missing.pop(trial_name(trial))
                 save_trial(out, trial, result, len(before["rows"]))
-                found[trial["number"]] = trial
+                found[trial_name(trial)] = trial
                 save_table(out, list(found.values()), searched)
                 worked += len(trial["rows"]) - len(before["rows"])
                 show("")
                 done = f"{len(chosen) - len(missing)}/{len(chosen)}"
                 print(trial_line(trial, found.values(), searched, done), flush=True)
             seconds = time.perf_counter() - started
-            left = seconds / worked * epochs_left(missing.values(), plan[rung:]) if worked else None
+            left = epochs_left(missing.values(), plan[rung:], len(trials) // plan[0][0])
+            left = seconds / worked * left if worked else None
             done = f"{len(chosen) - len(missing)}/{len(chosen)}"
             show(live_line(found.values(), done, running, until, left))
         reached = until
     return list(found.values())
 
 
-def rungs(strategy, trials, epochs):
+def trial_name(trial):
+    """``7``; ``7-2`` where it is a repeat after the first, or another fold."""
+    return f"{trial['number']}-{trial['repeat']}" if trial["repeat"] > 1 else str(trial["number"])
+
+
+def rungs(strategy, trials, epochs, further=()):
     """How many trials go on to which epoch: ``[(50, 2), (17, 6), (6, 50)]``.
 
     Successive halving (Jamieson & Talwalkar 2016) with the third instead of the half, as advised
     for Hyperband (Li et al. 2018): a third of the trials, rounded up, get three times the epochs.
     The last few are not thinned out again but trained to the end: by then they differ less than
     the same settings with another seed. The other strategies have one rung; its epoch None stands
-    for the last of each trial.
+    for the last of each trial. ``further`` are rungs that were asked for when the search had ended.
     """
     if strategy != "halving":
-        return [(trials, None)]
+        return [(trials, epochs if further else None), *further]
     counts, budgets = [trials], [epochs]
     while counts[-1] >= ETA and budgets[-1] > 1:
         counts.append(math.ceil(counts[-1] / ETA))
         budgets.append(math.ceil(budgets[-1] / ETA))
     plan = list(zip(counts, reversed(budgets)))
-    return plan if len(plan) < 3 else [*plan[:-2], (plan[-2][0], epochs)]
+    return [*(plan if len(plan) < 3 else [*plan[:-2], (plan[-2][0], epochs)]), *further]
 
 
-def epochs_left(missing, plan):
+def epochs_left(missing, plan, repeats=1):
     """The epochs that ``missing`` trials of a plan's first rung lack, and those of its later rungs."""
     until = plan[0][1]
     left = sum((until or trial["config"]["epochs"]) - len(trial["rows"]) for trial in missing)
-    return left + sum(count * (end - start) for (_, start), (count, end) in itertools.pairwise(plan))
+    later = sum(count * (end - start) for (_, start), (count, end) in itertools.pairwise(plan))
+    return left + repeats * later
 
 
 def is_missing(trial, until):
@@ -139,33 +148,59 @@ def is_missing(trial, until):
     return trial["status"] == "stopped" and len(trial["rows"]) < (until or trial["config"]["epochs"])
 
 
-def best_first(trial, epochs=None):
-    """Sort key: validation accuracy after so many epochs (None: the last), ties by validation loss."""
-    row = trial["rows"][:epochs][-1]
-    return -row["val_accuracy"], row["val_loss"], trial["number"]
+def groups_of(trials):
+    """The trials of each number, as a list of lists in order of number and repeat."""
+    found = {}
+    for trial in sorted(trials, key=lambda trial: (trial["number"], trial["repeat"])):
+        found.setdefault(trial["number"], []).append(trial)
+    return list(found.values())
+
+
+def best_first(group, epochs=None):
+    """Sort key: mean validation accuracy after so many epochs (None: the last), ties by mean loss."""
+    rows = [trial["rows"][:epochs][-1] for trial in group]
+    return -mean_of(rows, "val_accuracy"), mean_of(rows, "val_loss"), group[0]["number"]
+
+
+def mean_of(rows, column):
+    return nn.mean_and_sd([row[column] for row in rows])[0]
 
 
 def ranking(trials):
-    """The trials that can win, best first; behind all that finished, those that came further."""
+    """The groups that can win, best first; behind all that finished, those that came further.
 
-    def furthest_first(trial):
-        came = math.inf if trial["status"] == "finished" else len(trial["rows"])
-        return -came, *best_first(trial)
+    A group of which one has diverged or failed cannot win; those that have not run do not count yet.
+    """
 
-    return sorted((trial for trial in trials if trial["status"] in RANKED), key=furthest_first)
+    def furthest_first(group):
+        return -came(group), *best_first(group)
+
+    groups = groups_of(trial for trial in trials if trial["status"])
+    able = [group for group in groups if all(trial["status"] in RANKED for trial in group)]
+    return sorted(able, key=furthest_first)
+
+
+def came(group):
+    """The epoch that a group has come to; infinity where it finished, be it by early stopping."""
+    return min(math.inf if t["status"] == "finished" else len(t["rows"]) for t in group)
 
 
 def best_at(trials, epochs, count):
-    """The ``count`` best trials after ``epochs``, in order of number.
+    """The trials of the ``count`` best groups after ``epochs``, first repeats first.
 
-    A trial that ended by early stopping before that counts with its last epoch; one that diverged
-    or failed before that is out.
+    A trial that ended by early stopping before that counts with its last epoch; a group with one that
+    diverged or failed before that is out.
     """
-    if not epochs:
-        return trials[:count]
-    able = [trial for trial in trials if len(trial["rows"]) >= epochs or trial["status"] in RANKED]
-    chosen = sorted(able, key=lambda trial: best_first(trial, epochs))[:count]
-    return sorted(chosen, key=lambda trial: trial["number"])
+
+    def is_able(trial):
+        return len(trial["rows"]) >= epochs or trial["status"] in RANKED
+
+    groups = groups_of(trials)
+    if epochs:
+        groups = [group for group in groups if all(map(is_able, group))]
+        groups.sort(key=lambda group: best_first(group, epochs))
+    chosen = itertools.chain(*groups[:count])
+    return sorted(chosen, key=lambda trial: (trial["repeat"], trial["number"]))
 
 
 def run_trials(trials, until, workers, out):
@@ -180,7 +215,7 @@ def run_trials(trials, until, workers, out):
         failed: whose worker died, and the next one too.
     """
     waiting, running, ended = collections.deque(trials), {}, []
-    deaths = collections.Counter()
+    deaths = collections.Counter()  # by name
     while waiting or running or ended:
         while waiting and len(running) < workers["capacity"]():
             trial = waiting.popleft()
@@ -197,8 +232,8 @@ def run_trials(trials, until, workers, out):
                 new = {"rows": result["rows"], "status": result["status"], "seconds": seconds}
                 ended.append(({**trial, **new}, result))
             except workers["lost"]:
-                deaths[trial["number"]] += 1
-                if deaths[trial["number"]] < workers["tries"]:
+                deaths[trial_name(trial)] += 1
+                if deaths[trial_name(trial)] < workers["tries"]:
                     waiting.appendleft(trial)
                 else:
                     ended.append(({**trial, "status": "failed"}, None))
@@ -245,14 +280,128 @@ def run_trial(config, state, rows, until, source):
     return {"state": state, "rows": rows, "status": status, "steps": sets["steps"], "seconds": seconds}
 
 
+# --- what the runs show -----------------------------------------------------------------------
+
+
+def compare(ranked):
+    """What there is to say of each group, the best first; rows of groups.csv without the settings.
+
+    ``difference`` is that of the mean accuracy to the best group's, ``p`` that of an exact permutation
+    test over the pairs of runs with the same seed or fold, ``always`` whether the best was better in
+    each of them. They are None where the epochs differ, and for the best itself.
+    """
+    found, best = [], [trial["rows"][-1]["val_accuracy"] for trial in ranked[0]]
+    for group in ranked:
+        rows = [trial["rows"][-1] for trial in group]
+        accuracies = [row["val_accuracy"] for row in rows]
+        mean, sd = nn.mean_and_sd(accuracies)
+        row = {"trial": group[0]["number"], "runs": len(group), "epochs": max(len(t["rows"]) for t in group)}
+        row |= {"train_accuracy": mean_of(rows, "train_accuracy"), "val_accuracy": mean, "val_sd": sd}
+        row |= {"val_loss": mean_of(rows, "val_loss"), "difference": None, "p": None, "always": None}
+        if group is not ranked[0] and came(group) == came(ranked[0]):
+            pairs = [own - other for own, other in zip(accuracies, best)]
+            row["difference"] = sum(pairs) / len(pairs)
+            row |= {"p": nn.permutation_test(pairs), "always": all(d < 0 for d in pairs)}
+        found.append(row)
+    return found
+
+
+LIKELY = 0.05  # a p above this is no evidence, by custom
+
+
+def verdict(compared, kind):
+    """What the runs of a search show and what they do not, in one sentence.
+
+    Parameters
+    ----------
+    compared : list of dict
+        From ``compare``.
+    kind : str
+        ``repeat`` or ``fold``: what the runs of a group are.
+    """
+    best, *others = compared
+    runs, others = best["runs"], [row for row in others if row["p"] is not None]
+    first = f"trial {best['trial']}"
+    if not others:
+        return f"There is nothing to compare {first} with."
+    if runs == 1:
+        return (
+            f"One run of each does not show whether {first} is better than the others or had the luckier "
+            "seed: see --repeat."
+        )
+    least = 2 / 2**runs
+    clear = named([row for row in others if row["p"] <= LIKELY])
+    always = named([row for row in others if row["p"] > LIKELY and row["always"]])
+    open_ = named([row for row in others if row["p"] > LIKELY and not row["always"]])
+    words = [f"{first} is better than {clear} by more than chance explains"] if clear else []
+    if always:
+        words.append(f"{first} was better than {always} in each {kind}, which is a hint but may be chance")
+    if open_:
+        words.append(f"that it is better than {open_} is not shown: the {kind}s differ by as much")
+    why = f"with {runs} {kind}s the smallest possible p is 2/{2**runs} = {least:.2g}"
+    why += f", above the usual limit of {LIKELY}" if least > LIKELY else ""
+    sentence = f"{'; '.join(words)} ({why})."
+    if kind == "fold":
+        sentence = f"{sentence[:-2]}, and folds share training images, so that p comes out too small)."
+    return sentence[0].upper() + sentence[1:]
+
+
+def named(rows):
+    """``trials 3, 4 and 7``; the first five of many; nothing of none."""
+    numbers = [str(row["trial"]) for row in rows]
+    if len(numbers) > 5:
+        numbers = [*numbers[:5], f"{len(numbers) - 5} more"]
+    text = " and ".join(filter(None, [", ".join(numbers[:-1]), *numbers[-1:]]))
+    return text and f"trial{'s' if len(numbers) > 1 else ''} {text}"
+
+
+def last_outputs(out, trial, images):
+    """Linear outputs of a trial's last params, or of their average with --ema."""
+    folder = trial_folder(out, trial)
+    state, _, _ = train.load_last(folder)
+    _, config = data.load_run(folder / "last.pkl")
+    params = state["average"] or state["params"]
+    batches = data.batches(images, None, config["steps"], dtype=params["W1"].dtype)
+    return nn.outputs_of(params, batches, config["activation"])
+
+
+def accuracies_on_test(out, group, datasets):
+    """The test accuracy of each of a group's trials: to be looked at when the ranking is fixed."""
+    dataset = datasets[group[0]["config"]["dataset"]]
+    images, labels = dataset["test_images"], dataset["test_labels"]
+    return [nn.accuracy(last_outputs(out, trial, images), labels) for trial in group]
+
+
+def out_of_fold(out, group, datasets):
+    """Rows of oof.csv: for each training image what the run says that did not train on it.
+
+    ``probability`` is that of the image's own label; an mse network's outputs are clipped to [0, 1].
+    """
+    config, rows = group[0]["config"], []
+    images, labels = (datasets[config["dataset"]][f"train_{what}"] for what in ("images", "labels"))
+    fold = train.folds_of(labels, config)
+    for trial in group:
+        index = np.flatnonzero(fold == trial["repeat"])
+        estimates = nn.estimates(last_outputs(out, trial, images[index]), config["loss"]).clip(0, 1)
+        own = estimates[np.arange(len(index)), labels[index]]
+        found = zip(index.tolist(), labels[index].tolist(), estimates.argmax(axis=1).tolist(), own.tolist())
+        rows += [dict(zip(OOF_COLUMNS, row)) for row in found]
+    return sorted(rows, key=lambda row: row["index"])
+
+
+OOF_COLUMNS = ["index", "label", "prediction", "probability"]
+
 # --- the definition of a search ---------------------------------------------------------------
 
 DEFAULT_SEARCH = {
     "space": "lr=0.15:0.25 weight_decay=1e-7:1e-4:log hidden=200:300",
     "strategy": "random",
     "trials": 50,
+    "repeat": 1,
     "seed": 0,
     "settings": {"val_size": 0.2},
+    "paired": None,  # whether the first runs of all trials have the same seed, as all repeats do
+    "further": [],  # rungs of --best, as [trials, epochs]
 }
 MOST_IN_ALL = 100_000  # trials of a search
 
@@ -263,8 +412,8 @@ def define(given, base):
     Parameters
     ----------
     given : dict
-        ``space`` (list of words), ``strategy``, ``trials``, ``seed``, and any other of
-        ``train.SETTINGS``, which is then the same in all trials.
+        ``space`` (list of words), ``strategy``, ``trials``, ``repeat``, ``seed``, ``best``, and any other
+        of ``train.SETTINGS``, which is then the same in all trials.
     base : dict
         Such as DEFAULT_SEARCH, with the same keys as the result.
     """
@@ -274,20 +423,63 @@ def define(given, base):
     space = parse_space(definition["space"])
     nn.choose("strategy", definition["strategy"], STRATEGIES)
     definition["seed"] = train.check_setting("seed", definition["seed"])
+    definition["repeat"] = check_count("--repeat", definition["repeat"], nn.MOST_PAIRS)
     fixed = {name: value for name, value in given.items() if name in train.SETTINGS and name != "seed"}
+    if "best" in given:
+        definition["further"] = [*base["further"], further_rung(definition, space, given)]
+        fixed.pop("epochs")
     for name in fixed:
         if name in space:
             raise ValueError(f"{train.flag(name)}: {name} is searched: {definition['space']} (see --space)")
     settings = {**base["settings"], **fixed}
     definition["settings"] = {name: train.check_setting(name, settings[name]) for name in settings}
+    check_runs(definition, space, fixed)
+    for name in space.keys() & never_used(space, definition["settings"]):
+        raise ValueError(f"--space: {name} would change nothing, with the other settings as they are")
     if definition["strategy"] == "halving" and "epochs" in space:
         raise ValueError("--space: halving itself finds the epochs of each trial; see --epochs")
     if definition["strategy"] == "grid":
-        definition["trials"] = grid_size(space)
+        check_count("--trials", grid_size(space), MOST_IN_ALL)
         if "trials" in given:
             raise ValueError("--trials: a grid has one for each combination of its lists")
     definition["trials"] = check_count("--trials", definition["trials"], MOST_IN_ALL)
+    if (every := combinations(space, definition["settings"])) is not None:
+        most = MOST_IN_ALL if definition["strategy"] == "grid" else definition["trials"]
+        definition["trials"] = min(most, len(every))  # none is run twice
     return definition
+
+
+def check_runs(definition, space, fixed):
+    """Check that repeats and folds go with the rest of a search; complete its ``paired``."""
+    folds = definition["settings"].get("folds", 0)
+    alone = {"fold", "folds"} | ({"seed"} if runs_of(definition) > 1 else set()) | ({"val_size"} if folds else set())
+    for name in alone & {*space, *(fixed.keys() - {"folds"})}:
+        raise ValueError(f"{train.flag(name)}: it follows from the search itself (see --repeat and --folds)")
+    if folds and definition["repeat"] > 1:
+        raise ValueError("--repeat: the folds are the repeats; leave out --repeat, or --folds")
+    check_count("--folds", folds or 2, nn.MOST_PAIRS)
+    if definition["paired"] is None:
+        definition["paired"] = runs_of(definition) > 1
+
+
+def runs_of(definition):
+    """How many runs each combination of settings has."""
+    return definition["settings"].get("folds") or definition["repeat"]
+
+
+def further_rung(definition, space, given):
+    """``[count, epochs]`` for so many of the best trials, checked."""
+    count = check_count("--best", given["best"], definition["trials"])
+    before = {**train.DEFAULTS, **definition["settings"]}
+    if "epochs" not in given or "epochs" in space:
+        raise ValueError("--best: needs --epochs, those of all trials (which cannot be searched then)")
+    epochs = train.check_setting("epochs", given["epochs"])
+    if epochs <= (done := definition["further"][-1][1] if definition["further"] else before["epochs"]):
+        raise ValueError(f"--epochs: the best have done {done} already")
+    schedules = space.get("lr_schedule", [before["lr_schedule"]])
+    if {"linear", "cosine"} & set(schedules):
+        raise ValueError("--best: lr has fallen to 0 along the schedule; start a search of more --epochs")
+    return [count, epochs]
 
 
 def grid_size(space):
@@ -305,27 +497,43 @@ def check_count(flag, value, most=math.inf):
 
 
 def trial_settings(definition):
-    """The checked settings of each trial, as a list; its first is that of trial 1.
+    """The checked settings of the first run of each trial, as a list; its first is that of trial 1.
 
     Trial i draws its seed and its settings from ``np.random.default_rng([seed, i])``. Counting
-    from 1 matters: a seed sequence that ends in 0 is the same as one without that 0.
+    from 1 matters: a seed sequence that ends in 0 is the same as one without that 0. Of a finite
+    space it draws among the combinations that no earlier trial has.
     """
-    space = parse_space(definition["space"])
-    grid = list(itertools.product(*space.values())) if definition["strategy"] == "grid" else None
-    found = []
+    space, fixed = parse_space(definition["space"]), definition["settings"]
+    every, unused, found = combinations(space, fixed), never_used(space, fixed), []
     for number in range(1, definition["trials"] + 1):
         rng = np.random.default_rng([definition["seed"], number])
         seeds = {"split_seed": definition["seed"], "seed": int(rng.integers(2**32))}
-        values = grid[number - 1] if grid else [draw(dimension, rng) for dimension in space.values()]
-        drawn = dict(zip(space, values))
+        if definition["strategy"] == "grid":
+            drawn = every[number - 1]
+        elif every is not None:
+            drawn = every.pop(rng.integers(len(every)))
+        else:
+            drawn = used({name: draw(dimension, rng) for name, dimension in space.items()}, fixed)
+        off = idle({**fixed, **drawn}) - unused
+        settings = {**seeds, **{name: fixed[name] for name in fixed if name not in off}, **drawn}
         try:
-            settings = train.check_settings({**seeds, **definition["settings"], **drawn})
+            settings = run_settings(train.check_settings(settings), definition, 1)
             if not settings["val_size"]:
                 raise ValueError("--val-size: a search needs validation images")
         except ValueError as error:
             raise ValueError(f"trial {number} ({settings_text(drawn)}): {error}") from None
         found.append(settings)
     return found
+
+
+def run_settings(settings, definition, repeat):
+    """The settings of a trial's run in a repeat or fold: the same seed for all trials, or its own fold."""
+    if repeat > 1 or definition["paired"]:
+        rng = np.random.default_rng([definition["seed"], 0, 0, repeat])
+        settings = {**settings, "seed": int(rng.integers(2**32))}
+    if definition["further"]:
+        settings = {**settings, "epochs": definition["further"][-1][1]}
+    return {**settings, "fold": repeat} if settings["folds"] else settings
 
 
 # --- its space --------------------------------------------------------------------------------
@@ -405,6 +613,46 @@ def shortened(text):
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
+SWITCHES = ("lr_schedule", "optimizer", "momentum", "hidden", "patience", "augment")  # what idle looks at
+
+
+def idle(settings):
+    """Names of the settings that the others switch off, such as the decay of a constant schedule."""
+    s = {**train.DEFAULTS, **settings}
+    options = {name for optimizer in train.OPTIMIZERS.values() for name in optimizer["options"]}
+    off = options - set(train.OPTIMIZERS[s["optimizer"]]["options"])
+    return off | {
+        *(["nesterov"] if "momentum" in off or not s["momentum"] else []),
+        *(["lr_decay"] if s["lr_schedule"] not in train.LR_DECAYS else []),
+        *(["lr_step"] if s["lr_schedule"] != "step" else []),
+        *(["dropout", "max_norm"] if not s["hidden"] else []),
+        *(["min_delta"] if not s["patience"] else []),
+        *(data.STRENGTHS if not set(s["augment"]) & set(data.DISTORTIONS) else []),
+    }
+
+
+def used(drawn, fixed):
+    """What is drawn from a space without what is switched off."""
+    off = idle({**fixed, **drawn})
+    return {name: value for name, value in drawn.items() if name not in off}
+
+
+def never_used(space, fixed):
+    """The settings that are switched off whatever is drawn from a space."""
+    drawn = {name: d if isinstance(d, list) else [d["high"]] for name, d in space.items() if name in SWITCHES}
+    choices = itertools.product(*drawn.values())
+    return set.intersection(*(idle({**fixed, **dict(zip(drawn, choice))}) for choice in choices))
+
+
+def combinations(space, fixed):
+    """The different combinations of lists, as dicts of what is used; None with a range, or of too many."""
+    lists = all(isinstance(dimension, list) for dimension in space.values())
+    if not lists or math.prod(map(len, space.values())) > MOST_IN_ALL:
+        return None
+    found = [used(dict(zip(space, values)), fixed) for values in itertools.product(*space.values())]
+    return list({str(sorted(drawn.items())): drawn for drawn in found}.values())
+
+
 def draw(dimension, rng):
     """A random value from a dimension of the space."""
     if isinstance(dimension, list):
@@ -424,7 +672,7 @@ def draw(dimension, rng):
 # trial its images, on the worker; ``lost``, the exception of a future whose worker died; ``tries``,
 # the number of those after which a trial has failed.
 
-SPLIT_SETTINGS = ("dataset", "val_size", "train_size", "holdout", "split_seed", "preprocess")
+SPLIT_SETTINGS = ("dataset", "val_size", "train_size", "holdout", "folds", "fold", "split_seed", "preprocess")
 SPLIT_PARTS = ("train", "val")
 ONE_THREAD = {
     f"{library}_THREADS": "1" for library in ("OPENBLAS_NUM", "OMP_NUM", "MKL_NUM", "VECLIB_MAXIMUM")
@@ -653,8 +901,10 @@ def own_sets(config, data_dir):
 
 FIGURES = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
 NUMBER = (int, float)
-DEFINITION = {"space": str, "strategy": str, "trials": int, "seed": int, "settings": dict, "data": dict}
+DEFINITION = {"space": str, "strategy": str, "trials": int, "repeat": int, "seed": int, "settings": dict}
+DEFINITION |= {"paired": bool, "further": [[int]], "data": dict}
 TABLE_ROW = {"trial": int, "status": str, "seed": int, "epochs": int, "seconds": NUMBER}
+TABLE_ROW |= {"repeat?": int, "fold?": int}
 
 
 def open_search(out, given, resume):
@@ -671,6 +921,8 @@ def open_search(out, given, resume):
     if not path.exists():
         return define(given, DEFAULT_SEARCH), None
     record = data.load_json(path)
+    nn.check(record, dict, path)
+    record = {**DEFAULT_SEARCH, "paired": False, **record}  # older ones have less
     nn.check(record, DEFINITION, path)
     try:
         saved = define({}, {name: record[name] for name in DEFAULT_SEARCH})
@@ -678,9 +930,10 @@ def open_search(out, given, resume):
         raise ValueError(f"{path} does not define a search: {error}") from error
     definition = define(given, saved if resume else DEFAULT_SEARCH)
     new, old = ({**train.DEFAULTS, **d["settings"], **d, "settings": None} for d in (definition, saved))
-    if resume and new["strategy"] == "random":  # the trials so far are the same, whatever comes after them
+    if resume and new["strategy"] != "halving":  # the runs so far are the same, whatever comes after them
+        old["repeat"] = max(old["repeat"], new["repeat"])
         old["trials"] = max(old["trials"], new["trials"])
-    for name in new:
+    for name in new.keys() - {"further", "paired"}:
         if new[name] != old[name]:
             raise ValueError(
                 f"{out} holds another search: its {name} is {old[name]}, not {new[name]}; "
