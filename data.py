@@ -1,14 +1,15 @@
 """Datasets: load, split, preprocess, augment; pictures of your own; the edges that every script has.
 
-In this order, after a few lines for scripts that are still importing: data sets (``load_dataset``),
-``split``, preprocessing (``fit_steps``, ``preprocess``, ``batches``), distortions (``augment``), saved
-networks (``load_run``) and other files, the download, digits drawn from fonts, pictures of your own
-(``load_picture``, ``prepare_picture``), and what every script needs at its edges (``make_parser``,
-``run_script``).
+In this order, after a few lines for scripts that are still importing: data sets (``load_dataset``,
+``as_dataset``, READERS), ``split``, preprocessing (``fit_steps``, ``preprocess``, ``batches``),
+distortions (``augment``), saved networks (``load_run``) and other files, the download, digits drawn from
+fonts, pictures of your own (``load_picture``, ``prepare_picture``), and what every script needs at its
+edges (``make_parser``, ``run_script``).
 
 A dataset is a plain dict: ``name``, ``title``, ``train_images`` and ``test_images`` (uint8,
-``(n, rows * cols)``), ``train_labels`` and ``test_labels`` (uint8, ``(n,)``), ``image_shape``
-``(rows, cols)``, ``class_names`` and ``sha256`` (of each file's uncompressed content).
+``(n, rows * cols)``), ``train_labels`` and ``test_labels`` (``(n,)``, uint8 up to 256 classes),
+``image_shape`` ``(rows, cols)``, ``class_names`` and ``sha256`` (of each file's uncompressed content); and
+``val_images`` and ``val_labels`` where it has a validation set of its own. There may be no test images.
 Images stay uint8 until a batch is taken.
 """
 
@@ -83,18 +84,22 @@ FILES = {  # part -> name of its IDX file, which may also end in .gz
 # --- datasets ---------------------------------------------------------------------------------
 
 
-def load_dataset(name="auto", data_dir=None, download=True):
+def load_dataset(name="auto", data_dir=None, download=True, size=None, transpose=False):
     """Load a dataset, downloading or drawing what is missing.
 
     Parameters
     ----------
     name : str
         ``mnist``, ``fashion-mnist``, ``glyphs`` (drawn from fonts), ``auto`` (mnist, or with a
-        warning glyphs when it is not to be had), or the path of a folder with four IDX files.
+        warning glyphs when it is not to be had), or the path of a file or folder of one of the forms
+        of READERS, or of a folder with pictures in a folder for each class. A path is also looked for
+        below ``data_dir``.
     data_dir : path, optional
         Holds a folder for each dataset; default: environment variable DATA_DIR, or ``datasets``.
     download : bool
         Whether missing files may be downloaded.
+    size, transpose
+        As for ``as_dataset``; pictures are resized to ``size``.
 
     Returns
     -------
@@ -109,22 +114,24 @@ def load_dataset(name="auto", data_dir=None, download=True):
         Files are missing and could not be had.
     """
     data_dir = pathlib.Path(data_dir or os.environ.get("DATA_DIR") or "datasets")
+    form = {"size": parse_size(size), "transpose": transpose}
     if name == "auto":
-        return _load_auto(data_dir, download)
+        return _load_auto(data_dir, download, form)
     if name == "glyphs":
-        return _load_glyphs(data_dir / name)
+        return _load_glyphs(data_dir / name, form)
     if name in SOURCES:
-        return _load_source(name, data_dir / name, download)
-    folder = pathlib.Path(name)
-    if not folder.is_dir():
+        return _load_source(name, data_dir, download, form)
+    path = _locate(name, data_dir)
+    if path is None:
         known = ", ".join(DATASET_NAMES)
-        raise ValueError(f"unknown dataset {name!r}: neither {known} nor a folder with IDX files")
-    return _load_folder(folder, str(name), folder.resolve().name)
+        raise ValueError(f"unknown dataset {name!r}: neither {known} nor a file or folder with data")
+    title = pathlib.Path(name).resolve().name
+    return _load_path(path, str(name), title.partition(".")[0] if path.is_file() else title, form)
 
 
-def _load_auto(data_dir, download):
+def _load_auto(data_dir, download, form):
     try:
-        return load_dataset("mnist", data_dir, download)
+        return load_dataset("mnist", data_dir, download, **form)
     except OSError as error:
         reason = error
     line = "!" * 88
@@ -136,12 +143,14 @@ def _load_auto(data_dir, download):
         f"\n{line}",
         file=sys.stderr,
     )
-    return load_dataset("glyphs", data_dir)
+    return load_dataset("glyphs", data_dir, **form)
 
 
-def _load_source(name, folder, download):
-    source = SOURCES[name]
-    missing = [part for part in FILES if _find_idx(folder, part) is None]
+def _load_source(name, data_dir, download, form):
+    source, folder = SOURCES[name], data_dir / name
+    for place in _torchvision_folders(name, data_dir):
+        folder = place if _lacks(folder) and not _lacks(place) else folder
+    missing = _lacks(folder)
     if missing and not download:
         raise FileNotFoundError(f"{folder} lacks {', '.join(FILES[part] for part in missing)}")
     for part in missing:
@@ -149,7 +158,7 @@ def _load_source(name, folder, download):
         urls = [mirror + file for mirror in source["mirrors"]]
         download_file(urls, folder / file, source["sha256"][part], SIZES[part])
     try:
-        dataset = _load_folder(folder, name, source["title"], source["class_names"])
+        dataset = _load_idx_files(folder, name, source["title"], source["class_names"], form)
     except ValueError as error:
         raise ValueError(f"{error}; delete it to download it anew") from error
     for part, digest in dataset["sha256"].items():
@@ -161,56 +170,225 @@ def _load_source(name, folder, download):
     return dataset
 
 
-def _load_folder(folder, name, title, class_names=None):
-    arrays, digests = {}, {}
-    for part, file in FILES.items():
-        path = _find_idx(folder, part)
-        if path is None:
-            raise FileNotFoundError(f"{folder} lacks {file} (or {file}.gz)")
-        arrays[part], digests[part] = load_idx(path)
-        if arrays[part].ndim != (3 if part.endswith("images") else 1) or not arrays[part].size:
-            raise ValueError(
-                f"{path} has the shape {arrays[part].shape}, not that of {part.replace('_', ' ')}"
-            )
-    return _as_dataset(folder, name, title, arrays, digests, class_names)
+def _load_idx_files(folder, name, title, class_names, form):
+    """The dataset of the four files that are named in FILES, all of which are there."""
+    loaded = {part: load_idx(_find_idx(folder, part)) for part in FILES}
+    arrays, digests = ({part: pair[i] for part, pair in loaded.items()} for i in (0, 1))
+    about = {"name": name, "title": title, "class_names": class_names, "sha256": digests}
+    return as_dataset(**arrays, **about, where=folder, **form)
 
 
 def _find_idx(folder, part):
-    """Path of a part's IDX file in a folder, under any of its usual names, or None."""
+    """Path of a part's IDX file in a folder, under one of its names on MNIST's page, or None."""
     dashed = FILES[part]
     dotted = dashed.replace("-idx", ".idx")
     names = (dashed, dotted, f"{dashed}.gz", f"{dotted}.gz")
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def _as_dataset(folder, name, title, arrays, digests, class_names=None):
-    """The dataset that four arrays make, if they belong together; folder is where they come from."""
-    for part in ("train", "test"):
-        images, labels = len(arrays[f"{part}_images"]), len(arrays[f"{part}_labels"])
-        if images != labels:
-            raise ValueError(f"{folder} has {images} {part} images but {labels} labels")
-    image_shape = arrays["train_images"].shape[1:]
-    if arrays["test_images"].shape[1:] != image_shape:
-        raise ValueError(f"{folder}: training and test images differ in size")
-    classes = 1 + int(max(arrays["train_labels"].max(), arrays["test_labels"].max()))
-    class_names = [printable(name) for name in class_names or map(str, range(classes))]
-    if classes > len(class_names):
-        raise ValueError(f"{folder} has labels up to {classes - 1}; {title} has {len(class_names)} classes")
-    flat = {
-        part: array.reshape(len(array), -1) if part.endswith("images") else array
-        for part, array in arrays.items()
-    }
-    return {
-        "name": name,
-        "title": printable(title),
-        **flat,
-        "image_shape": image_shape,
-        "class_names": class_names,
-        "sha256": digests,
-    }
+def _lacks(folder):
+    return [part for part in FILES if _find_idx(folder, part) is None]
 
 
-def load_dataset_of(config, data_dir=None, name=None):
+def _torchvision_folders(name, data_dir):
+    """Where torchvision keeps a data set: ``FashionMNIST/raw`` for fashion-mnist."""
+    folders = sorted(data_dir.glob("*/raw"))
+    return [f for f in folders if f.parent.name.lower() == re.sub("[-_]", "", str(name)).lower()]
+
+
+def as_dataset(
+    train_images, train_labels, test_images=None, test_labels=None, val_images=None, val_labels=None,
+    name="arrays", title=None, class_names=None, size=None, transpose=False, sha256=None, where=None,
+):  # fmt: skip
+    """The dataset that arrays make, if they belong together.
+
+    Parameters
+    ----------
+    train_images, test_images, val_images : arrays (n, rows, columns), (n, rows, columns, 1) or (n, d)
+        uint8 remains as it is. Other numbers are brought to 0 ... 255 from 0 to 1, 16, 255 or 65,535,
+        whichever is the first that holds all of them. Test and validation images may be left out.
+    train_labels, test_labels, val_labels : arrays (n,)
+        Whole numbers or words; the classes are those that occur, in order. Or one-hot (n, k), or
+        QMNIST's (n, 8).
+    name, title : str
+        What the dataset is loaded by, and what it is called.
+    class_names : list of str, optional
+        As many as there are classes, or one for each label from 0 on.
+    size : (rows, columns), optional
+        Of images that are (n, d); default: they are square.
+    transpose : bool
+        Swap rows and columns, as EMNIST needs it.
+    sha256 : {str: str}, optional
+        Of what the arrays were read from; default: of the arrays.
+    where : path, optional
+        Where they come from, for messages.
+
+    Returns
+    -------
+    dict
+        See the top of this file.
+
+    Raises
+    ------
+    ValueError
+        The message names what does not fit, and the first image or label that is wrong.
+    """
+    given = {"train": (train_images, train_labels), "val": (val_images, val_labels)}
+    given["test"] = (test_images, test_labels)
+    given = {part: pair for part, pair in given.items() if part == "train" or pair[0] is not None}
+    where, words = where or name, {"train": "training", "val": "validation", "test": "test"}
+    images = {part: np.asarray(pair[0]) for part, pair in given.items()}
+    labels = {part: np.asarray(pair[1]) for part, pair in given.items()}
+    for part in given:
+        what = f"{where}: the {words[part]} images"
+        images[part] = _as_pictures(images[part], what, size, transpose)
+        if images[part].shape[1:] != images["train"].shape[1:]:
+            sizes = ["x".join(map(str, images[one].shape[1:])) for one in (part, "train")]
+            raise ValueError(f"{what} have {sizes[0]} pixels, the training images {sizes[1]}")
+        labels[part] = _plain_labels(labels[part], f"{where}: the {words[part]} labels")
+        counts = len(images[part]), len(labels[part])
+        if counts[0] != counts[1]:
+            raise ValueError(f"{where} has {counts[0]:,} {words[part]} images but {counts[1]:,} labels")
+    if not images["train"].size:
+        raise ValueError(f"{where} has no training images")
+    images = _as_bytes(images, where)
+    labels, names = _as_classes(labels, class_names, where)
+    dataset = {"name": name, "title": printable(title or name), "class_names": names}
+    dataset["image_shape"] = images["train"].shape[1:]
+    for part in given:
+        dataset[f"{part}_images"] = images[part].reshape(len(images[part]), -1)
+        dataset[f"{part}_labels"] = labels[part]
+    empty = {"test_images": dataset["train_images"][:0], "test_labels": dataset["train_labels"][:0]}
+    dataset = {**empty, **dataset}
+    arrays = {key: dataset[key] for part in given for key in (f"{part}_images", f"{part}_labels")}
+    return {**dataset, "sha256": sha256 or {key: _sha256(array) for key, array in arrays.items()}}
+
+
+def _sha256(array):
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+
+
+def _as_pictures(images, what, size, transpose):
+    """Images of any usual shape as an array (n, rows, columns)."""
+    shape = images.shape
+    if images.ndim == 4 and 1 in (shape[1], shape[3]):
+        images = images.reshape(len(images), *(shape[1:3] if shape[3] == 1 else shape[2:]))
+    elif images.ndim == 4:
+        raise ValueError(f"{what} have {shape[3]} channels, not one: {shape}")
+    elif images.ndim == 2:
+        side = math.isqrt(shape[1])
+        rows, columns = size or (side, side)
+        if rows * columns != shape[1]:
+            hint = "as --size says" if size else "which is no square; give their --size, as 28x28"
+            raise ValueError(f"{what} have {shape[1]} pixels, not {rows}x{columns}, {hint}")
+        images = images.reshape(len(images), rows, columns)
+    if images.ndim != 3 or 0 in images.shape[1:]:
+        raise ValueError(f"{what} have the shape {shape}, not (n, rows, columns)")
+    if size and images.shape[1:] != tuple(size):
+        raise ValueError(f"{what} have {images.shape[1]}x{images.shape[2]} pixels, not {size[0]}x{size[1]}")
+    return images.swapaxes(1, 2) if transpose else images
+
+
+LEVELS = (1, 16, 255, 65_535)  # what white is: of floats, scikit-learn's digits, bytes, 16 bits
+
+
+def _as_bytes(images, where):
+    """Pictures of all parts, {part: (n, rows, columns)}, as uint8."""
+    if all(array.dtype == np.uint8 for array in images.values()):
+        return images
+    for part, array in images.items():
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"{where}: the {part} images are {array.dtype}, not numbers")
+        if not array.size or (array.min() >= 0 and array.max() <= LEVELS[-1]):  # neither is true of nan
+            continue
+        for number, picture in enumerate(array, start=1):
+            wrong = picture[~((picture >= 0) & (picture <= LEVELS[-1]))]
+            if wrong.size:
+                raise ValueError(
+                    f"{where}: {part} image {number:,} has a pixel of {wrong[0]:g}; from 0 to 1, 255 or "
+                    f"{LEVELS[-1]:,} was expected"
+                )
+    most = max(float(array.max()) for array in images.values() if array.size)
+    white = next(level for level in LEVELS if most <= level)
+    if most < 1 and all((array * 256 % 1 == 0).all() for array in images.values()):
+        white = 255 / 256  # bytes divided by 256, as in deeplearning.net's mnist.pkl.gz
+    result = {part: np.empty(array.shape, np.uint8) for part, array in images.items()}
+    for part, array in images.items():
+        for start in range(0, len(array), 1000):  # they are floating-point numbers for a moment
+            block = array[start : start + 1000].astype(np.float32)
+            result[part][start : start + 1000] = np.rint(block * np.float32(255 / white))
+    if white != 255:
+        _note(f"{where}: pixels from 0 to {white:g} were brought to 0 ... 255")
+    return result
+
+
+def _note(text):
+    print(printable(f"note: {text}"), file=sys.stderr)
+
+
+def _plain_labels(labels, what):
+    """Labels of any usual form as an array (n,) of int64 or of words."""
+    if labels.ndim == 2 and labels.dtype.kind in "biuf" and labels.shape[1]:
+        columns = labels.shape[1]
+        if columns > 1 and ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all():
+            labels = labels.argmax(axis=1)  # one-hot
+        elif columns == 1 or (columns == 8 and labels.dtype.kind == "i"):
+            labels = labels[:, 0]  # of QMNIST's columns the first one is the class
+    if labels.ndim != 1:
+        raise ValueError(f"{what} have the shape {labels.shape}, not (n,)")
+    if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels):
+        labels = labels.astype(str)
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf-8", "backslashreplace")
+    if labels.dtype.kind == "U":
+        if len(empty := np.flatnonzero(np.char.str_len(labels) == 0)):
+            raise ValueError(f"{what} lack that of image {empty[0] + 1:,}")
+        return labels
+    if labels.dtype.kind not in "biuf":
+        raise ValueError(f"{what} are {labels.dtype}, not whole numbers or words")
+    with np.errstate(invalid="ignore"):
+        whole = labels.astype(np.int64)
+    if len(wrong := np.flatnonzero(whole != labels)):
+        given = labels[wrong[0]]
+        raise ValueError(f"{what}: that of image {wrong[0] + 1:,} is {given}, no whole number or word")
+    return whole
+
+
+MOST_CLASSES = 4096  # a confusion matrix is as large as its square
+
+
+def _as_classes(labels, class_names, where):
+    """Class numbers of all parts, {part: (n,)}, and the names of the classes."""
+    every = [array for array in labels.values() if len(array)]
+    words = any(array.dtype.kind == "U" for array in every)
+    together = np.concatenate([array.astype(str) for array in every] if words else every)
+    if together.dtype.kind == "U" and all(_is_whole(text) for text in np.unique(together)):
+        together = together.astype(np.int64)
+    values, index = np.unique(together, return_inverse=True)
+    if len(values) > MOST_CLASSES:
+        raise ValueError(f"{where} has {len(values):,} different labels; at most {MOST_CLASSES:,} can be")
+    names = list(map(str, values))
+    if class_names is not None and len(class_names) == len(values):
+        names = list(class_names)
+    elif class_names is not None:
+        counted = values.dtype.kind == "i" and values[0] >= 0 and values[-1] < len(class_names)
+        if not counted or len(class_names) > MOST_CLASSES:
+            raise ValueError(f"{where} has {len(values)} classes, but {len(class_names)} are named")
+        names, index = list(class_names), values[index]
+    names = [printable(name) for name in names]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{where} has two classes that are called {twice}")
+    index = index.astype(np.min_scalar_type(len(names) - 1))  # uint8 up to 256 classes
+    ends = np.cumsum([len(array) for array in labels.values()])
+    return dict(zip(labels, np.split(index, ends[:-1]))), names
+
+
+def _is_whole(text):
+    return text.removeprefix("-").isdecimal() and len(text) < 19 and str(int(text)) == text
+
+
+def load_dataset_of(config, data_dir=None, name=None, transpose=None):
     """The data set that a network is judged on: the one of its config, or the one named.
 
     Parameters
@@ -219,27 +397,350 @@ def load_dataset_of(config, data_dir=None, name=None):
         Stored with the params; says what they were trained on.
     data_dir, name
         As for ``load_dataset``.
+    transpose : bool, optional
+        Default: as for the training, or not at all for the one named.
+
+    Returns
+    -------
+    dict
+        Its labels are the network's class numbers. Where it has no test images, ``test_images`` are the
+        validation images of the run, or all images of another data set. ``judged`` says which:
+        ``test``, ``validation`` or ``all``.
 
     Raises
     ------
     ValueError
-        The data set has images of another size, or classes that the network does not know. And as
-        ``load_dataset``.
+        The data set has images of another size, classes that the network does not know, or no images
+        to judge it on. And as ``load_dataset``.
     OSError
         As ``load_dataset``.
     """
     own, trained_on = config["dataset"], config["data"]
-    if name is None and own not in DATASET_NAMES and not os.path.isdir(own):
-        raise FileNotFoundError(f"the run was trained on the folder {own}, which is not here; see --dataset")
-    dataset = load_dataset(name or own, data_dir)
-    width, classes = math.prod(trained_on["image_shape"]), len(trained_on["class_names"])
-    if dataset["test_images"].shape[1] != width or dataset["test_labels"].max() >= classes:
-        raise ValueError(
-            f"{dataset['title']} does not fit: the network takes {width} pixels and knows {classes} classes"
-        )
-    if name is None and dataset["sha256"] != trained_on.get("sha256"):
-        print("note: the data set has changed since the network was trained", file=sys.stderr)
-    return dataset
+    where = pathlib.Path(data_dir or os.environ.get("DATA_DIR") or "datasets")
+    if name is None and own not in DATASET_NAMES and _locate(own, where) is None:
+        raise FileNotFoundError(f"the run was trained on the data {own}, which are not here; see --dataset")
+    shape, classes, size = trained_on["image_shape"], trained_on["class_names"], config["size"]
+    if name not in (None, own):
+        size = tuple(reversed(shape) if transpose else shape)
+    elif transpose is None:
+        transpose = config["transpose"]
+    dataset = load_dataset(name or own, data_dir, size=size, transpose=bool(transpose))
+    if dataset["train_images"].shape[1] != math.prod(shape):
+        pixels = " and ".join("x".join(map(str, sides)) for sides in (shape, dataset["image_shape"]))
+        raise ValueError(f"{dataset['title']} does not fit: the pixels of network and images are {pixels}")
+    dataset = with_classes(dataset, classes)
+    same = dataset["sha256"] == trained_on.get("sha256")
+    if name is None and not same:
+        _note("the data set has changed since the network was trained")
+    return _with_test_images(dataset, config, same or name in (None, own))
+
+
+def with_classes(dataset, names):
+    """A dataset with the classes of a network: its labels count these names.
+
+    Classes are told by their names. Where none of them is known, numbers are those of the classes, and
+    other words are taken in order. ValueError for a class that the network does not have.
+    """
+    own = dataset["class_names"]
+    if own == list(names):
+        return dataset
+    places = {name: number for number, name in enumerate(names)}
+    if not any(name in places for name in own):
+        if len(own) == len(names):
+            places = {name: number for number, name in enumerate(own)}
+        elif all(_is_whole(name) and 0 <= int(name) < len(names) for name in own):
+            places = {name: int(name) for name in own}
+    labels = {key: dataset[key] for key in dataset if key.endswith("_labels")}
+    there = np.unique(np.concatenate(list(labels.values())))
+    unknown = [own[number] for number in there if own[number] not in places]
+    if unknown:
+        raise ValueError(f"{dataset['title']} does not fit: the network knows no class {unknown[0]}")
+    to = np.array([places.get(name, 0) for name in own]).astype(np.min_scalar_type(len(names) - 1))
+    return {**dataset, "class_names": list(names), **{key: to[array] for key, array in labels.items()}}
+
+
+def _with_test_images(dataset, config, own):
+    if len(dataset["test_images"]):
+        return {**dataset, "judged": "test"}
+    if own:
+        nn.check(config, SPLIT_KIND, "the config of the run")
+        _, (images, labels) = split_dataset(dataset, config)
+    else:
+        images, labels = all_images(dataset)
+    what = "its validation images" if own else "all of its images"
+    if not len(images):
+        raise ValueError(f"{dataset['title']} has no test images, and the run held none out; see --dataset")
+    _note(f"{dataset['title']} has no test images; {what} are taken")
+    return {**dataset, "test_images": images, "test_labels": labels, "judged": "validation" if own else "all"}
+
+
+# --- datasets: the files that hold them -------------------------------------------------------
+
+
+def _locate(name, data_dir):
+    """The path that a data set's name stands for, or None.
+
+    It may be the beginning of names: ``gzip/emnist-letters`` of EMNIST's files in the folder gzip.
+    """
+    below = [folder / name for folder in sorted(data_dir.glob("*/raw"))]
+    for path in (pathlib.Path(name), data_dir / name, *_torchvision_folders(name, data_dir), *below):
+        if path.exists() or (path.parent.is_dir() and _data_files(path)):
+            return path
+    return None
+
+
+def _load_path(path, name, title, form):
+    arrays, digests = _read_files(path) if path.is_file() or _data_files(path) else ({}, {})
+    if not arrays and path.is_dir():
+        arrays, digests = _read_pictures(path, form["size"])
+    if len({key.partition("_")[0] for key in arrays}) == 1:  # mnist_test.csv alone: these are the images
+        arrays = {f"train_{key.partition('_')[2]}": array for key, array in arrays.items()}
+    for part in ("train_images", "train_labels"):
+        if part not in arrays:
+            raise FileNotFoundError(
+                f"{path} lacks the {part.replace('train_', 'training ')}; files or arrays are expected under "
+                f"names such as {FILES[part]}, {'X' if part.endswith('images') else 'y'}_train"
+            )
+    for part in ("val", "test"):
+        if f"{part}_images" in arrays and f"{part}_labels" not in arrays:
+            _note(f"{path}: the {part} images have no labels and are left out")
+        if not (f"{part}_images" in arrays and f"{part}_labels" in arrays):
+            arrays = {key: array for key, array in arrays.items() if not key.startswith(part)}
+    about = {"name": name, "title": title, "class_names": _read_class_names(path), "sha256": digests}
+    return as_dataset(**arrays, **about, where=path, **form)
+
+
+def _read_class_names(path):
+    """The lines of the file classes.txt beside the data, or None."""
+    file = (path if path.is_dir() else path.parent) / "classes.txt"
+    if not file.is_file():
+        return None
+    try:
+        lines = nn.load_bytes(file, MOST_TEXT).decode("utf-8-sig").splitlines()
+    except ValueError as error:
+        raise ValueError(f"{file} is no text: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _data_files(path):
+    """The files of a folder, or those whose names begin as path does, that make one data set."""
+    folder, start = (path, "") if path.is_dir() else (path.parent, f"{path.name}-".lower())
+    found = {form: {} for form in READERS}
+    for file in sorted(folder.iterdir()):  # a file comes before the same one with .gz
+        form, name = _form_of(file), file.name.lower()
+        if form and name.startswith(start) and file.is_file():
+            found[form].setdefault(name.removesuffix(".gz").replace(".idx", "-idx"), file)
+    files = next((list(files.values()) for files in found.values() if files), [])
+    said = [file for file in files if _words_of(file.name, PARTS)]  # not Kaggle's sample_submission.csv
+    return said if any(_words_of(file.name, PARTS) == "train" for file in said) else files
+
+
+def _form_of(path):
+    name = path.name.lower().removesuffix(".gz")
+    return None if name.startswith(".") else next((f for f in READERS if re.search(f, name)), None)
+
+
+PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test", "t10k": "test"}
+PARTS |= dict.fromkeys(("val", "valid", "validation"), "val")
+KINDS = dict.fromkeys(("x", "image", "images", "img", "imgs", "data", "pixels"), "images")
+KINDS |= dict.fromkeys(("y", "label", "labels", "target", "targets"), "labels")
+
+
+def _words_of(name, meanings):
+    """The meaning of the first word in a name that has one: of ``X_train``, ``emnist-test-labels``."""
+    words = re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", str(name))
+    return next((meanings[word.lower()] for word in words if word.lower() in meanings), None)
+
+
+def _read_files(path):
+    """``(arrays, sha256)`` of a file, or of the files of a folder.
+
+    Arrays by part: train_images, train_labels, and perhaps those of val and test. SHA-256 by part, or by
+    file where that holds several.
+    """
+    arrays, digests, origins = {}, {}, {}
+    for file in [path] if path.is_file() else _data_files(path):
+        found, digest = _read_file(file)
+        parts = []
+        for key, array in found.items():
+            key, stem = (file.name, "") if re.fullmatch(r"arr_\d+", key) else (key, file.name)
+            part, kind = _words_of(key, PARTS) or _words_of(stem, PARTS) or "train", _words_of(key, KINDS)
+            if kind and f"{part}_{kind}" in arrays:
+                both = f"{origins[f'{part}_{kind}']} and {file.name}"
+                raise ValueError(f"{path} holds more than one data set: {part} {kind} are in {both}")
+            if kind:
+                parts.append(f"{part}_{kind}")
+                arrays[parts[-1]], origins[parts[-1]] = array, file.name
+        digests[parts[0] if len(found) == len(parts) == 1 else printable(file.name)] = digest
+    return arrays, digests
+
+
+def _read_file(path):
+    """``(arrays by name, sha256)`` of a file of one of the forms of READERS."""
+    form = _form_of(path)
+    if form is None:
+        raise ValueError(f"{path} is no known kind of data file; .csv, .npz, .npy, .pkl or IDX is expected")
+    if READERS[form] is None:
+        array, digest = load_idx(path)
+        return {path.name: array}, digest
+    content, digest = load_content(path)
+    try:
+        with warnings.catch_warnings():  # of an array that NumPy saved under Python 2
+            warnings.simplefilter("ignore")
+            found = READERS[form](content)
+    except MemoryError as error:
+        raise MemoryError(f"there is not enough memory to read {path}") from error
+    except Exception as error:  # a damaged file can fail in any way
+        raise ValueError(f"{path} cannot be read: {str(error) or type(error).__name__:.300}") from error
+    return ({path.name: found[None]} if None in found else found), digest
+
+
+def _parse_npz(content):
+    return nn.npz_arrays(content, _room(len(content)))
+
+
+def _parse_npy(content):
+    return {None: nn.npy_array(content)}
+
+
+def _parse_pickle(content):
+    """The arrays of a dict, of ``(x, y)``, or of Nielsen's ``((x, y), (x, y), (x, y))``."""
+    value = nn.pickled_data(content)
+    if type(value) in (tuple, list) and len(value) in (2, 3):
+        pairs = [value] if all(type(item) is np.ndarray for item in value) else value
+        parts = ("train", "val", "test") if len(pairs) == 3 else ("train", "test")
+        nn.check(list(pairs), [(list, tuple)], "its content")
+        if any(len(pair) != 2 for pair in pairs):
+            raise ValueError("it is a list, but not of pairs of images and labels")
+        value = {f"{kind} {part}": pair[i] for part, pair in zip(parts, pairs) for i, kind in enumerate("xy")}
+    nn.check(value, dict, "its content")
+    value = {key: part for key, part in value.items() if _words_of(key, KINDS)}
+    nn.check(value, {str: (np.ndarray, [(int, float, str)])}, "its content")
+    return {key: _label_array(array) if type(array) is list else array for key, array in value.items()}
+
+
+def _label_array(labels):
+    """A list of labels as an array, in which each takes as much memory as the longest."""
+    longest = max((label for label in labels if isinstance(label, str)), key=len, default="")
+    if len(longest) > MOST_LABEL:
+        raise ValueError(f"its label {longest[:20]!r}... has {len(longest):,} characters")
+    return np.array(labels)
+
+
+MOST_LABEL, MOST_FIELDS = 100, 300_000  # characters of a label, fields in a row
+
+
+def _parse_csv(content):
+    """Images (n, d), a row each, and labels: of the column ``label``, else of the first."""
+    file = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig")
+    first = file.readline()
+    delimiter = max(",;\t", key=first.count)
+    if first.count(delimiter) > MOST_FIELDS:
+        raise ValueError(f"its first line has {first.count(delimiter):,} fields")
+    names = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
+    header, labels = not all(map(_is_number, names[1:])), []
+    column = names.index("label") if "label" in names else 0
+    unlabelled = header and len({re.sub(r"\d+", "", name) for name in names}) == 1  # pixel0, pixel1, ...
+
+    def keep_label(text):
+        labels.append(text.strip())
+        return 0.0
+
+    def load(dtype):
+        labels.clear()
+        file.seek(0)
+        return np.loadtxt(
+            file, dtype, delimiter=delimiter, comments=None, quotechar='"', skiprows=int(header), ndmin=2,
+            encoding="utf-8", converters=None if unlabelled else {column: keep_label},
+        )  # fmt: skip
+
+    try:
+        try:
+            table = load(np.uint16)  # six times as fast as floats
+        except ValueError:
+            table = load(np.float32)
+    except ValueError as error:
+        raise ValueError(_wrong_line(content, delimiter, column, header) or error) from None
+    if len(names) < 2 or not len(table):
+        raise ValueError("it has no rows of a label and pixels")
+    if unlabelled:
+        return {"images": table}
+    return {"labels": _label_array(labels), "images": np.delete(table, column, axis=1)}
+
+
+def _is_number(text):
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _wrong_line(content, delimiter, column, header):
+    """What is wrong with the first line of a CSV file that is, or None."""
+    rows = csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig"), delimiter=delimiter)
+    width = 0
+    for row in rows:
+        width = width or len(row)
+        if row and len(row) != width:
+            return f"line {rows.line_num} has {len(row)} fields, not {width} as the first"
+        wrong = [text for place, text in enumerate(row) if place != column and not _is_number(text)]
+        if wrong and not (header and rows.line_num == 1):
+            return f"line {rows.line_num} has {wrong[0]!r:.40} where a number is expected"
+    return None
+
+
+READERS = {  # what a file's name is like -> what makes arrays by name of its content
+    r"idx\d|ubyte": None,  # load_idx, which looks at the header first
+    r"\.npz$": _parse_npz,
+    r"\.npy$": _parse_npy,
+    r"\.(pkl|pickle)$": _parse_pickle,
+    r"\.csv$": _parse_csv,
+}
+
+
+def _read_pictures(folder, size):
+    """``(arrays, sha256)`` as ``_read_files``, of pictures in a folder for each class."""
+    parts = {"train": _class_folders(folder)}
+    for inner in sorted(folder.iterdir()):
+        part = PARTS.get(inner.name.lower())
+        if part and inner.is_dir() and (classes := _class_folders(inner)):
+            parts[part] = classes
+    arrays, digests = {}, {}
+    total = sum(len(files) for classes in parts.values() for files in classes.values())
+    done, first = 0, None
+    with progress_line() as show:
+        for part, classes in parts.items():
+            pictures, labels, digest = [], [], hashlib.sha256()
+            for path, name in ((path, name) for name, files in classes.items() for path in files):
+                picture, content_digest = _load_grey(path, size)
+                first = first or (path, picture.shape)
+                if picture.shape != first[1]:
+                    sizes = [f"{shape[0]}x{shape[1]}" for shape in (picture.shape, first[1])]
+                    raise ValueError(
+                        f"{path} has {sizes[0]} pixels, {first[0]} {sizes[1]}: choose a --size, as 28x28"
+                    )
+                if total * picture.size > nn.MOST_BYTES:
+                    raise ValueError(f"{folder}: {total:,} pictures are too large; choose a --size, as 28x28")
+                pictures.append(picture)
+                labels.append(name)
+                digest.update(f"{path.relative_to(folder).as_posix()} {content_digest}\n".encode())
+                done += 1
+                show(f"reading {folder}: {done:,}/{total:,} pictures")
+            if pictures:
+                arrays |= {f"{part}_images": np.stack(pictures), f"{part}_labels": np.array(labels)}
+                digests[f"{part}_pictures"] = digest.hexdigest()
+    return arrays, digests
+
+
+def _class_folders(folder):
+    """{name: files} of the folders in a folder that hold pictures."""
+    suffixes = tuple(suffix for suffixes in PICTURES.values() for suffix in suffixes)
+    found = {}
+    for inner in sorted(folder.iterdir()):
+        if inner.is_dir() and not inner.name.startswith("."):
+            files = [file for file in sorted(inner.iterdir()) if file.name.lower().endswith(suffixes)]
+            found[inner.name] = [file for file in files if not file.name.startswith(".")]
+    return {name: files for name, files in found.items() if files}
 
 
 # --- split ------------------------------------------------------------------------------------
@@ -312,6 +813,86 @@ def check_split(n, val_size, train_size=None):
     return wanted
 
 
+def split_dataset(dataset, config):
+    """The training and the validation part of a dataset for a run's settings, as ``split``.
+
+    With ``folds`` the validation part is one of them. A validation set of its own is used as such, whatever
+    ``val_size`` is; 0 trains on those images, too, and folds are dealt of all images.
+    """
+    check_parts(dataset, config)
+    if config.get("folds"):
+        fold, (images, labels) = folds_of(dataset, config), all_images(dataset)
+        val, train = fold == config["fold"], (fold > 0) & (fold != config["fold"])
+        return (images[train], labels[train]), (images[val], labels[val])
+    images, labels = dataset["train_images"], dataset["train_labels"]
+    rng = _split_rng(config) if config["holdout"] == "random" else None
+    if "val_images" not in dataset:
+        return split(images, labels, held_out(config, dataset), rng, config["train_size"])
+    own = dataset["val_images"], dataset["val_labels"]
+    if config["val_size"]:
+        return split(images, labels, 0, rng, config["train_size"])[0], own
+    return split(*all_images(dataset), 0, rng, config["train_size"])
+
+
+def _split_rng(config):
+    seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
+    return np.random.default_rng([seed, 0, 1])
+
+
+def folds_of(dataset, config):
+    """The fold of each of ``all_images`` in a run with folds, as ``folds``."""
+    return folds(all_images(dataset)[1], config["folds"], _split_rng(config), config["train_size"])
+
+
+def check_parts(dataset, config):
+    """Raise a ValueError unless a dataset can be split as a run's settings ask."""
+    n = count_images(dataset)
+    size = config["train_size"] or n
+    if not config.get("folds"):
+        check_split(n, held_out(config, dataset), config["train_size"])
+    elif not config["folds"] <= size <= n:
+        raise ValueError(f"--folds: {size} of {n} images cannot be dealt to {config['folds']} folds")
+
+
+def all_images(dataset):
+    """Images and labels of the training and the validation set."""
+    if "val_images" not in dataset:
+        return dataset["train_images"], dataset["train_labels"]
+    return tuple(
+        np.concatenate([dataset[f"{part}_{kind}"] for part in ("train", "val")]) for kind in ("images", "labels")
+    )
+
+
+SPLIT_KIND = {  # what the config of a run says about it
+    "val_size": (int, float),
+    "train_size": (int, None),
+    "holdout": str,
+    "folds?": int,
+    "fold?": int,
+    "seed": int,
+    "split_seed": (int, None),
+}
+
+
+def held_out(config, dataset):
+    """How many images of a dataset are for validation: a fold, or its own ones where it has them."""
+    if config.get("folds"):
+        return len(range(config["fold"] - 1, config["train_size"] or count_images(dataset), config["folds"]))
+    own = len(dataset.get("val_images", ()))
+    return own if own and config["val_size"] else val_count(config, len(dataset["train_images"]))
+
+
+def val_count(config, images):
+    """How many of so many training images --val-size holds out: a share below 1 is one of them."""
+    size = config["val_size"]
+    return max(1, round(size * images)) if 0 < size < 1 else int(size)
+
+
+def count_images(dataset):
+    """How many images there are to train on and to validate with."""
+    return len(dataset["train_images"]) + len(dataset.get("val_images", ()))
+
+
 # --- preprocess -------------------------------------------------------------------------------
 #
 # There are two kinds of step: those that turn pictures into pictures, which is done once, and those
@@ -346,6 +927,7 @@ def fit_steps(names, images, image_shape):
     ValueError
         Unknown name, wrong order or number.
     """
+    _check_bytes(images)
     parsed, pictures, numbers = parse_steps(names), [], []
     for name, number in parsed:
         if name in PICTURE_STEPS:
@@ -427,7 +1009,15 @@ def parse_steps(names):
 
 def preprocess(images, steps, dtype=np.float32, out=None):
     """Apply fitted steps to uint8 images (n, d): ``redraw``, and then ``to_numbers``."""
+    _check_bytes(images)
     return to_numbers(redraw(images, steps), steps, dtype, out)
+
+
+def _check_bytes(images):
+    """Raise a ValueError unless images are uint8 (n, d); floats would be divided by 255 again."""
+    if images.dtype != np.uint8 or images.ndim != 2:
+        given = f"{images.dtype} {images.shape}"
+        raise ValueError(f"images must be uint8 (n, d), not {given}; data.as_dataset makes them so")
 
 
 def redraw(images, steps):
@@ -465,6 +1055,7 @@ def batches(images, labels, steps, batch_size=1000, dtype=np.float32):
 
     All x share one buffer: a batch is gone when the next one is taken.
     """
+    _check_bytes(images)
     buffer = None
     for start in range(0, len(images), batch_size):
         rows = slice(start, start + batch_size)
@@ -743,6 +1334,8 @@ CONFIG_KIND = {  # what the config that is stored with params holds at least; se
     "activation": str,
     "loss": str,
     "dataset": str,
+    "size": (str, None),
+    "transpose": bool,
     "steps": [dict],
     "data": {
         "class_names": [str],
@@ -766,7 +1359,6 @@ STEP_KINDS = {  # what each step holds; the last four were not yet one when olde
     "standardize": {"mean": float, "std": float},
     "pca": {"mean": np.ndarray, "basis": np.ndarray},
 }
-MOST_CLASSES = 256  # a label is a byte
 LARGEST_NUMBER = 1e30  # of what steps from a file hold; float32 ends at 3e38
 
 
@@ -797,6 +1389,8 @@ def read_config(params, config):
     own = {"fit": "digit" if config.get("dataset") in ("mnist", "glyphs") else "whole", "edge": 0.0}
     config = {
         "augment": [],
+        "size": None,
+        "transpose": False,
         **STRENGTHS,
         **config,
         "data": {**own, **config["data"]},
@@ -869,11 +1463,12 @@ def read_steps(steps, image_shape, inputs):
 
 
 MOST_SHRUNK = 100  # times at most that gzip makes pictures smaller: MNIST's 5, blank ones 1,000
+IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 SMALL_BYTES, MOST_TEXT = 1 << 26, 1 << 27  # of a data set that may shrink as it likes; of a JSON or CSV file
 
 
 def load_idx(path):
-    """``(array, sha256)`` of an IDX file of unsigned bytes, which may be gzipped.
+    """``(array, sha256)`` of an IDX file, which may be gzipped.
 
     Never takes more memory than its header announces, which is compared with the file's size first.
     The SHA-256 is that of the uncompressed content.
@@ -881,22 +1476,20 @@ def load_idx(path):
     Raises
     ------
     ValueError
-        It holds neither labels nor images, is cut off, goes on after its end, or holds too much.
+        It is no IDX file, is cut off, goes on after its end, or holds too much.
     OSError, MemoryError
         The file cannot be read.
     """
     try:
         with open(path, "rb") as file:
-            room, unzipped = os.fstat(file.fileno()).st_size, file
-            if file.peek(2)[:2] == b"\x1f\x8b":
-                room, unzipped = max(MOST_SHRUNK * room, SMALL_BYTES), gzip.GzipFile(fileobj=file)
+            unzipped, room = _unzipped(file)
             magic = unzipped.read(4)
-            if magic not in (b"\0\0\x08\x01", b"\0\0\x08\x03"):
-                raise ValueError("it does not start as labels or images of unsigned bytes do")
+            if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_TYPES or not 1 <= magic[3] <= 4:
+                raise ValueError("it does not start as labels or images do")
             sizes = unzipped.read(4 * magic[3])
-            shape = struct.unpack(f">{magic[3]}I", sizes)
-            announced = math.prod(shape)
-            if announced > min(room, nn.MOST_BYTES):
+            shape, dtype = struct.unpack(f">{magic[3]}I", sizes), np.dtype(IDX_TYPES[magic[2]])
+            announced = math.prod(shape) * dtype.itemsize
+            if announced > room:
                 hint = "" if unzipped is file else "; unpack it with gunzip if that is right"
                 raise ValueError(f"its header announces {announced:,} bytes, too much for its size{hint}")
             content = unzipped.read(announced + 1)  # the last byte should not be there
@@ -909,7 +1502,35 @@ def load_idx(path):
         raise ValueError(f"{path} is damaged or no IDX file: {error}") from error
     digest = hashlib.sha256(magic + sizes)
     digest.update(content)
-    return np.frombuffer(content, np.uint8).reshape(shape), digest.hexdigest()
+    return np.frombuffer(content, dtype).reshape(shape), digest.hexdigest()
+
+
+def load_content(path):
+    """``(bytes, sha256)`` of a file, which may be gzipped: that is told by its content, not by its name."""
+    try:
+        with open(path, "rb") as file:
+            unzipped, room = _unzipped(file)
+            content = unzipped.read(room + 1)
+        if len(content) > room:
+            raise ValueError(f"it has more than {room:,} bytes, too much for its size; unpack it with gunzip")
+    except MemoryError as error:
+        raise MemoryError(f"there is not enough memory to read {path}") from error
+    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return content, hashlib.sha256(content).hexdigest()
+
+
+def _unzipped(file):
+    """A file's content without gzip, and how many bytes that may have."""
+    size = os.fstat(file.fileno()).st_size
+    if file.peek(2)[:2] == b"\x1f\x8b":
+        return gzip.GzipFile(fileobj=file), _room(size)
+    return file, min(size, nn.MOST_BYTES)
+
+
+def _room(size):
+    """Bytes that may be unpacked from so many."""
+    return min(max(MOST_SHRUNK * size, SMALL_BYTES), nn.MOST_BYTES)
 
 
 def idx_bytes(array):
@@ -1122,11 +1743,11 @@ GLYPH_STRENGTHS = {  # of their distortion, see make_augment
 }
 
 
-def _load_glyphs(folder):
+def _load_glyphs(folder, form):
     """The drawn data set, from its cached IDX files, or drawn now and cached if possible."""
     title = "glyphs (drawn)"
-    if all(_find_idx(folder, part) for part in FILES):
-        return _load_folder(folder, "glyphs", title, DIGITS)
+    if not _lacks(folder):
+        return _load_idx_files(folder, "glyphs", title, DIGITS, form)
     print("drawing the data set glyphs: 70,000 digits from fonts ...", file=sys.stderr)
     arrays = draw_glyphs(np.random.default_rng(0))
     contents = {part: idx_bytes(array) for part, array in arrays.items()}
@@ -1137,7 +1758,7 @@ def _load_glyphs(folder):
     except OSError as error:
         print(f"glyphs could not be kept in {folder} ({message_of(error)}); going on", file=sys.stderr)
     digests = {part: hashlib.sha256(content).hexdigest() for part, content in contents.items()}
-    return _as_dataset(folder, "glyphs", title, arrays, digests, DIGITS)
+    return as_dataset(**arrays, name="glyphs", title=title, class_names=DIGITS, sha256=digests, **form)
 
 
 def draw_glyphs(rng, train_size=60_000, test_size=10_000):
@@ -1242,19 +1863,36 @@ def load_picture(path):
     OSError, MemoryError
         The file cannot be read.
     """
-    from PIL import Image, ImageOps
-
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no picture {path}")
+    return _decode(path, nn.load_bytes(path, MOST_PICTURE_BYTES), _as_rgb, SMALLEST_SIDE)
+
+
+def _load_grey(path, size=None):
+    """``(picture, sha256)``: uint8 (rows, columns) as they are, or resized to size, and of the file."""
+    from PIL import Image
+
     content = nn.load_bytes(path, MOST_PICTURE_BYTES)
+    grey = _decode(path, content, _as_grey, 1)
+    if size and grey.shape != tuple(size):
+        grey = np.asarray(Image.fromarray(grey).resize(tuple(size)[::-1], Image.Resampling.BOX))
+    return grey, hashlib.sha256(content).hexdigest()
+
+
+def _decode(path, content, form, smallest):
+    """What form makes of the picture in the content of a file, from so many pixels a side."""
+    from PIL import Image, ImageOps
+
     try:
         with warnings.catch_warnings(), _without_stderr():
             warnings.simplefilter("ignore")  # of large pictures, though our limit is lower, and of odd ones
             picture = Image.open(io.BytesIO(content), formats=list(PICTURES))
             columns, rows = picture.size
-            if min(rows, columns) < SMALLEST_SIDE or rows * columns > MOST_PIXELS:
-                raise ValueError(f"it has {columns}x{rows} pixels, not 8x8 to {MOST_PIXELS:,}")
-            return _as_rgb(ImageOps.exif_transpose(picture))
+            if min(rows, columns) < smallest or rows * columns > MOST_PIXELS:
+                raise ValueError(
+                    f"it has {columns}x{rows} pixels, not {smallest}x{smallest} to {MOST_PIXELS:,}"
+                )
+            return form(ImageOps.exif_transpose(picture))
     except MemoryError as error:
         raise MemoryError(f"there is not enough memory to read {path}") from error
     except Exception as error:  # a damaged picture can fail in any way
@@ -1296,6 +1934,15 @@ def _as_rgb(picture):
         paper = Image.new("RGBA", picture.size, "white" if dark else "black")
         picture = Image.alpha_composite(paper, picture)
     return np.asarray(picture.convert("RGB"))
+
+
+def _as_grey(picture):
+    """uint8 (rows, columns)."""
+    if picture.mode.startswith("I"):
+        return np.uint8(np.rint(np.clip(np.asarray(picture, np.float64), 0, 65_535) / 257))
+    if picture.mode == "L" and "transparency" not in picture.info:
+        return np.asarray(picture)
+    return np.uint8(np.rint(_as_rgb(picture) @ np.array([0.299, 0.587, 0.114])))  # ITU-R BT.601
 
 
 FITS = ("digit", "whole")  # how a picture is brought into the form of a network's images
@@ -1643,6 +2290,16 @@ def command_text(*words):
     """A command to copy into the shell that people have here, with quotes around what has spaces."""
     words = [str(word) for word in words]
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def parse_size(text):
+    """``"28x28"`` as (28, 28), rows and columns; None remains None. ValueError if it is no size."""
+    if text is None or (isinstance(text, tuple) and len(text) == 2):
+        return text
+    match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text) if isinstance(text, str) else None
+    if not match:
+        raise ValueError(f"must be rows x columns, as 28x28, not {text!r:.40}")
+    return int(match[1]), int(match[2])
 
 
 def setting_text(value):

@@ -456,9 +456,10 @@ def _minus_target(estimates, y, label_smoothing):
 def _checked_labels(outputs, y):
     y = np.asarray(y)
     if y.shape != outputs.shape[:1] or y.dtype.kind not in "iu" or not len(y):
-        raise ValueError(f"labels must be {len(outputs)} whole numbers, at least one")
+        given = f"{y.dtype} of shape {y.shape}"
+        raise ValueError(f"labels must be {len(outputs)} whole numbers, at least one, not {given}")
     if y.max() >= outputs.shape[1] or (y.dtype.kind == "i" and y.min() < 0):
-        raise ValueError(f"labels must lie in 0 ... {outputs.shape[1] - 1}")
+        raise ValueError(f"labels must lie in 0 ... {outputs.shape[1] - 1}, not {y.min()} ... {y.max()}")
     return y
 
 
@@ -967,11 +968,7 @@ def _to_npz(checkpoint):
 
 
 def _from_npz(content):
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        entries = archive.infolist()
-        if sum(entry.file_size for entry in entries) > 4 * len(content):
-            raise ValueError("it claims to unpack to far more than its own size")
-        arrays = {e.filename.removesuffix(".npy"): _from_npy(archive.read(e)) for e in entries}
+    arrays = npz_arrays(content, 4 * len(content))
 
     def array_of(item):
         return arrays[item["$array"]] if item.keys() == {"$array"} else item
@@ -981,12 +978,25 @@ def _from_npz(content):
     return {"params": params, **{k: json.loads(text, object_hook=array_of) for k, text in texts.items()}}
 
 
-def _from_npy(content):
+def npz_arrays(content, most):
+    """{name: array} from the bytes of an .npz file; a ValueError where they are more than ``most`` bytes."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > most:
+            raise ValueError("it claims to unpack to far more than its own size")
+        return {entry.filename.removesuffix(".npy"): npy_array(archive.read(entry)) for entry in entries}
+
+
+def npy_array(content):
     """What np.load makes of the bytes of an .npy file, but without memory for a shape that lies."""
     file = io.BytesIO(content)
     np.lib.format.read_magic(file)
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if fortran else "C").copy("K")
+    content = file.read()
+    points = np.frombuffer(content, f"{dtype.byteorder}u4") if dtype.kind == "U" else np.zeros(0)
+    if points.max(initial=0) > sys.maxunicode:
+        raise ValueError("it holds a character that is none")  # Python itself would fail on it
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C").copy("K")
 
 
 # --- reading a pickle without running it ------------------------------------------------------
@@ -1001,7 +1011,8 @@ PLAIN_OPCODES = frozenset(
     """
     PROTO FRAME STOP MARK PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
     NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
-    UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8
+    STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8
+    SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8
     EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS
     GLOBAL STACK_GLOBAL REDUCE BUILD
     """.split()  # noqa: SIM905
@@ -1017,6 +1028,7 @@ def _dtype(name, *_):
 
 def _view(content, spec, shape, order):
     """The bytes of a file as an array; NumPy refuses a shape that does not fit them."""
+    content = content.encode("latin1") if type(content) is str else content  # Python 2's bytes
     return np.frombuffer(content, spec.dtype).reshape(shape, order="F" if order in ("F", True) else "C")
 
 
@@ -1076,12 +1088,18 @@ def _make_dict(reader):
     _set_items(reader, items)
 
 
-def _from_pickle(content):
+def pickled_data(content):
+    """The plain data in the bytes of a pickle, of Python 2 as well: nothing in it is run.
+
+    Dicts with texts as keys, lists, tuples, texts, numbers, None, bools, bytes and numeric arrays.
+    ValueError for anything else, and other errors for a damaged one.
+    """
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         collides = "PUT" in opcode.name and argument > count  # numbers can be chosen so that a dict is slow
         if opcode.name not in PLAIN_OPCODES or count > MOST_OPCODES or collides:
-            raise ValueError(f"its pickle does more than hold params and a config ({opcode.name})")
-    reader = pickle._Unpickler(io.BytesIO(content))  # the one in Python: its parts can be replaced
+            raise ValueError(f"its pickle does more than hold plain data ({opcode.name})")
+    # the one in Python, whose parts can be replaced; latin1 is for texts of Python 2
+    reader = pickle._Unpickler(io.BytesIO(content), encoding="latin1")
     reader.room = 2 * len(content)
     reader.find_class = _find
     reader.dispatch = {
@@ -1096,6 +1114,6 @@ def _from_pickle(content):
 
 
 FORMS = {  # suffix -> (bytes of a checkpoint, checkpoint from the bytes)
-    ".pkl": (lambda checkpoint: pickle.dumps(checkpoint, protocol=4), _from_pickle),
+    ".pkl": (lambda checkpoint: pickle.dumps(checkpoint, protocol=4), pickled_data),
     ".npz": (_to_npz, _from_npz),
 }

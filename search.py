@@ -203,6 +203,17 @@ def best_at(trials, epochs, count):
     return sorted(chosen, key=lambda trial: (trial["repeat"], trial["number"]))
 
 
+def wait_for_one(futures, seconds):
+    """The futures that are done, as soon as there is one, or after so many seconds.
+
+    ``concurrent.futures.wait`` would do, but a Ctrl-C at the wrong moment leaves its locks held for ever.
+    """
+    deadline = time.monotonic() + seconds
+    while not (done := [future for future in futures if future.done()]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return done
+
+
 def run_trials(trials, until, workers, out):
     """Run trials up to an epoch.
 
@@ -222,7 +233,7 @@ def run_trials(trials, until, workers, out):
             job = (trial["config"], *load_trial(out, trial), until, workers["source"](trial["config"]))
             running[workers["submit"](run_trial, *job)] = trial
         yield len(running), ended  # only now: the workers are busy while the caller writes
-        done, _ = concurrent.futures.wait(running, 1, concurrent.futures.FIRST_COMPLETED)
+        done = wait_for_one(running, 1)
         ended = []
         for future in done:
             trial = running.pop(future)
@@ -568,6 +579,8 @@ def parse_space(text):
             nn.choose("setting", name, train.SETTINGS)
             if name in space:
                 raise ValueError(f"{name} is in the space twice")
+            if name in ("size", "transpose"):
+                raise ValueError(f"all trials have the same; see {train.flag(name)}")
             check = train.SETTINGS[name][1]
             is_range = ":" in values and "," not in values
             space[name] = parse_range(values, check) if is_range else parse_choices(values, check)
@@ -886,7 +899,7 @@ def own_sets(config, data_dir):
     """What ``train.prepare`` gives, on a cluster's worker: from the data that its machine has."""
     worker = f"the worker on {platform.node()}"
     try:
-        dataset = data.load_dataset(config["dataset"], data_dir, download=False)
+        dataset = train.load_dataset(config, data_dir, download=False)
     except (ValueError, OSError) as error:
         raise FileNotFoundError(
             f"{worker} does not have the data set {config['dataset']}: {error}; put it there, or name "
@@ -1089,14 +1102,14 @@ def make_trials(definition, data_dir, known, workers=1):
     runs = min(workers, len(settings))
     for s in settings:
         train.check_memory(s, *train.least_size(s["dataset"]), runs)
-    names = dict.fromkeys(s["dataset"] for s in settings)
-    loaded = {name: data.load_dataset(name, data_dir) for name in names}
+    loaded = {s["dataset"]: s for s in settings}
+    loaded = {name: train.load_dataset(s, data_dir) for name, s in loaded.items()}
     configs = [train.run_config(s, loaded[s["dataset"]]) for s in settings]
     datasets = {dataset["name"]: dataset for dataset in loaded.values()}
     for config in configs:
-        images = datasets[config["dataset"]]["train_images"]
-        train.check_memory(config, *images.shape, len(config["data"]["class_names"]), runs)
-        data.check_split(len(images), config["val_size"], config["train_size"])
+        dataset = datasets[config["dataset"]]
+        train.check_memory(config, *dataset["train_images"].shape, len(dataset["class_names"]), runs)
+        data.check_split(data.count_images(dataset), config["val_size"], config["train_size"])
         if known is not None and known.get(config["dataset"]) != config["data"]["sha256"]:
             raise ValueError(f"the data set {config['dataset']} is not the one that the search used")
     empty = {"rows": [], "status": None, "seconds": 0.0}

@@ -267,7 +267,7 @@ def prepare(dataset, config, parts=tuple(PARTS)):
         fitted preprocessing; ``image_shape`` after the steps on pictures; ``classes``, how many;
         ``evaluate``, the parts whose loss and accuracy are worked out after each epoch.
     """
-    train, val = split_dataset(dataset, config)
+    train, val = data.split_dataset(dataset, config)
     arrays = {"train": train, "val": val, "test": (dataset["test_images"], dataset["test_labels"])}
     steps = data.fit_steps(config["preprocess"], train[0], dataset["image_shape"])
     sets = {
@@ -285,45 +285,6 @@ def prepare(dataset, config, parts=tuple(PARTS)):
             sets["columns"] = sorted_.pop("columns")
             sets[part] |= sorted_
     return sets
-
-
-def split_dataset(dataset, config):
-    """The training and the validation part of a dataset's training images, as ``data.split``."""
-    images, labels = dataset["train_images"], dataset["train_labels"]
-    check_split(len(images), config)
-    if config["folds"]:
-        fold = folds_of(labels, config)
-        val, train = fold == config["fold"], (fold > 0) & (fold != config["fold"])
-        return (images[train], labels[train]), (images[val], labels[val])
-    rng = split_rng(config) if config["holdout"] == "random" else None
-    return data.split(images, labels, val_count(config, len(images)), rng, config["train_size"])
-
-
-def split_rng(config):
-    seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
-    return np.random.default_rng([seed, 0, 1])
-
-
-def folds_of(labels, config):
-    """The fold of each training image in a run with --folds, as ``data.folds``."""
-    return data.folds(labels, config["folds"], split_rng(config), config["train_size"])
-
-
-def check_split(images, config):
-    """Raise a ValueError unless so many training images can be split as a config asks."""
-    size = config["train_size"] or images
-    if not config["folds"]:
-        data.check_split(images, val_count(config, images), config["train_size"])
-    elif not config["folds"] <= size <= images:
-        raise ValueError(f"--folds: {size} of {images} images cannot be dealt to {config['folds']} folds")
-
-
-def val_count(config, images):
-    """How many of so many training images are held out: a fold, or --val-size, which may be a share."""
-    size = config["val_size"]
-    if config["folds"]:
-        return len(range(config["fold"] - 1, config["train_size"] or images, config["folds"]))
-    return max(1, round(size * images)) if 0 < size < 1 else int(size)
 
 
 def part_figures(params, sets, part, config):
@@ -415,6 +376,10 @@ def text(value):
     return value
 
 
+def image_size(value):
+    return data.setting_text(list(data.parse_size(value)))
+
+
 def words(value, separator):
     """The words in a text such as ``scale+center``, or in a list of such texts."""
     parts = value if isinstance(value, list) else [value]
@@ -468,7 +433,12 @@ STRENGTHS = data.STRENGTHS
 # fmt: off
 GROUPS = {  # group -> name -> default, check, what a value looks like, help
     "data": {
-        "dataset": ("auto", text, "NAME", f"{', '.join(data.DATASET_NAMES)}, or a folder with IDX files"),
+        "dataset": ("auto", text, "NAME",
+            f"{', '.join(data.DATASET_NAMES)}; or a file (.csv, .npz, .pkl), or a folder with such files, "
+            "with .npy or IDX files, or with pictures in a folder for each class"),
+        "size": (None, optional(image_size), "RxC",
+            "rows x columns, as 28x28: pictures are resized to it; rows of numbers are images of that shape"),
+        "transpose": (False, switch, None, "swap rows and columns of the images, as EMNIST needs it"),
         "val_size": (0.1, share_or_count, "N", "training images held out for validation, or a share of them"),
         "train_size": (None, optional(number(1, whole=True)), "N", "use only so many training images"),
         "holdout": ("random", one_of("holdout", HOLDOUTS), "NAME", "hold out random images, or the last"),
@@ -563,7 +533,7 @@ def check_settings(settings):
         raise ValueError("--nesterov: needs a --momentum above 0")
     if config["folds"] and config["fold"] > config["folds"]:
         raise ValueError(f"--fold: there are {config['folds']} folds (see --folds)")
-    if config["patience"] and not config["val_size"]:
+    if config["patience"] and not (config["val_size"] or config["folds"]):
         raise ValueError("--patience: needs validation images (--val-size)")
     return config
 
@@ -807,14 +777,20 @@ def run_config(settings, dataset):
     """The config of a run: its settings, and the facts about the dataset that it is trained on."""
     facts = {key: dataset[key] for key in ("title", "image_shape", "class_names", "sha256")}
     facts |= data.picture_facts(dataset)
-    held_out = val_count(settings, len(dataset["train_images"]))
+    held_out = data.held_out(settings, dataset)
     return {**settings, "val_size": held_out, "dataset": dataset["name"], "data": facts}
+
+
+def load_dataset(settings, data_dir, download=True):
+    """The dataset of a run's settings."""
+    how = {"size": settings["size"], "transpose": settings["transpose"]}
+    return data.load_dataset(settings["dataset"], data_dir, download, **how)
 
 
 def start_run(settings, data_dir):
     """State, rows, config and sets of a new run."""
     check_memory(settings, *least_size(settings["dataset"]))
-    dataset = data.load_dataset(settings["dataset"], data_dir)
+    dataset = load_dataset(settings, data_dir)
     check_memory(settings, *dataset["train_images"].shape, len(dataset["class_names"]))
     config = run_config(settings, dataset)
     sets = prepare(dataset, config)
@@ -826,10 +802,10 @@ def resume_run(out, given, data_dir):
     """State, rows, config and sets of the run in ``out``; only --epochs and --patience may be given anew."""
     state, rows, config = load_last(out)
     wanted = check_settings(changed({name: config[name] for name in SETTINGS}, given))
-    dataset = data.load_dataset(wanted["dataset"], data_dir)
+    dataset = load_dataset({**config, "dataset": wanted["dataset"]}, data_dir)
     if dataset["sha256"] != config["data"].get("sha256"):
         raise ValueError(f"--dataset: {dataset['name']} is not the data set that the run in {out} used")
-    wanted["val_size"] = val_count(wanted, len(dataset["train_images"]))  # a share, as it was given
+    wanted["val_size"] = data.held_out(wanted, dataset)  # a share, as it was given
     free = ("epochs", "patience", "min_delta", "dataset")
     for name in SETTINGS:
         if name not in free and wanted[name] != config[name]:
@@ -843,6 +819,7 @@ def resume_run(out, given, data_dir):
     if wanted["epochs"] != config["epochs"] and config["lr_schedule"] in ("cosine", "linear"):
         ends = f"the {config['lr_schedule']} schedule now ends at epoch {wanted['epochs']}"
         print(f"note: {ends}, so lr is another one from here on", file=sys.stderr)
+    dataset = data.with_classes(dataset, config["data"]["class_names"])
     config = run_config({**config, **{name: wanted[name] for name in free}}, dataset)
     return state, rows, config, prepare(dataset, config)
 
@@ -939,7 +916,7 @@ def summary(rows, best, config, sets):
 # --- command line -----------------------------------------------------------------------------
 
 SHOWN_DEFAULTS = {"hidden": 292, "preprocess": "scale", "augment": "none", "nesterov": "off"}
-SHOWN_DEFAULTS |= {"train_size": "all", "split_seed": "as --seed"}
+SHOWN_DEFAULTS |= {"train_size": "all", "split_seed": "as --seed", "size": "as they are", "transpose": "off"}
 SHOWN_DEFAULTS |= {"lr": "by optimizer", "lr_decay": "by schedule", "class_weight": "none"}
 EXAMPLES = """examples:
   python train.py --lr 0.25 --hidden 292

@@ -74,7 +74,7 @@ LOSS_LABELS = {
     "cross_entropy": "cross-entropy (nats per image)",
     "mse": "half squared error (per image)",
 }
-RING = {"ls": "", "marker": "o", "ms": 10, "mfc": "none", "mew": 1.5}  # around what was kept
+RING = {"ls": "", "marker": "o", "ms": 10, "mfc": "none", "mew": 1.5, "clip_on": False}  # at what was kept
 ROUND = {"integer": True, "steps": [1, 2, 5, 10]}  # of ticks
 SATURATED = {"tanh": (-0.95, 0.95), "sigmoid": (0.025, 0.975)}  # beyond them the slope is below a tenth
 MARKED_EPOCHS = 30  # histories of up to so many epochs have a marker at each
@@ -82,7 +82,7 @@ SHORT_RUN = 5  # a run of up to so many epochs is shown whole
 SHOWN_FIELDS = 300
 SHOWN_MISTAKES = 24
 RANKED_TRIALS = 25
-LABEL_SETTINGS = 6  # a label names no more of them
+LABEL_SETTINGS = 4  # a label names no more of them
 # what a run found out, where the rest of its config is what it was told
 NO_SETTINGS = ("data", "versions", "status", "result", "steps", "epoch", "val_accuracy")
 LABELLED_CLASSES = 20  # classes that are up to so many are named at an axis, and their errors counted
@@ -112,7 +112,7 @@ def curves_figure(run, quantity):
     ax = figure.add_subplot()
     parts = parts_with(run["rows"], quantity)
     lines = [plot_part(ax, run, quantity, part, PARTS[part][0]) for part in parts]
-    epoch_axis(ax, [run], quantity_axis(ax, [run], quantity, parts))
+    epoch_axis(ax, [run], "range shown" * quantity_axis(ax, [run], quantity, parts))
     legend_above(ax, [*lines, *mark_chosen(ax, run)])
     return figure
 
@@ -122,18 +122,18 @@ def twin_figure(run):
     figure = new_figure("Loss and test accuracy by epoch", run["title"])
     left = figure.add_subplot()
     right = left.twinx()
-    lines, clipped = [], False
+    lines, clipped = [], []
     for side, ax, quantity, parts in (
         ("left", left, "loss", {"train": PARTS["train"], "test": PARTS["val"]}),
         ("right", right, "accuracy", {"test": PARTS["test"]}),
     ):
         for part, style in parts.items():
             lines.append(plot_part(ax, run, quantity, part, f"{part} {quantity} ({side} axis)", style))
-        clipped |= quantity_axis(ax, [run], quantity, parts)
+        clipped += [f"{side} axis"] * quantity_axis(ax, [run], quantity, parts)
     right.set_ylabel("test accuracy (%)")
     right.grid(False)
     right.spines["right"].set_visible(True)
-    epoch_axis(left, [run], clipped)
+    epoch_axis(left, [run], " and the ".join(clipped))
     legend_above(left, [*lines, *mark_chosen(left, run)], columns=2)
     return figure
 
@@ -164,7 +164,8 @@ def compare_figure(runs, quantity):
         if column:
             ax.set_ylabel("")
             ax.tick_params(labelleft=False)
-    note = "circle: the epoch whose params are kept" + "; epoch 1 lies outside the range" * clipped
+    note = "circle: the epoch whose params are kept, and its test accuracy"
+    note += "; epoch 1 lies outside the range" * clipped
     legend_below(figure, grid[1, :], handles, labels, title=note, ncol=columns, fontsize=8, alignment="left")
     return figure
 
@@ -386,7 +387,7 @@ def mistakes_figure(run):
     axes = picture_grid(figure, len(worst), facts["image_shape"], lines=1 if short_names else 3)
     for ax, picture, label, estimate in zip(axes, pictures, labels, estimates):
         ax.imshow(picture, cmap="gray_r", vmin=0, vmax=255)
-        names = [facts["class_names"][label], facts["class_names"][estimate.argmax()]]
+        names = [printable(facts["class_names"][k], 11) for k in (label, estimate.argmax())]
         names = (" → " if short_names else " →\n").join(names)
         likely = f"{100 * min(1, estimate.max()):.1f} %"
         ax.set_title(f"{names}{'   ' if short_names else chr(10)}{likely}", fontsize=8, pad=2)
@@ -579,7 +580,7 @@ def learning_curves_figure(run):
         line.set_linewidth(2.5 if trial == best else 0.8)
     clipped = quantity_axis(ax, runs.values(), "accuracy", ["val"])
     ax.set_ylabel("validation accuracy (%)")
-    epoch_axis(ax, runs.values(), clipped)
+    epoch_axis(ax, runs.values(), "range shown" * clipped)
     legend_above(ax, list({line.get_label(): line for line in ax.lines[::-1]}.values()))
     return figure
 
@@ -674,7 +675,7 @@ def run_labels(runs):
     labels = []
     for folder, run, config in zip(folder_names([run["path"] for run in runs]), runs, settings):
         own = [name for name in common if data.setting_text(config.get(name)) != common[name]]
-        words = [f"{name} {printable(short(config.get(name)), 24)}" for name in own[:LABEL_SETTINGS]]
+        words = [printable(f"{name} {short(config.get(name))}", 40) for name in own[:LABEL_SETTINGS]]
         words += ["…"] * (len(own) > LABEL_SETTINGS)
         row = next((row for row in run["rows"] if row["epoch"] == run["chosen"]), run["rows"][-1])
         if row["test_accuracy"] is not None:
@@ -685,7 +686,7 @@ def run_labels(runs):
 
 def folder_names(paths):
     """The last part of each path, or as many of the last parts as tell the paths apart."""
-    paths = [pathlib.Path(path).resolve().parts for path in paths]
+    paths = [pathlib.Path(os.path.abspath(path)).parts for path in paths]
     for count in range(1, max(map(len, paths)) + 1):
         names = ["/".join(parts[-count:]) for parts in paths]
         if len(set(names)) == len(set(paths)):
@@ -731,15 +732,15 @@ def legend_below(figure, place, handles, labels, **options):
     legend.set_in_layout(False)  # it has its place, and must not take that of the axes
 
 
-def epoch_axis(ax, runs, clipped=False, room=10):
-    """Round epochs on the x-axis, which also says whether the first is outside the range shown."""
+def epoch_axis(ax, runs, clipped="", room=10):
+    """Round epochs on the x-axis, which also says outside of what the first lies, if it does."""
     epochs = max(run["rows"][-1]["epoch"] for run in runs)
     ticks = MaxNLocator(room, **ROUND).tick_values(0, epochs)
     ticks = [int(tick) for tick in ticks if 1 <= tick <= epochs]
     ax.set_xticks([1, *ticks] if ticks[0] >= 5 else ticks)
     margin = 0.2 + 0.02 * epochs
     ax.set_xlim(1 - margin, epochs + margin)
-    ax.set_xlabel("epoch" + " (the first lies outside the range shown)" * clipped)
+    ax.set_xlabel(f"epoch (the first lies outside the {clipped})" if clipped else "epoch")
 
 
 def quantity_axis(ax, runs, quantity, parts):
@@ -1197,7 +1198,7 @@ def drawing_window(figure, params, config, title=""):
             bar.set_color(ORANGE if estimate == estimates.max() else BLUE)
         if state["background"] is None:
             canvas.draw_idle()
-        else:  # only what changes is drawn anew: in a tenth of the time, so that curves are smooth
+        else:  # only what changes is drawn anew: in a quarter of the time, so that curves are smooth
             canvas.restore_region(state["background"])
             draw_changing()
             canvas.blit(figure.bbox)
@@ -1331,7 +1332,7 @@ def main(argv=None):
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="folder for the files (default: FOLDER/figures; for several runs comparison/ beside them)",
+        help="folder for the files (default: FOLDER/figures; of several, comparison/ beside or in the first)",
     )
     parser.add_argument("--show", action="store_true", help="open windows and write no files")
     parser.add_argument(
@@ -1356,7 +1357,9 @@ def draw(flags, only):
     first = pathlib.Path(flags.folders[0])
     if len(flags.folders) > 1:
         figures, skipped = draw_comparison(flags.folders, only)
-        out = pathlib.Path(os.path.commonpath(map(os.path.abspath, flags.folders))) / "comparison"
+        beside = (first if first.name.strip(".") else first.resolve()).parent  # the parent of . is not .
+        apart = len({os.path.dirname(os.path.abspath(folder)) for folder in flags.folders}) > 1
+        out = (first if apart or beside.resolve() == pathlib.Path.cwd() else beside) / "comparison"
     else:
         figures, skipped = draw_folder(first, only, flags.data_dir)
         out = first / "figures"

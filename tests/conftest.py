@@ -1,4 +1,19 @@
-"""What the tests share: small data sets as IDX files, scripts run as a user would, real data."""
+"""What the tests share: small data sets as IDX files, scripts run as a user would, real data.
+
+Which file tests what; what all tests of faults share is in faults.py.
+
+nn         test_nn (the network), test_params_files (what is read and written)
+data       test_data (IDX files, splits, preprocessing), test_datasets (every other form of data),
+           test_datasets_faults, test_augment (steps that redraw pictures,
+           distortions), test_pictures (pictures of your own, committees), test_download,
+           test_scripts (the edges that every script has)
+train      test_train (runs), test_settings (settings, memory, numbers at the edge), test_train_faults
+           (full disks, locks, signals, damaged runs)
+search     test_search, test_search_faults
+test       test_test, test_test_faults
+visualize  test_visualize, test_visualize_faults
+tests      test_reproduce (reproduce.py)
+"""
 
 import contextlib
 import gzip
@@ -115,6 +130,17 @@ def rows_of(path):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-def is_one_clear_line(text, *words):
-    """Whether an error is a single line without a traceback that says all of the words."""
-    return text.count("\n") == 1 and "Traceback" not in text and all(word in text for word in words)
+CLEAR = (ValueError, OSError, ArithmeticError, MemoryError)  # what run_script turns into one line
+
+
+def is_one_clear_line(text, *names):
+    """Whether an error is a single line without a traceback that has all of the names in it."""
+    return text.count("\n") == 1 and "Traceback" not in text and all(str(name) in text for name in names)
+
+
+@contextlib.contextmanager
+def refused(*names, error=CLEAR):
+    """Within the block an error must be raised whose message has all of the names in it."""
+    with pytest.raises(error) as caught:
+        yield
+    assert str(caught.value) and all(str(name) in str(caught.value) for name in names), caught.value

@@ -4,28 +4,31 @@ import builtins
 import concurrent.futures
 import contextlib
 import copy
+import io
 import os
 import pathlib
+import pickle
 import signal
+import struct
 import subprocess
 import sys
 import time
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
-from conftest import HANG, ROOT, call, is_one_clear_line, time_limit
+from conftest import CLEAR, HANG, ROOT, call, is_one_clear_line, time_limit, write_dataset
 
 import data
 import nn
+import train
 
-CLEAR = (ValueError, OSError, ArithmeticError, MemoryError)  # what run_script turns into one line
 
-
-def call_refused(main, *arguments, words=()):
-    """Run a script's main, which must end with status 2 and one clear line that says the words."""
+def call_refused(main, *arguments, names=()):
+    """Run a script's main, which must end with status 2 and one clear line with all of the names."""
     status, _, err = call(main, *arguments)
-    assert status == 2 and is_one_clear_line(err, *words), (status, err)
+    assert status == 2 and is_one_clear_line(err, *names), (status, err)
 
 
 def peak_memory():
@@ -98,6 +101,40 @@ def wait_until(fact, process=None):
 
 def wait_until_gone(process):
     wait_until(lambda: process.poll() is not None and not living(process))
+
+
+def check_writes(monkeypatch, folder, written, error, once, main, *arguments):
+    """A script's writes fail one after the other, over old files: each file is the old or the new one.
+
+    Parameters
+    ----------
+    folder : path
+        Where the script writes; ``written`` is the glob of what.
+
+    Returns the number of writes.
+    """
+
+    def files():
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # for speed; it still can fail
+    assert call(main, *arguments)[0] == 0
+    new, paths = files(), list(folder.glob(written))
+    for number in range(1, 40):
+        for path in paths:
+            path.write_bytes(b"old")
+        with pytest.MonkeyPatch.context() as patch:
+            disk = Disk(patch, folder, number, error, once)
+            status, _, err = call(main, *arguments)
+        if disk.count < number:
+            break
+        if not (once and status == 0):  # it is no harm when a folder cannot be made that is there
+            assert status == 2 and is_one_clear_line(err, os.strerror(error)), (number, err)
+        found = files()
+        assert set(found) == set(new), "a half-written file stays"
+        assert all(content in (b"old", new[path]) for path, content in found.items())
+    assert call(main, *arguments)[0] == 0 and files() == new
+    return number
 
 
 class Disk:
@@ -285,6 +322,24 @@ def written(path, contents, target=None):
         yield target or path
 
 
+RUNS = [  # settings of runs that are damaged
+    {"momentum": 0.9, "preprocess": ["scale", "center"], "patience": 9},
+    {"hidden": [], "preprocess": ["standardize"], "dropout": 0.2, "loss": "mse", "lr": 0.001},
+    {"val_size": 0, "dtype": "float64", "hidden": [5, 4], "activation": "sigmoid", "dropout": 0.3},
+]
+
+
+def make_runs(folder):
+    """Small whole runs with the settings of RUNS; their folders."""
+    write_dataset(folder / "small")
+    usual = {"dataset": str(folder / "small"), "hidden": [7], "val_size": 12, "batch_size": 16, "epochs": 3}
+    outs = [folder / str(number) for number in range(len(RUNS))]
+    for out, settings in zip(outs, RUNS):
+        data.save_json(folder / "config.json", {**usual, **settings})
+        assert call(train.main, "--config", folder / "config.json", "--out", out)[0] == 0
+    return outs
+
+
 # --- settings and data sets -------------------------------------------------------------------
 
 WORDS = [  # for any flag
@@ -316,3 +371,89 @@ EDGE_SETS = {  # name -> training images, training labels, and those of the test
     "1x1": (RANDOM[:, :1, :1], np.arange(12) % 2),
     "200x200": (np.random.default_rng(1).integers(0, 256, (6, 200, 200)), np.arange(6) % 3),
 }
+
+
+# --- hostile files ----------------------------------------------------------------------------
+
+MEGA = 1 << 20
+READ = """
+import os, pathlib, sys
+import data, nn
+
+def peak_memory():
+    if not os.path.exists("/proc/self/status"):
+        return 0
+    return 1024 * int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+path = sys.argv[1]
+load = {"pkl": nn.load_params, "npz": nn.load_params, "json": data.load_json, "csv": data.load_rows}
+before = peak_memory()
+try:
+    own = load.get(path.split(".")[-1], data.load_idx)
+    (data.load_dataset if os.path.basename(path).startswith("set.") else own)(path)
+except (ValueError, OSError) as error:
+    print(f"{peak_memory() - before} {error}")
+"""
+
+
+class Runs:
+    """Unpickled by Python, it makes a folder."""
+
+    def __reduce__(self):
+        return os.mkdir, ("it-ran",)
+
+
+def check_hostile(path):
+    """A file that asks for far more memory or time than it is large is refused with one clear line."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", READ, str(path)],
+        capture_output=True, text=True, cwd=path.parent, timeout=HANG,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0 and not done.stderr, done.stderr[-2000:]
+    grown, error = done.stdout.split(" ", 1)
+    assert is_one_clear_line(error, path)
+    assert float(grown) < 50e6 + 10 * path.stat().st_size, error
+    assert not (path.parent / "it-ran").exists()
+
+
+def text(content):
+    return b"X" + struct.pack("<I", len(content)) + content
+
+
+def pickled(body):
+    """A params pickle whose config holds what the opcodes in body leave on the stack."""
+    params = pickle.dumps(nn.init_params(np.random.default_rng(0), [2, 2]), protocol=2)[2:-1]
+    return (
+        b"\x80\x04" + b"}(" + text(b"params") + params + text(b"config") + b"}" + text(b"a") + body + b"su."
+    )
+
+
+def same_bytes():
+    """A params pickle of twenty thousand arrays that share their half million bytes."""
+    return pickled(
+        b"cnumpy.core.multiarray\nscalar\nq\x01cnumpy\ndtype\n(X\x02\0\0\0u1K\0K\x01tRq\x02"
+        + text(b"a" * (MEGA // 2)) + b"q\x03c_codecs\nencode\nq\x04("
+        + b"h\x04h\x03X\x06\0\0\0latin1\x86R" * 20_000 + b"l"
+    )  # fmt: skip
+
+
+def zipped(entries):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def npy(shape, descr="<f4", content=b""):
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}}}".encode()
+    return b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header + content
+
+
+def use_dataset(folder):
+    dataset = data.load_dataset(str(folder))
+    settings = {"hidden": [3], "val_size": 1, "preprocess": ["scale", "center", "standardize"], "lr": 0.01}
+    config = train.check_settings(settings)
+    prepared = train.prepare(dataset, config)
+    train.train_epoch(train.init_state(prepared, config), prepared, config)

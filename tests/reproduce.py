@@ -192,7 +192,7 @@ def record_of(flags, folder):
     parser = argparse.ArgumentParser()
     train.add_settings(parser)
     wanted = train.check_settings(vars(parser.parse_known_args(flags)[0]))
-    wanted["val_size"] = train.val_count(wanted, 60_000)  # a share of the training images
+    wanted["val_size"] = data.val_count(wanted, 60_000)  # a share of the training images
     older = train.check_settings({})  # what a record of before does not hold has its default
     same = all(record.get(name, older[name]) == value for name, value in wanted.items())
     return record if same else None

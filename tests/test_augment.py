@@ -1,11 +1,17 @@
 """Steps that redraw pictures, principal components, and distortions."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
-from conftest import is_one_clear_line, run, write_dataset
+from conftest import call, is_one_clear_line, refused, run, write_dataset
+from faults import ODD_VALUES, WORDS, altered, outcomes
 
 import data
+import nn
 import train
+import visualize
 
 
 def blob(rows=28, columns=28, center=(13.5, 13.5), slant=0.0, size=(6.0, 1.5)):
@@ -81,22 +87,18 @@ def test_steps_come_in_the_order_given():
 
 
 @pytest.mark.parametrize(
-    "names, words",
+    "names, named",
     [
-        (["scale", "deskew"], "put it before scale"),
-        (["pca"], "pca needs a whole number"),
-        (["pca:0"], "pca needs a whole number"),
-        (["pca:1.5"], "pca needs a whole number"),
-        (["pca:99999999999999999999"], "pca needs a whole number"),
-        (["width:x"], "width needs a whole number"),
-        (["scale:3"], "scale takes no number"),
-        (["pca:3", "pca:2"], "each step once"),
-        (["pca:13"], "only 12 numbers"),
+        (["scale", "deskew"], "deskew"),
+        *((["pca" + number], "pca") for number in ("", ":0", ":1.5", ":99999999999999999999", ":13")),
+        (["width:x"], "width"),
+        (["scale:3"], "scale"),
+        (["pca:3", "pca:2"], ""),
     ],
 )
-def test_impossible_steps_are_named(names, words):
+def test_impossible_steps_are_named(names, named):
     images = np.random.default_rng(0).integers(0, 256, (50, 12), dtype=np.uint8)
-    with pytest.raises(ValueError, match=words):
+    with refused(named, error=ValueError):
         data.fit_steps(names, images, (3, 4))
 
 
@@ -260,18 +262,72 @@ def test_runs_with_all_of_it_are_judged_drawn_and_resumed(tmp_path, flags):
 
 
 @pytest.mark.parametrize(
-    "flags, words",
+    "flags, names",
     [
-        (["--augment", "shift", "affine"], ["--augment", "must be one of"]),
-        (["--augment", "none", "flip"], ["--augment", "none alone"]),
-        (["--augment", "elastik"], ["did you mean elastic"]),
-        (["--preprocess", "deskw"], ["did you mean deskew"]),
-        (["--preprocess", "scale", "pool"], ["--preprocess", "put it before scale"]),
-        (["--preprocess", "pca:900"], ["only 20 numbers"]),
-        (["--smooth", "0"], ["--smooth", "at least 0.001"]),
+        (["--augment", "shift", "affine"], []),
+        (["--augment", "none", "flip"], []),
+        (["--augment", "elastik"], ["elastic"]),
+        (["--preprocess", "deskw"], ["deskew"]),
+        (["--preprocess", "scale", "pool"], ["pool"]),
+        (["--preprocess", "pca:900"], ["pca"]),
+        (["--smooth", "0"], []),
     ],
 )
-def test_bad_flags_give_one_clear_line(small_set, tmp_path, flags, words):
+def test_bad_flags_give_one_clear_line(small_set, tmp_path, flags, names):
     settings = ["--dataset", small_set, "--val-size", "10", "--epochs", "1", "--out", tmp_path / "out"]
     done = run("train.py", *settings, *flags, check=2)
-    assert is_one_clear_line(done.stderr, *words)
+    assert is_one_clear_line(done.stderr, *names) and (flags[1] == "pca:900" or flags[0] in done.stderr)
+
+
+# --- odd kinds and strengths, from flags and from damaged files ---------------------------------
+
+NAMES = [["none"], ["elastic"], ["shift", "elastic"], ["flip"], ["none", "flip"], ["elastic"] * 3]
+
+
+@pytest.fixture(scope="module")
+def distorted_run(tmp_path_factory):
+    """The params file of a run with distortions and steps of every kind."""
+    folder = tmp_path_factory.mktemp("distorted")
+    small = write_dataset(folder / "small", shape=(8, 9))
+    base = ["--dataset", small, "--val-size", 12, "--hidden", 7, "--epochs", 1, "--out", folder / "run"]
+    steps = ["deskew", "pool", "scale", "center", "standardize"]
+    assert call(train.main, *base, "--augment", "elastic", "flip", "--preprocess", *steps)[0] == 0
+    return folder / "run" / "params.pkl"
+
+
+@pytest.mark.parametrize("name", ["augment", *data.STRENGTHS])
+def test_any_distortion_that_is_accepted_works_without_a_warning(name):
+    images, accepted = np.random.default_rng(0).integers(0, 256, (5, 72), np.uint8), 0
+    for value in [*WORDS, *ODD_VALUES, *NAMES]:
+        given = {"augment": ["elastic", "flip"], name: value}
+        try:
+            config = train.check_settings(given)
+        except ValueError as error:
+            assert train.flag(name) in str(error)
+            continue
+        how = data.make_augment(config["augment"], (8, 9), **{n: config[n] for n in data.STRENGTHS})
+        if how:
+            for dtype in train.DTYPES.values():
+                x = data.augment(images, how, np.random.default_rng(0), np.empty(images.shape, dtype))
+                assert 0 <= x.min() <= x.max() <= 255
+        accepted += 1
+    assert accepted
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.extended)])
+def test_odd_distortions_and_steps_in_a_params_file_are_drawn_or_refused(distorted_run, tmp_path, count):
+    honest, rng = nn.load_checkpoint(distorted_run), np.random.default_rng(count)
+    odd = [{name: value} for name in ("augment", *data.STRENGTHS, "steps") for value in ODD_VALUES + NAMES]
+    odd = [odd[i] for i in rng.permutation(len(odd))[:count]]
+    parts = {name: honest["config"][name] for name in ("augment", "steps", *data.STRENGTHS)}
+    odd += [altered(parts, rng, arrays=True) for _ in range(count)]
+
+    def cases():
+        for change in odd:
+            content = copy.deepcopy(honest)
+            content["config"].update(change)
+            (tmp_path / "params.pkl").write_bytes(pickle.dumps(content))
+            yield tmp_path
+
+    fine, faults = outcomes(cases(), lambda folder: visualize.draw_folder(folder, ["augment"], None))
+    assert not faults and 0 < fine < len(odd)

@@ -8,8 +8,8 @@ import struct
 
 import numpy as np
 import pytest
-from conftest import is_one_clear_line, run, run_apart, write_dataset
-from faults import Disk
+from conftest import is_one_clear_line, refused, run, run_apart, write_dataset
+from faults import FEW, MANY, MEGA, Disk, check_hostile, damaged, outcomes, use_dataset, written
 
 import data
 import nn
@@ -36,27 +36,27 @@ def test_idx_files_are_read_exactly(tmp_path, zipped):
 
 
 @pytest.mark.parametrize(
-    "content, words",
+    "content",
     [
-        (b"", "does not start"),
-        (b"\x00\x00", "does not start"),
-        (b"<html>not found</html>", "does not start"),
-        (idx((2,), b"ab", kind=0x0D), "unsigned bytes"),
-        (idx((2, 2), b"abcd"), "unsigned bytes"),
-        (idx((2,), b"ab")[:6], "damaged"),
-        (idx((5,), b"abc"), "ends before the 5"),
-        (idx((2,), b"abc"), "goes on after the 2"),
-        (idx((2**32 - 1,) * 3, b"abc"), "damaged"),
-        (idx((2**30,), b"abc"), "announces"),
+        b"",
+        b"\x00\x00",
+        b"<html>not found</html>",
+        idx((2,), b"ab", kind=0x0D),  # not of unsigned bytes
+        idx((2,), b"ab", kind=0x0A),  # of no type that there is
+        idx((1,) * 5, b"a"),  # of 5 dimensions
+        idx((2,), b"ab")[:6],  # the header is cut
+        idx((5,), b"abc"),
+        idx((2,), b"abc"),  # goes on after its end
+        idx((2**32 - 1,) * 3, b"abc"),
+        idx((2**30,), b"abc"),
     ],
 )
 @pytest.mark.parametrize("zipped", [False, True])
-def test_damaged_idx_files_are_named(tmp_path, content, words, zipped):
+def test_damaged_idx_files_are_named(tmp_path, content, zipped):
     path = tmp_path / ("bad.gz" if zipped else "bad")
     path.write_bytes(gzip.compress(content) if zipped else content)
-    with pytest.raises(ValueError, match=words) as error:
+    with refused(path, error=ValueError):
         data.load_idx(path)
-    assert str(path) in str(error.value)
 
 
 def test_gzip_is_told_by_content_not_by_name(tmp_path):
@@ -96,7 +96,7 @@ def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
 def test_damaged_gzip_is_named(tmp_path, cut):
     content = idx((50,), np.random.default_rng(0).bytes(50))
     (tmp_path / "bad.gz").write_bytes(gzip.compress(content)[cut])
-    with pytest.raises(ValueError, match=r"bad\.gz is damaged"):
+    with refused("bad.gz", error=ValueError):
         data.load_idx(tmp_path / "bad.gz")
 
 
@@ -130,26 +130,27 @@ def test_256_classes_and_dotted_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "part, array, words",
+    "part, shape",
     [
-        ("train_labels", np.zeros(59, np.uint8), "60 train images but 59 labels"),
-        ("test_images", np.zeros((20, 4, 4), np.uint8), "differ in size"),
-        ("test_images", np.zeros(20, np.uint8), "not that of test images"),
-        ("train_labels", np.zeros((60, 1, 1), np.uint8), "not that of train labels"),
-        ("train_images", np.zeros((60, 0, 5), np.uint8), "not that of train images"),
+        ("train_labels", 59),
+        ("test_images", (20, 4, 4)),
+        ("test_images", 20),
+        ("train_labels", (60, 1, 1)),
+        ("train_images", (60, 0, 5)),
     ],
 )
-def test_files_that_do_not_match(small_set, part, array, words):
+def test_files_that_do_not_match(small_set, part, shape):
+    array = np.zeros(shape, np.uint8)
     (small_set / data.FILES[part]).write_bytes(data.idx_bytes(array))
-    with pytest.raises(ValueError, match=words):
+    with refused(small_set, error=ValueError):
         data.load_dataset(str(small_set))
 
 
 def test_missing_and_unknown(small_set):
-    (small_set / data.FILES["test_labels"]).unlink()
-    with pytest.raises(FileNotFoundError, match="t10k-labels"):
+    (small_set / data.FILES["train_labels"]).unlink()
+    with refused(data.FILES["train_labels"], error=FileNotFoundError):
         data.load_dataset(str(small_set))
-    with pytest.raises(ValueError, match="unknown dataset 'mnsit'"):
+    with refused("mnsit", "mnist", error=ValueError):
         data.load_dataset("mnsit")
 
 
@@ -166,7 +167,7 @@ def test_real_data_has_the_known_content(real_data):
 def test_other_content_under_a_known_name_is_refused(tmp_path):
     write_dataset(tmp_path / "mnist")
     for name in ("mnist", "auto"):
-        with pytest.raises(ValueError, match="SHA-256 differs"):
+        with refused(tmp_path / "mnist", error=ValueError):
             data.load_dataset(name, tmp_path)
 
 
@@ -259,7 +260,7 @@ def test_split_with_a_subset_and_without_validation():
 
 @pytest.mark.parametrize("val, train", [(100, None), (101, None), (-1, None), (30, 71), (0, 101)])
 def test_impossible_splits(val, train):
-    with pytest.raises(ValueError, match="100 images cannot be split"):
+    with refused("100", error=ValueError):
         data.split(np.zeros((100, 1)), np.zeros(100), val, np.random.default_rng(0), train)
 
 
@@ -305,7 +306,7 @@ def test_preprocessing_leaves_the_images_alone(pixels):
     before = pixels.copy()
     data.preprocess(pixels, data.fit_steps(["scale", "center", "standardize"], pixels, (3, 4)))
     np.testing.assert_array_equal(pixels, before)
-    with pytest.raises(ValueError, match="unknown preprocessing"):
+    with refused("scale", error=ValueError):
         data.fit_steps(["skale"], pixels, (3, 4))
 
 
@@ -347,10 +348,10 @@ def test_a_file_with_thousands_of_steps_is_refused(tmp_path, name):
         data.load_run(path)
 
 
-def test_a_network_has_no_more_classes_than_a_label_has_values(tmp_path):
-    names = [str(number) for number in range(257)]
+def test_a_network_has_no_more_classes_than_are_taken(tmp_path):
+    names = [str(number) for number in range(data.MOST_CLASSES + 1)]
     facts = {"image_shape": [2, 2], "class_names": names}
-    with pytest.raises(ValueError, match=r"params\.pkl.*257 classes"):
+    with pytest.raises(ValueError, match=r"params\.pkl.*4,097 classes"):
         data.load_run(params_file(tmp_path / "params.pkl", data=facts))
 
 
@@ -425,13 +426,13 @@ def test_rows_round_trip_exactly(tmp_path):
 @pytest.mark.parametrize("content", ["", "a,b\n1\n", "a\nx\n", "a\n1,2\n", 'a\n"1\n'])
 def test_damaged_rows_are_named(tmp_path, content):
     (tmp_path / "h.csv").write_text(content)
-    with pytest.raises(ValueError, match=r"h\.csv"):
+    with refused("h.csv", error=ValueError):
         data.load_rows(tmp_path / "h.csv")
 
 
 def test_damaged_json_is_named(tmp_path):
     (tmp_path / "c.json").write_text("{")
-    with pytest.raises(ValueError, match=r"c\.json"):
+    with refused("c.json", error=ValueError):
         data.load_json(tmp_path / "c.json")
 
 
@@ -460,3 +461,46 @@ def test_a_progress_line_does_not_wrap(monkeypatch):
     with data.progress_line() as show:
         show("x" * 100)
     assert terminal.getvalue().count("x") == 39
+
+
+# --- damaged and hostile files ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [FEW, MANY])
+@pytest.mark.parametrize("way", ["raw", "gzipped", "before gzip"])
+def test_damaged_idx_files(tmp_path, way, count):
+    faults, fine, rng = {}, 0, np.random.default_rng([1, len(way), count])
+    for part in data.FILES:
+        folder = write_dataset(tmp_path / part, zipped=way != "raw")
+        path = folder / (data.FILES[part] + ("" if way == "raw" else ".gz"))
+        content = path.read_bytes()
+        if way == "before gzip":
+            honest = gzip.decompress(content)
+            contents = (gzip.compress(damaged(honest, rng), 1) for _ in range(count // 4))
+        else:
+            contents = (damaged(content, rng) for _ in range(count // 4))
+        good, bad = outcomes(written(path, contents, folder), use_dataset)
+        fine, faults = fine + good, faults | bad
+    assert not faults and 0 < fine < count
+
+
+HOSTILE = {
+    "images sizes that lie": lambda: idx((2**32 - 1, 28, 28), bytes(784)),
+    "images 3 GB announced": lambda: idx((4_000_000, 28, 28), bytes(784)),
+    "images.gz 3 GB announced": lambda: gzip.compress(idx((4_000_000, 28, 28), bytes(784))),
+    "images.gz bomb behind the end": lambda: gzip.compress(idx((1, 28, 28), bytes(100 * MEGA)), 9),
+    "images.gz bomb in many parts": lambda: gzip.compress(idx((1, 28, 28), bytes(784)))
+    + gzip.compress(bytes(4 * MEGA), 9) * 100,
+    "images.gz endless file name": lambda: b"\x1f\x8b\x08\x08" + bytes(6) + b"a" * (2 * MEGA),
+    "nested.json": lambda: b"[" * (4 * MEGA),
+    "digits.json": lambda: b'{"lr": ' + b"9" * (4 * MEGA) + b"}",
+    "quoted.csv": lambda: b'"' + b"a" * (8 * MEGA),
+    "digits.csv": lambda: b"epoch\n" + b"9" * 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_take_no_memory_or_time(tmp_path, name):
+    path = tmp_path / name.split()[0]
+    path.write_bytes(HOSTILE[name]())
+    check_hostile(path)

@@ -1,6 +1,7 @@
 """Downloads, driven against an HTTP server on the loopback address."""
 
 import contextlib
+import errno
 import gc
 import gzip
 import hashlib
@@ -15,7 +16,7 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import HANG, ROOT, time_limit, write_dataset
+from conftest import HANG, ROOT, refused, time_limit, write_dataset
 
 import data
 
@@ -128,16 +129,14 @@ def test_after_a_bad_mirror_the_next_one_is_tried(get, tmp_path, bad):
 
 @pytest.mark.parametrize("bad", [name for name in BAD if name not in SLOW])
 def test_when_no_mirror_is_good_nothing_is_left_and_all_are_listed(get, tmp_path, server, bad):
-    with pytest.raises(OSError, match=r"could not download f\.gz") as error:
+    with refused("f.gz", f"{server}/{bad}/f.gz", f"{server}/404/f.gz", error=OSError):
         get(bad, "404")
-    assert f"{server}/{bad}/f.gz" in str(error.value) and "404" in str(error.value)
     assert not (tmp_path / "set").exists()
 
 
 def test_when_all_mirrors_are_without_end_all_are_given_up_and_listed(get, tmp_path, server):
-    with time_limit(), pytest.raises(OSError) as error:
+    with time_limit(), refused(*(f"{server}/{name}/f.gz" for name in SLOW), error=OSError):
         get(*SLOW)
-    assert all(f"{server}/{name}/f.gz" in str(error.value) for name in SLOW)
     assert not (tmp_path / "set").exists()
 
 
@@ -145,21 +144,21 @@ def test_nobody_listens(tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/f.gz"
-        with pytest.raises(OSError, match="refused"):
+        with refused(url, error=OSError):
             data.download_file([url], tmp_path / "f.gz", SHA256, 208)
 
 
 def test_a_name_that_does_not_resolve(tmp_path):
-    with pytest.raises(OSError, match="could not download"):
+    with refused("no-such-host.invalid", error=OSError):
         data.download_file(["http://no-such-host.invalid/f.gz"], tmp_path / "f.gz", SHA256, 208)
 
 
 def test_a_full_disk_leaves_nothing(get, tmp_path, monkeypatch):
     def full(*_):
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space left.*No space left"):
+    with refused("f.gz", os.strerror(errno.ENOSPC), error=OSError):
         get("good", "good")
     assert os.listdir(tmp_path / "set") == []
 
@@ -205,11 +204,11 @@ def test_mnist_never_falls_back_and_auto_says_so(mirrored, tmp_path, monkeypatch
     mirrored["mirrors"] = mirrored["mirrors"][:1]
     draw = data.draw_glyphs
     monkeypatch.setattr(data, "draw_glyphs", lambda rng: draw(rng, 300, 100))
-    with pytest.raises(OSError, match="404"):
+    with refused("404", error=OSError):
         data.load_dataset("mnist", tmp_path / "data")
     assert data.load_dataset("auto", tmp_path / "data")["name"] == "glyphs"
     warning = capsys.readouterr().err
-    assert "WARNING: this is NOT MNIST" in warning and "404" in warning and "To get MNIST" in warning
+    assert "NOT MNIST" in warning and "404" in warning and "--data-dir" in warning
 
 
 def test_auto_gives_up_on_silent_mirrors_within_15_seconds(mirrored, server, tmp_path, monkeypatch):
@@ -253,6 +252,6 @@ def test_several_processes_at_once_do_no_harm(server, tmp_path):
 
 def test_a_data_folder_that_cannot_be_written(mirrored, tmp_path):
     (tmp_path / "a-file").write_text("kept")
-    with pytest.raises(OSError, match=r"could not download train-labels.*Not a directory"):
+    with refused("train-labels", os.strerror(errno.ENOTDIR), error=OSError):
         data.load_dataset("mnist", tmp_path / "a-file")
     assert (tmp_path / "a-file").read_text() == "kept"

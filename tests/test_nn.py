@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+from conftest import refused
 
 import nn
 
@@ -468,31 +469,31 @@ def test_activations_are_safe_at_the_ends(activation, dtype):
 
 
 @pytest.mark.parametrize(
-    "call, words",
+    "call, name",
     [
         (lambda p, x, y: nn.init_params(np.random.default_rng(), [5]), "sizes"),
         (lambda p, x, y: nn.init_params(np.random.default_rng(), [5, 0, 2]), "sizes"),
-        (lambda p, x, y: nn.init_params(np.random.default_rng(), [5, 2], "rleu"), "did you mean relu"),
-        (lambda p, x, y: nn.init_params(np.random.default_rng(), [5, 2], init="hee"), "did you mean he"),
+        (lambda p, x, y: nn.init_params(np.random.default_rng(), [5, 2], "rleu"), "relu"),
+        (lambda p, x, y: nn.init_params(np.random.default_rng(), [5, 2], init="hee"), "he"),
         (lambda p, x, y: nn.forward(p, x[:, :3]), "shape"),
         (lambda p, x, y: nn.forward(p, x[0]), "shape"),
         (lambda p, x, y: nn.forward(p, x, dropout=0.5), "rng"),
-        (lambda p, x, y: nn.forward(p, x, dropout=1.0), "below 1"),
-        (lambda p, x, y: nn.forward(p, x, "swish"), "unknown activation"),
-        (lambda p, x, y: nn.loss(p, nn.forward(p, x)[0], y, "hinge"), "unknown loss"),
-        (lambda p, x, y: nn.loss(p, nn.forward(p, x)[0], y[:3]), "labels must be 8"),
-        (lambda p, x, y: nn.loss(p, nn.forward(p, x)[0], y + 4), "0 ... 3"),
-        (lambda p, x, y: nn.loss(p, nn.forward(p, x)[0], np.uint8(y + 4)), "0 ... 3"),
-        (lambda p, x, y: nn.loss(p, nn.forward(p, x)[0], np.uint8(y + 4), "mse"), "0 ... 3"),
-        (lambda p, x, y: nn.backward(p, nn.forward(p, x)[1], np.uint8(y + 4)), "0 ... 3"),
-        (lambda p, x, y: nn.backward(p, nn.forward(p, x)[1], np.uint64(y) - np.uint64(4)), "0 ... 3"),
-        (lambda p, x, y: nn.backward(p, nn.forward(p, x)[1], y - 4), "0 ... 3"),
-        (lambda p, x, y: nn.backward(p, nn.forward(p, x)[1], y.astype(float)), "whole numbers"),
-        (lambda p, x, y: nn.predict(p, x, loss="nll"), "unknown loss"),
+        (lambda p, x, y: nn.forward(p, x, dropout=1.0), "dropout"),
+        (lambda p, x, y: nn.forward(p, x, "swish"), "activation"),
+        (lambda p, x, y: nn.loss(p, nn.forward(p, x)[0], y, "hinge"), "loss"),
+        (lambda p, x, y: nn.loss(p, nn.forward(p, x)[0], y[:3]), "label"),
+        (lambda p, x, y: nn.loss(p, nn.forward(p, x)[0], y + 4), "label"),
+        (lambda p, x, y: nn.loss(p, nn.forward(p, x)[0], np.uint8(y + 4)), "label"),
+        (lambda p, x, y: nn.loss(p, nn.forward(p, x)[0], np.uint8(y + 4), "mse"), "label"),
+        (lambda p, x, y: nn.backward(p, nn.forward(p, x)[1], np.uint8(y + 4)), "label"),
+        (lambda p, x, y: nn.backward(p, nn.forward(p, x)[1], np.uint64(y) - np.uint64(4)), "label"),
+        (lambda p, x, y: nn.backward(p, nn.forward(p, x)[1], y - 4), "label"),
+        (lambda p, x, y: nn.backward(p, nn.forward(p, x)[1], y.astype(float)), "label"),
+        (lambda p, x, y: nn.predict(p, x, loss="nll"), "loss"),
     ],
 )
-def test_bad_input_is_named(call, words):
-    with pytest.raises(ValueError, match=words):
+def test_bad_input_is_named(call, name):
+    with refused(name, error=ValueError):
         call(*network())
 
 

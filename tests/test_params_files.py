@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import pickle
@@ -9,7 +10,8 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import ROOT, is_one_clear_line, time_limit
+from conftest import HANG, ROOT, is_one_clear_line, refused, time_limit
+from faults import MEGA, Runs, check_hostile, npy, pickled, same_bytes, text, zipped
 
 import nn
 
@@ -113,49 +115,44 @@ def test_big_endian_params_become_native(tmp_path, params):
 # --- what must not load -----------------------------------------------------------------------
 
 
-class Runs:
-    """Unpickled by Python, it makes a folder."""
-
-    def __reduce__(self):
-        return os.mkdir, ("it-ran",)
-
-
-BAD_PICKLES = {  # what is pickled, and what of it the message names beside the file
-    "code at the top": (lambda p: Runs(), ""),
-    "code in params": (lambda p: {"params": Runs(), "config": {}}, ""),
-    "code in config": (lambda p: {"params": p, "config": {"a": [Runs()]}}, ""),
-    "a function": (lambda p: {"params": p, "config": {"a": print}}, ""),
-    "an object array": (lambda p: {"params": {**p, "W1": np.array([[None]])}, "config": {}}, ""),
-    "a text array": (lambda p: {"params": p, "config": {"a": np.array(["a"])}}, ""),
-    "a set": (lambda p: {"params": p, "config": {"a": {1}}}, ""),
-    "bytes": (lambda p: {"params": p, "config": {"a": b"a"}}, ""),
-    "a tuple": (lambda p: {"params": p, "config": {"a": (1, 2)}}, ""),
-    "a key that is no string": (lambda p: {"params": p, "config": {1: 2}}, ""),
-    "no config": (lambda p: {"params": p}, ""),
-    "a list": (lambda p: [1, 2], ""),
-    "config no dict": (lambda p: {"params": p, "config": 3}, ""),
-    "no layers": (lambda p: {"params": {}, "config": {}}, ""),
-    "a missing bias": (lambda p: {"params": {k: p[k] for k in ("W1", "b1", "W2")}, "config": {}}, "b2"),
-    "a strange name": (lambda p: {"params": {**p, "U1": p["W1"]}, "config": {}}, "U1"),
-    "a bias of another length": (lambda p: {"params": {**p, "b1": p["b1"][:2]}, "config": {}}, "b1"),
-    "a flat weight": (lambda p: {"params": {**p, "W1": p["W1"].ravel()}, "config": {}}, "W1"),
-    "layers that do not chain": (lambda p: {"params": {**p, "W2": p["W2"][:4]}, "config": {}}, "W2"),
-    "an empty layer": (lambda p: {"params": {**p, "W1": p["W1"][:0]}, "config": {}}, "W1"),
-    "whole numbers": (lambda p: {"params": {**p, "W1": p["W1"].astype(int)}, "config": {}}, ""),
-    "mixed dtypes": (lambda p: {"params": {**p, "W2": p["W2"].astype(float)}, "config": {}}, "W2"),
-    "nan": (lambda p: {"params": {**p, "b2": p["b2"] * np.nan}, "config": {}}, ""),
-    "inf": (lambda p: {"params": {**p, "W2": p["W2"] + np.inf}, "config": {}}, ""),
+BAD_PICKLES = {
+    "code at the top": lambda p: Runs(),
+    "code in params": lambda p: {"params": Runs(), "config": {}},
+    "code in config": lambda p: {"params": p, "config": {"a": [Runs()]}},
+    "a function": lambda p: {"params": p, "config": {"a": print}},
+    "an object array": lambda p: {"params": {**p, "W1": np.array([[None]])}, "config": {}},
+    "a text array": lambda p: {"params": p, "config": {"a": np.array(["a"])}},
+    "a set": lambda p: {"params": p, "config": {"a": {1}}},
+    "bytes": lambda p: {"params": p, "config": {"a": b"a"}},
+    "a tuple": lambda p: {"params": p, "config": {"a": (1, 2)}},
+    "a key that is no string": lambda p: {"params": p, "config": {1: 2}},
+    "no config": lambda p: {"params": p},
+    "a list": lambda p: [1, 2],
+    "config no dict": lambda p: {"params": p, "config": 3},
+}
+BAD_PARAMS = {  # what is wrong -> params, and the name that the error says
+    "no layers": (lambda p: {}, "W1"),
+    "a missing bias": (lambda p: {k: p[k] for k in ("W1", "b1", "W2")}, "b2"),
+    "a strange name": (lambda p: {**p, "U1": p["W1"]}, "U1"),
+    "a bias of another length": (lambda p: {**p, "b1": p["b1"][:2]}, "b1"),
+    "a flat weight": (lambda p: {**p, "W1": p["W1"].ravel()}, "W1"),
+    "layers that do not chain": (lambda p: {**p, "W2": p["W2"][:4]}, "W2"),
+    "an empty layer": (lambda p: {**p, "W1": p["W1"][:0]}, "W1"),
+    "whole numbers": (lambda p: {**p, "W1": p["W1"].astype(int)}, "W1"),
+    "mixed dtypes": (lambda p: {**p, "W2": p["W2"].astype(float)}, "W2"),
+    "nan": (lambda p: {**p, "b2": p["b2"] * np.nan}, "b2"),
+    "inf": (lambda p: {**p, "W2": p["W2"] + np.inf}, "W2"),
 }
 
 
-@pytest.mark.parametrize("case", BAD_PICKLES)
+@pytest.mark.parametrize("case", [*BAD_PICKLES, *BAD_PARAMS])
 def test_bad_pickles_are_refused(tmp_path, monkeypatch, params, case):
     monkeypatch.chdir(tmp_path)
-    make, named = BAD_PICKLES[case]
-    (tmp_path / "p.pkl").write_bytes(pickle.dumps(make(params)))
-    with pytest.raises(ValueError) as error:
+    make, *name = BAD_PARAMS.get(case, [BAD_PICKLES.get(case)])
+    content = {"params": make(params), "config": {}} if name else make(params)
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps(content))
+    with refused("p.pkl", *name, error=ValueError):
         nn.load_params("p.pkl")
-    assert is_one_clear_line(f"{error.value}\n", "p.pkl", named)
     assert not (tmp_path / "it-ran").exists()
 
 
@@ -165,7 +162,7 @@ def test_shapes_that_lie_are_refused_without_taking_memory(tmp_path, params):
     assert content.count(shape) == 1
     huge = content.replace(shape, b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f")
     (tmp_path / "p.pkl").write_bytes(huge[:2] + huge[11:])  # without the frame and its length
-    with pytest.raises(ValueError, match=r"p\.pkl"):
+    with refused("p.pkl", error=ValueError):
         nn.load_params(tmp_path / "p.pkl")
 
 
@@ -176,7 +173,7 @@ def test_a_cut_or_changed_file_is_an_error_or_the_same_network(tmp_path, params,
     content, rng = path.read_bytes(), np.random.default_rng(0)
     for length in rng.integers(0, len(content), 60):
         path.write_bytes(content[:length])
-        with pytest.raises(ValueError, match=r"p\.(pkl|npz)"):
+        with refused(path, error=ValueError):
             nn.load_params(path)
     for _ in range(200):
         changed = bytearray(content)
@@ -185,7 +182,7 @@ def test_a_cut_or_changed_file_is_an_error_or_the_same_network(tmp_path, params,
         try:
             got, _ = nn.load_params(path)
         except ValueError as error:
-            assert path.name in str(error)
+            assert is_one_clear_line(f"{error}\n", path)
         else:
             nn.check_params(got)
 
@@ -200,7 +197,7 @@ def test_npz_with_objects_or_text_instead_of_config(tmp_path, params):
         buffer = io.BytesIO()
         np.savez(buffer, **params, **extra)
         (tmp_path / "p.npz").write_bytes(buffer.getvalue())
-        with pytest.raises(ValueError, match=r"p\.(pkl|npz)"):
+        with refused("p.npz", error=ValueError):
             nn.load_params(tmp_path / "p.npz")
 
 
@@ -209,26 +206,26 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, params):
     nn.save_params(path, params, {"lr": 1.0})
 
     def full(*_):
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with refused(os.strerror(errno.ENOSPC), error=OSError):
         nn.save_params(path, params, {"lr": 2.0})
     assert nn.load_params(path)[1] == {"lr": 1.0}
     assert os.listdir(tmp_path) == ["p.pkl"]
 
 
 def test_only_two_suffixes(tmp_path, params):
-    with pytest.raises(ValueError, match="json"):
+    with refused(".json", error=ValueError):
         nn.save_params(tmp_path / "p.json", params, {})
-    with pytest.raises(ValueError, match="builtin_function"):
+    with refused(error=ValueError):
         nn.save_params(tmp_path / "p.pkl", params, {"f": print})
 
 
 @pytest.mark.parametrize("config", [None, [], {1: 2}, {"a": {2: 3}}])
 @pytest.mark.parametrize("suffix", [".pkl", ".npz"])
 def test_a_config_that_could_not_be_read_back_is_not_written(tmp_path, params, config, suffix):
-    with pytest.raises(ValueError):
+    with refused(error=ValueError):
         nn.save_params(tmp_path / f"params{suffix}", params, config)
     assert os.listdir(tmp_path) == []
 
@@ -246,10 +243,6 @@ MODULUS = sys.hash_info.modulus
 def nested(depth=60):
     """A tuple (t, t) of tuples (t, t) ...: small, but without end for whoever hashes or prints it."""
     return b"K\x01\x85\x94" + b"".join(b"h" + bytes([i]) + b"\x86\x94" for i in range(depth))
-
-
-def text(content):
-    return b"X" + struct.pack("<I", len(content)) + content
 
 
 def array_of(content, spec=F4, shape=b"K\x01\x85"):
@@ -270,7 +263,7 @@ BOMBS = {
     "keys": b"}(" + nested() + b"Nu",
     "keys of a dict": b"(" + nested() + b"Nd",
     "key of an array": array_of(bytes(4)) + nested() + b"K\x00s",
-    "keys that collide": b"(" + b"".join(b"L%dL\nN" % (i * MODULUS) for i in range(1, 60_000)) + b"d",
+    "keys that collide": b"(" + b"".join(b"L%dL\nN" % (i * MODULUS) for i in range(1, 300_000)) + b"d",
     "places that collide": b"N" + b"".join(b"p%d\n" % (i * MODULUS) for i in range(1, 60_000)),
     "places of lists": b"]" + b"".join(b"q%c" % i for i in range(256)),
     "names": nested() + b"h\x05\x93",
@@ -291,7 +284,7 @@ BOMBS = {
     "frozen set": b"(" + nested() + b"\x91",
     "buffer": b"\x97",
     "read-only buffer": b"\x97\x98",
-    "protocol 2's text": b"S'a'\n",
+    "Python 2's text": b"S'a'\n",
     "twice": b"N2",
     "away": b"N0",
     "bytes of a terabyte": b"\x8e" + struct.pack("<Q", 1 << 40) + b"a",
@@ -320,13 +313,17 @@ BOMBS = {
     "empty stack": b"a",
     "no mark": b"u",
 }  # fmt: skip
-HARMLESS = {"places of lists", "frame of a terabyte", "array's order"}  # read as the data that they hold
+HARMLESS = {
+    "Python 2's text",
+    "places of lists",
+    "frame of a terabyte",
+    "array's order",
+}  # read as the data that they hold
 LOAD_ALL = """
-import os, sys, time
+import os
 import nn
 
 for name in sorted(os.listdir(".")):
-    started = time.monotonic()
     print(name, end=": ", flush=True)
     try:
         nn.load_checkpoint(name)
@@ -334,21 +331,19 @@ for name in sorted(os.listdir(".")):
         print("refused", repr(str(error)), flush=True)
     else:
         print("READ")
-    if time.monotonic() - started > 5:
-        print("SLOW")
     if os.path.exists("it-ran"):
         print("RAN")
 """
 
 
-def test_pickles_made_to_hang_or_to_run_are_refused(tmp_path, params):
-    start = START + b"}(" + text(b"params") + pickle.dumps(params, protocol=2)[2:-1] + text(b"config") + b"}"
+def test_pickles_made_to_hang_or_to_run_are_refused(tmp_path):
     for name, body in BOMBS.items():
         (tmp_path / f"{name}.pkl").write_bytes(START + body + b".")
-        (tmp_path / f"{name} in a config.pkl").write_bytes(start + text(b"a") + body + b"su.")
+        (tmp_path / f"{name} in a config.pkl").write_bytes(pickled(body))
     done = subprocess.run(
         [sys.executable, "-c", LOAD_ALL],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=99,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=HANG,
     )  # fmt: skip
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stdout[-300:] + done.stderr  # the last name is the one that did it
@@ -357,8 +352,7 @@ def test_pickles_made_to_hang_or_to_run_are_refused(tmp_path, params):
     assert len(lines) == 2 * len(BOMBS) == len(os.listdir(tmp_path))
 
 
-def test_what_the_bombs_are_made_of_is_read_where_it_is_sound(tmp_path, params):
-    start = START + b"}(" + text(b"params") + pickle.dumps(params, protocol=2)[2:-1] + text(b"config") + b"}"
+def test_what_the_bombs_are_made_of_is_read_where_it_is_sound(tmp_path):
     four = struct.pack("<f", 0.5)
     sound = {
         "array": array_of(four),
@@ -367,7 +361,7 @@ def test_what_the_bombs_are_made_of_is_read_where_it_is_sound(tmp_path, params):
         "scalar": SCALAR + F4 + b"C\x04" + four + b"\x86R",
     }
     for name, body in sound.items():
-        (tmp_path / f"{name}.pkl").write_bytes(start + text(b"a") + body + b"su.")
+        (tmp_path / f"{name}.pkl").write_bytes(pickled(body))
         _, config = nn.load_params(tmp_path / f"{name}.pkl")
         assert np.all(config["a"] == 0.5), name
 
@@ -394,7 +388,7 @@ def test_too_little_memory_is_no_damage(tmp_path, monkeypatch, params):
     def full(content):
         raise MemoryError
 
-    monkeypatch.setattr(nn, "_from_npy", full)
+    monkeypatch.setattr(nn, "npy_array", full)
     with pytest.raises(MemoryError, match=r"p\.npz"):
         nn.load_params(tmp_path / "p.npz")
 
@@ -405,7 +399,7 @@ def test_an_npz_whose_entries_share_a_name_is_quickly_done(tmp_path, compression
         warnings.simplefilter("ignore")
         for size in [0] * 20_000 + [2_000_000]:
             archive.writestr("W1.npy", bytes(size))
-    with time_limit(60), pytest.raises(ValueError, match=r"p\.npz"):
+    with time_limit(), refused("p.npz", error=ValueError):
         nn.load_params(tmp_path / "p.npz")
 
 
@@ -436,3 +430,29 @@ def test_a_checked_value_is_of_its_kind(kind, fine, wrong):
         with pytest.raises(ValueError) as error:
             nn.check(value, kind, "config")
         assert is_one_clear_line(f"{error.value}\n", "config", named) and len(str(error.value)) < 200
+
+
+# --- hostile ----------------------------------------------------------------------------------
+
+
+HOSTILE = {
+    "arrays.pkl of the same bytes": same_bytes,
+    "product.pkl without end": lambda: pickled(
+        b"cnumpy.core.numeric\n_frombuffer\n(C\x04aaaacnumpy\ndtype\n(X\x02\0\0\0f4K\0K\x01tR("
+        + b"\x8a\xff" + b"\x7f" * 255 + b"q\x05" + b"h\x05" * 200_000 + b"tX\x01\0\0\0CtR"
+    ),
+    "dicts.pkl by the million": lambda: pickled(b"(" + b"}" * (2 * MEGA) + b"l"),
+    "nested.pkl": lambda: pickled(b"(" * 100_000 + b"l" * 100_000),
+    "bomb.npz": lambda: zipped({"W1.npy": npy((25 * MEGA,), content=bytes(100 * MEGA))}),
+    "shape.npz": lambda: zipped({"W1.npy": npy((2**31, 2**31)), "b1.npy": npy((2**40,))}),
+    "text.npz": lambda: zipped({"config.npy": npy((), "<U500000000", b"aaaa")}),
+    "objects.npz": lambda: zipped({"config.npy": npy((), "|O", pickle.dumps(Runs()))}),
+    "not-zip.npz": lambda: pickle.dumps(Runs()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_params_take_no_memory_or_time(tmp_path, name):
+    path = tmp_path / name.split()[0]
+    path.write_bytes(HOSTILE[name]())
+    check_hostile(path)

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from conftest import ROOT, is_one_clear_line, run, write_dataset
+from conftest import ROOT, is_one_clear_line, refused, run, write_dataset
 from PIL import Image
 
 import data
@@ -183,7 +183,7 @@ def test_the_picture_is_left_as_it_is(seven):
 @pytest.mark.parametrize("grey, noise", [(0, 0), (255, 0), (120, 0), (200, 8), (90, 3)])
 def test_a_blank_picture_is_refused(grey, noise):
     blank = np.random.default_rng(0).normal(grey, noise, (120, 160, 1)) * np.ones(3)
-    with pytest.raises(ValueError, match="nothing to see"):
+    with refused(error=ValueError):
         data.prepare_picture(np.uint8(np.clip(blank, 0, 255)))
 
 
@@ -236,13 +236,13 @@ def png_of(*size, mode="1"):
 
 
 BAD = {
-    "empty.png": (lambda: b"", "is empty"),
-    "text.png": (lambda: b"this is a text", "no known format"),
-    "cut.jpg": (cut_jpeg, "cannot be read"),
-    "small.png": (lambda: png_of(7, 100), "7x100 pixels"),
-    "large.png": (lambda: png_of(7100, 7100), "7100x7100 pixels"),
-    "bomb.png": (lambda: png_of(20_000, 20_000), "bomb.png"),
-    "blank.png": (lambda: png_of(50, 50), "nothing to see"),
+    "empty.png": lambda: b"",
+    "text.png": lambda: b"this is a text",
+    "cut.jpg": cut_jpeg,
+    "small.png": lambda: png_of(7, 100),
+    "large.png": lambda: png_of(7100, 7100),
+    "bomb.png": lambda: png_of(20_000, 20_000),
+    "blank.png": lambda: png_of(50, 50),
 }
 
 
@@ -298,7 +298,7 @@ def test_a_committee_may_have_an_mse_member(runs, capsys):
 def test_members_must_know_the_same_classes(runs, tmp_path):
     other = write_dataset(tmp_path / "other", classes=4, shape=(28, 28))
     train_briefly(other, tmp_path / "r")
-    with pytest.raises(ValueError, match="other classes"):
+    with refused(error=ValueError):
         judging.main([str(runs / "plain"), str(tmp_path / "r")])
 
 
@@ -306,7 +306,7 @@ def test_members_of_different_data_sets_need_a_choice(runs, tmp_path, capsys):
     other = write_dataset(tmp_path / "other", shape=(28, 28))
     train_briefly(other, tmp_path / "r")
     both = [str(runs / "plain"), str(tmp_path / "r")]
-    with pytest.raises(ValueError, match="choose with --dataset"):
+    with refused("--dataset", error=ValueError):
         judging.main(both)
     assert not judging.main([*both, "--dataset", str(other)])
 
@@ -363,7 +363,7 @@ def test_a_folder_of_pictures_is_classified_and_json_has_all_classes(runs, seven
 def test_bad_pictures_have_a_line_each_and_the_others_go_on(runs, seven, tmp_path):
     good = save(tmp_path / "good.png", larger(seven)[0])
     files = []
-    for name, (content, _) in BAD.items():
+    for name, content in BAD.items():
         files.append(tmp_path / name)
         files[-1].write_bytes(content())
     files = [*files[:3], good, *files[3:], tmp_path / "missing.png"]
@@ -371,9 +371,7 @@ def test_bad_pictures_have_a_line_each_and_the_others_go_on(runs, seven, tmp_pat
     assert done.stdout.count("\n") == 1 and done.stdout.startswith(f"{good}: ")
     lines = done.stderr.splitlines()
     assert len(lines) == len(BAD) + 1
-    for (name, (_, words)), line in zip(BAD.items(), lines):
-        assert name in line and words in line, line
-    assert "missing.png" in lines[-1]
+    assert all(name in line for name, line in zip([*BAD, "missing.png"], lines)), lines
 
 
 PROGRAM = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28\n%%EndComments\n{ } loop\n%%EOF\n"
@@ -444,15 +442,15 @@ def test_patterns_and_folders_of_pictures(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, names",
     [
         (["--save"], ["--save", "--images"]),
-        (["--images", "a.png", str(ROOT)], ["--images", "no pictures", "name a run before"]),
+        (["--images", "a.png", str(ROOT)], ["--images", str(ROOT)]),
         (["--images", "a.png", "--dataset", "mnist"], ["--dataset", "--images"]),
     ],
 )
-def test_flags_that_do_not_go_together(runs, arguments, words):
-    assert is_one_clear_line(run("test.py", runs / "plain", *arguments, check=2).stderr, *words)
+def test_flags_that_do_not_go_together(runs, arguments, names):
+    assert is_one_clear_line(run("test.py", runs / "plain", *arguments, check=2).stderr, *names)
 
 
 # --- what is on a photograph beside the digit -------------------------------------------------

@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ENDLESS, HANG, ROOT, is_one_clear_line, rows_of, run, run_apart, write_dataset
+from conftest import ENDLESS, HANG, ROOT, is_one_clear_line, refused, rows_of, run, run_apart, write_dataset
 from faults import living, started, wait_until, wait_until_gone
 
 import data
@@ -63,39 +63,26 @@ def test_space_has_ranges_and_lists():
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    "text, name",
     [
-        ("", "no setting"),
-        ("learning_rate=0.1", "unknown setting"),
-        ("hiden=3", "did you mean hidden"),
-        ("lr", "must be a number"),
-        ("lr=", "must be a number"),
-        ("=0.1", "unknown setting"),
-        ("lr=0.2:0.1", "empty"),
-        ("lr=0.1:0.1", "empty"),
-        ("hidden=300:200", "empty"),
-        ("weight_decay=0:1e-4:log", "above 0"),
-        ("lr=0:0.1", "above 0"),
-        ("lr=nan:0.1", "must be a number"),
-        ("lr=0.1:inf", "must be a number"),
-        ("lr=0.1:0.2:lin", "low:high:log"),
-        ("lr=0.1:0.2:0.3", "low:high:log"),
-        ("lr=1:2:log:log", "low:high:log"),
-        ("hidden=0:300", "above 0 for hidden"),
-        ("hidden=8x4:9", "only numbers"),
-        ("hidden=2.5:9", "whole number"),
-        ("activation=relu:tanh", "only numbers"),
-        ("nesterov=false:true", "only numbers"),
-        ("activation=relu,tahn", "did you mean tanh"),
-        ("lr=0.1,0.1", "twice"),
-        ("lr=0.1 lr=0.2", "twice"),
-        ("momentum=0,1", "below 1"),
+        ("", ""),
+        ("=0.1", ""),
+        ("learning_rate=0.1", "learning_rate"),
+        ("hiden=3", "hidden"),  # the nearest
+        ("activation=relu,tahn", "tanh"),
+        *((text, "lr") for text in ("lr", "lr=", "lr=0.2:0.1", "lr=0.1:0.1", "lr=0:0.1", "lr=nan:0.1")),
+        *((text, "lr") for text in ("lr=0.1:inf", "lr=0.1:0.2:lin", "lr=0.1:0.2:0.3", "lr=1:2:log:log")),
+        *((text, "lr") for text in ("lr=0.1,0.1", "lr=0.1 lr=0.2")),
+        *((f"hidden={values}", "hidden") for values in ("300:200", "0:300", "8x4:9", "2.5:9")),
+        ("weight_decay=0:1e-4:log", "weight_decay"),
+        ("activation=relu:tanh", "activation"),
+        ("nesterov=false:true", "nesterov"),
+        ("momentum=0,1", "momentum"),
     ],
 )
-def test_space_that_cannot_be_is_refused(text, message):
-    with pytest.raises(ValueError, match=message) as error:
+def test_space_that_cannot_be_is_refused(text, name):
+    with refused("--space", name, error=ValueError):
         search.parse_space(text)
-    assert "--space" in str(error.value)
 
 
 def test_choices_may_have_a_number_of_their_own():
@@ -103,7 +90,10 @@ def test_choices_may_have_a_number_of_their_own():
     assert [settings["preprocess"] for settings in trials] == [["scale"], ["scale", "pca:50"]]
 
 
-@pytest.mark.parametrize("name", train.SETTINGS)
+ONE_FOR_ALL = ["size", "transpose"]  # how data sets are read
+
+
+@pytest.mark.parametrize("name", [name for name in train.SETTINGS if name not in ONE_FOR_ALL])
 def test_every_setting_can_be_searched(name):
     examples = {
         "dataset": "mnist,glyphs",
@@ -179,28 +169,28 @@ def test_grid_has_every_combination():
 
 
 @pytest.mark.parametrize(
-    "given, message",
+    "given, name",
     [
-        ({"strategy": "rnadom"}, "did you mean random"),
-        ({"trials": "0"}, "--trials: must be a whole number"),
-        ({"trials": "x"}, "--trials: must be a whole number"),
-        ({"lr": "0.1"}, "--lr: lr is searched"),
+        ({"strategy": "rnadom"}, "random"),
+        ({"trials": "0"}, "--trials"),
+        ({"trials": "x"}, "--trials"),
+        ({"lr": "0.1"}, "--lr"),
         ({"epochs": "0"}, "--epochs"),
         ({"seed": "-1"}, "--seed"),
-        ({"strategy": "grid"}, "a list of values for lr"),
-        ({"strategy": "grid", "space": ["lr=1,2"], "trials": 3}, "--trials: a grid has"),
-        ({"strategy": "halving", "space": ["epochs=1:5"]}, "halving itself"),
+        ({"strategy": "grid"}, "lr"),  # a range
+        ({"strategy": "grid", "space": ["lr=1,2"], "trials": 3}, "--trials"),
+        ({"strategy": "halving", "space": ["epochs=1:5"]}, "--epochs"),
     ],
 )
-def test_impossible_search_is_refused(given, message):
-    with pytest.raises(ValueError, match=message):
+def test_impossible_search_is_refused(given, name):
+    with refused(name, error=ValueError):
         search.define(given, search.DEFAULT_SEARCH)
 
 
 def test_impossible_trial_is_refused_before_any_runs():
-    with pytest.raises(ValueError, match=r"trial 2 \(momentum 0  nesterov true\): --nesterov"):
+    with refused("trial 2", "--nesterov", error=ValueError):
         search.trial_settings(definition("momentum=0.9,0 nesterov=true", strategy="grid"))
-    with pytest.raises(ValueError, match=r"trial 1 .*--val-size: a search needs"):
+    with refused("trial 1", "--val-size", error=ValueError):
         search.trial_settings(definition(val_size=0))
 
 
@@ -376,51 +366,47 @@ def test_random_search_can_be_resumed_with_more_trials(done, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "more, words",
+    "more, names",
     [
-        ([], "holds this search already: go on with --resume"),
-        (["--trials", "6"], "its trials is 5, not 6"),
-        (["--resume", "--trials", "4"], "its trials is 5, not 4"),
-        (["--resume", "--seed", "1"], "its seed is 0, not 1"),
-        (["--resume", "--strategy", "halving"], "its strategy is random, not halving"),
-        (["--resume", "--space", "lr=0.1:0.2"], "its space is lr=0.05:0.2 .*, not lr=0.1:0.2"),
-        (["--resume", "--epochs", "9"], "its epochs is 3, not 9"),
-        (["--resume", "--momentum", "0.9"], "its momentum is 0.0, not 0.9"),
+        ([], ["--resume"]),
+        (["--trials", "6"], ["trials", "5", "6"]),
+        (["--resume", "--trials", "4"], ["trials", "5", "4"]),
+        (["--resume", "--seed", "1"], ["seed", "0", "1"]),
+        (["--resume", "--strategy", "halving"], ["strategy", "random", "halving"]),
+        (["--resume", "--space", "lr=0.1:0.2"], ["space", "lr=0.05:0.2", "lr=0.1:0.2"]),
+        (["--resume", "--epochs", "9"], ["epochs", "3", "9"]),
+        (["--resume", "--momentum", "0.9"], ["momentum", "0.0", "0.9"]),
     ],
 )
-def test_another_search_into_the_same_folder_is_refused(done, more, words):
+def test_another_search_into_the_same_folder_is_refused(done, more, names):
     folder, out = done
-    with pytest.raises(ValueError, match=words):
+    with refused(out, *names, error=ValueError):
         search.main(flags(folder, out, *["--trials", 5, *more]))
 
 
 @pytest.mark.parametrize(
-    "name, content, words",
+    "name, content",
     [
-        ("search.json", "{", "search.json is not valid JSON"),
-        ("search.json", "[]", "search.json"),
-        ("search.json", '{"space": 3}', "search.json"),
-        ("search.json", '{"lr": [1]}', "search.json"),
-        ("trials.csv", "", "trials.csv is not a table"),
-        ("trials.csv", "trial,status\n1\n", "trials.csv is not a table"),
-        ("trials.csv", "trial,status\n1,finished\n", "trials.csv"),
-        ("trials.csv", "trial,status,seed,epochs,seconds\n9,finished,0,3,1\n", "trials.csv is not the table"),
-        (
-            "trials.csv",
-            "trial,status,seed,epochs,seconds\n1,finished,0,3,1\n",
-            "is not the table of this search",
-        ),
-        ("trials.csv", "\xff\x00", "trials.csv is not"),
-        ("trials/001/history.csv", "epoch\n", "history.csv does not hold all of 3 epochs"),
-        ("trials.csv", "trial,status,seed,epochs,seconds\n1,finished,SEED,0,1\n", "not hold all of 0 epochs"),
-        ("trials/001/history.csv", "a,b\n1,x\n", "history.csv is not a table of numbers"),
+        ("search.json", "{"),
+        ("search.json", "[]"),
+        ("search.json", '{"space": 3}'),
+        ("search.json", '{"lr": [1]}'),
+        ("trials.csv", ""),
+        ("trials.csv", "trial,status\n1\n"),
+        ("trials.csv", "trial,status\n1,finished\n"),
+        ("trials.csv", "trial,status,seed,epochs,seconds\n9,finished,0,3,1\n"),
+        ("trials.csv", "trial,status,seed,epochs,seconds\n1,finished,0,3,1\n"),
+        ("trials.csv", "\xff\x00"),
+        ("trials/001/history.csv", "epoch\n"),
+        ("trials.csv", "trial,status,seed,epochs,seconds\n1,finished,SEED,0,1\n"),
+        ("trials/001/history.csv", "a,b\n1,x\n"),
     ],
 )
-def test_damaged_files_are_named(done, tmp_path, name, content, words):
+def test_damaged_files_are_named(done, tmp_path, name, content):
     copy = shutil.copytree(done[1], tmp_path / "copy")
     seed = str(data.load_json(copy / "trials" / "001" / "config.json")["seed"])
     (copy / name).write_bytes(content.replace("SEED", seed).encode("latin1"))
-    with pytest.raises(ValueError, match=words):
+    with refused(copy, error=ValueError):
         search.main(["--resume", "--out", str(copy)])
 
 
@@ -430,18 +416,18 @@ def test_other_data_are_refused(done, tmp_path):
     record = data.load_json(copy / "search.json")
     record["data"] = {name: dict.fromkeys(sums, "0") for name, sums in record["data"].items()}
     (copy / "search.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="not the one that the search used"):
+    with refused(done[0], error=ValueError):
         search.main(["--resume", "--out", str(copy)])
 
 
 def test_impossible_split_is_refused_before_anything_is_written(small_set, tmp_path):
-    with pytest.raises(ValueError, match="60 images cannot be split into 60"):
+    with refused("60", error=ValueError):
         search.main(flags(small_set, tmp_path / "out", "--val-size", 60))
     assert not (tmp_path / "out").exists()
 
 
 def test_two_searches_in_one_folder_are_refused(done):
-    with train.locked(done[1]), pytest.raises(OSError, match="another run is writing to"):
+    with train.locked(done[1]), refused(done[1], error=OSError):
         search.main(["--resume", "--out", str(done[1])])
 
 
@@ -478,7 +464,7 @@ def test_trials_that_diverge_are_rows(small_set, tmp_path):
     assert [row["status"] for row in table(out)] == ["finished"] * 2 + ["diverged"] * 2
     assert {row["hidden"] for row in table(out)} == {"8x4", 4}
     assert data.load_json(out / "trials/003/config.json")["status"] == "diverged"
-    with pytest.raises(ValueError, match="every trial has failed"):
+    with refused("trials.csv", error=ValueError):
         search.main(flags(small_set, tmp_path / "all", "--trials", 1, space="lr=1e30"))
 
 
@@ -486,7 +472,7 @@ def test_file_that_cannot_be_written_ends_the_search_and_resume_goes_on(small_se
     out = tmp_path / "out"
     (out / "trials").mkdir(parents=True)
     (out / "trials" / "003").touch()  # where a folder should be
-    with pytest.raises(OSError, match="003"):
+    with refused("003", error=OSError):
         search.main(flags(small_set, out, "--trials", 4, "--workers", 1))
     assert [row["trial"] for row in sorted(table(out), key=lambda r: r["trial"])] == [1, 2]
     (out / "trials" / "003").unlink()
@@ -645,7 +631,7 @@ with search.local_workers(1, pathlib.Path(sys.argv[1]), {}) as workers:
 def test_ctrl_c_does_not_disturb_what_a_worker_does(tmp_path):
     code = [sys.executable, "-c", CTRL_C_ALL_THE_WHILE, tmp_path / "split"]
     process = subprocess.run(
-        code, cwd=ROOT, capture_output=True, text=True, timeout=300, start_new_session=True
+        code, cwd=ROOT, capture_output=True, text=True, timeout=HANG, start_new_session=True
     )
     assert (process.stdout, process.stderr) == ("[3, None]\n", "")
 
@@ -694,24 +680,24 @@ def test_workers_know_the_script_they_work_for_and_no_module_of_the_folder_they_
     for name in ("data.py", "search.py", "queue.py"):
         (tmp_path / name).write_text("raise SystemExit('not this one')")
     done = subprocess.run(
-        [sys.executable, "script/own.py", "split"], capture_output=True, text=True, timeout=300,
+        [sys.executable, "script/own.py", "split"], capture_output=True, text=True, timeout=HANG,
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("True\n", "on standard output\n")
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, name",
     [
-        (["--spaces", "lr=1:2"], ["--spaces", "did you mean --space"]),
-        (["--space", "lr=2:1"], ["--space lr=2:1", "empty"]),
-        (["--workers", "0"], ["--workers", "whole number"]),
-        (["--workers", "2", "--scheduler", "tcp://x:1"], ["--workers", "this machine"]),
+        (["--spaces", "lr=1:2"], "--space"),
+        (["--space", "lr=2:1"], "lr"),
+        (["--workers", "0"], "--workers"),
+        (["--workers", "2", "--scheduler", "tcp://x:1"], "--workers"),
     ],
 )
-def test_bad_input_gives_one_clear_line_and_status_2(tmp_path, arguments, words):
+def test_bad_input_gives_one_clear_line_and_status_2(tmp_path, arguments, name):
     done = run("search.py", *arguments, "--out", tmp_path / "out", check=2)
-    assert done.stderr.count("\n") == 1 and all(word in done.stderr for word in words)
+    assert is_one_clear_line(done.stderr, arguments[0], name)
     assert not (tmp_path / "out").exists()
 
 
@@ -734,7 +720,7 @@ def test_words_in_tables_are_read_as_text(tmp_path):
         {"a": "512x256", "b": 3, "c": None},
         {"a": "relu", "b": 0.5, "c": "--1"},
     ]
-    with pytest.raises(ValueError, match=r"table.csv is not a table of numbers"):
+    with refused("table.csv", error=ValueError):
         data.load_rows(path)
 
 
@@ -752,7 +738,7 @@ def test_without_dask_the_error_says_what_to_install(small_set, tmp_path):
         check=2,
         PYTHONPATH=str(tmp_path),
     )
-    assert "pip install distributed" in done.stderr and done.stderr.count("\n") == 1
+    assert is_one_clear_line(done.stderr, "pip install distributed")
 
 
 @pytest.fixture

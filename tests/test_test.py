@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import call, is_one_clear_line, run, write_dataset
+from conftest import call, is_one_clear_line, refused, run, write_dataset
 from faults import Disk
 
 import data
@@ -162,7 +162,7 @@ def test_an_mse_network_reports_its_estimates(small_set, tmp_path):
 
 def test_changed_data_is_noted(trained, small_set):
     write_dataset(small_set, seed=3)
-    assert "has changed" in run("test.py", trained).stderr
+    assert is_one_clear_line(run("test.py", trained).stderr)
 
 
 def test_a_run_whose_folder_of_data_is_not_there_says_so(trained, tmp_path, monkeypatch):
@@ -170,7 +170,7 @@ def test_a_run_whose_folder_of_data_is_not_there_says_so(trained, tmp_path, monk
     nn.save_params(trained / "params.pkl", params, {**config, "dataset": "small"})
     monkeypatch.chdir(trained)
     done = run("test.py", trained, check=2)
-    assert is_one_clear_line(done.stderr, "the folder small", "trained on")
+    assert is_one_clear_line(done.stderr, "small")
 
 
 def write_params(path, config):
@@ -185,47 +185,44 @@ GOOD = {
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    "change",
     [
-        ({"activation": "swish"}, "unknown activation"),
-        ({"activation": 5}, "activation"),
-        ({"loss": None}, "loss"),
-        ({"dataset": 7}, "dataset"),
-        ({"steps": {}}, "steps"),
-        ({"data": None}, "not written by a run"),
-        ({"data": {**GOOD["data"], "class_names": ["a"]}}, "class_names"),
-        ({"data": {**GOOD["data"], "image_shape": [20]}}, "image_shape"),
+        {"activation": "swish"},
+        {"activation": 5},
+        {"loss": None},
+        {"dataset": 7},
+        {"steps": {}},
+        {"data": None},
+        {"data": {**GOOD["data"], "class_names": ["a"]}},
+        {"data": {**GOOD["data"], "image_shape": [20]}},
     ],
 )
-def test_params_that_no_run_wrote_are_refused(tmp_path, change, words):
+def test_params_that_no_run_wrote_are_refused(tmp_path, change):
     write_params(tmp_path / "params.pkl", {**GOOD, **change})
-    with pytest.raises(ValueError, match=words):
+    with refused(tmp_path, error=ValueError):
         data.load_run(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "steps, words",
+    "steps",
     [
-        ([{"name": "warp"}], "unknown preprocessing step"),
-        (["scale"], "preprocessing step"),
-        ([{"name": "center", "mean": np.zeros(3)}], "preprocessing"),
-        ([{"name": "standardize", "mean": 0.0, "std": 0.0}], "preprocessing"),
-        ([{"name": "standardize"}], "standardize"),
-        ([{"name": "deskew"}], "deskew"),
-        ([{"name": "deskew", "shape": [5, 4]}], "does not fit"),
-        ([{"name": "width", "shape": [4, 5]}], "number"),
-        ([{"name": "pool", "shape": [4, 5]}], "preprocessing"),
-        ([{"name": "pool", "shape": [4, 5]}, {"name": "center", "mean": np.zeros(20)}], "preprocessing"),
-        ([{"name": "pca", "mean": np.zeros(20), "basis": np.zeros((20, 3))}], "preprocessing"),
-        ([{"name": "pca", "mean": np.zeros(20), "basis": np.zeros(20)}], "preprocessing"),
-        (
-            [{"name": "pca", "mean": np.zeros(20), "basis": np.zeros((20, 20))}, {"name": "pool"}],
-            "pool",
-        ),
+        [{"name": "warp"}],
+        ["scale"],
+        [{"name": "center", "mean": np.zeros(3)}],
+        [{"name": "standardize", "mean": 0.0, "std": 0.0}],
+        [{"name": "standardize"}],
+        [{"name": "deskew"}],
+        [{"name": "deskew", "shape": [5, 4]}],
+        [{"name": "width", "shape": [4, 5]}],
+        [{"name": "pool", "shape": [4, 5]}],  # leads to 6 numbers
+        [{"name": "pool", "shape": [4, 5]}, {"name": "center", "mean": np.zeros(20)}],
+        [{"name": "pca", "mean": np.zeros(20), "basis": np.zeros((20, 3))}],
+        [{"name": "pca", "mean": np.zeros(20), "basis": np.zeros(20)}],
+        [{"name": "pca", "mean": np.zeros(20), "basis": np.zeros((20, 20))}, {"name": "pool"}],
     ],
 )
-def test_preprocessing_steps_from_a_file_are_checked(steps, words):
-    with pytest.raises(ValueError, match=words):
+def test_preprocessing_steps_from_a_file_are_checked(steps):
+    with pytest.raises(ValueError):
         data.read_steps(steps, [4, 5], 20)
 
 
@@ -248,26 +245,25 @@ def test_estimates_above_1_are_ranked_before_they_are_cut_off():
     found = judging.likeliest([(params, config)], image)
     assert found == [("c", 1.0), ("a", 1.0), ("b", 0.0)]
     params["b1"][0] = np.inf
-    with pytest.raises(FloatingPointError):
+    with refused(error=FloatingPointError):
         judging.likeliest([(params, config)], image)
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, names",
     [
-        (["{tmp}/nowhere"], ["there is no", "train.py"]),
-        (["{tmp}"], ["there is no", "params.pkl"]),
-        (["{run}/config.json"], ["suffix"]),
-        (["{run}", "--dataset", "{wide}"], ["does not fit", "20 pixels"]),
-        (["{run}", "--jsn"], ["did you mean --json"]),
+        (["{tmp}/nowhere"], ["nowhere"]),
+        (["{tmp}"], ["params.pkl"]),
+        (["{run}/config.json"], ["config.json"]),
+        (["{run}", "--dataset", "{wide}"], ["wide"]),
+        (["{run}", "--jsn"], ["--jsn", "--json"]),
     ],
 )
-def test_bad_input_gives_one_clear_line(trained, tmp_path, arguments, words):
+def test_bad_input_gives_one_clear_line(trained, tmp_path, arguments, names):
     wide = write_dataset(tmp_path / "wide", shape=(5, 5))
-    names = {"{tmp}": tmp_path, "{run}": trained, "{wide}": wide}
-    for name, value in names.items():
+    for name, value in {"{tmp}": tmp_path, "{run}": trained, "{wide}": wide}.items():
         arguments = [argument.replace(name, str(value)) for argument in arguments]
-    assert is_one_clear_line(run("test.py", *arguments, check=2).stderr, *words)
+    assert is_one_clear_line(run("test.py", *arguments, check=2).stderr, *names)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +275,7 @@ def test_an_odd_config_gives_one_clear_line(trained, tmp_path, place, key, value
     (config[place] if place else config)[key] = value
     nn.save_params(tmp_path / "params.pkl", params, config)
     for script in ("test.py", "visualize.py"):
-        assert is_one_clear_line(run(script, tmp_path, check=2).stderr, "was not written by a run")
+        assert is_one_clear_line(run(script, tmp_path, check=2).stderr, tmp_path)
 
 
 def test_another_data_set_leaves_the_predictions_of_the_own_one(trained, tmp_path):

@@ -3,7 +3,7 @@ import os
 
 import numpy as np
 import pytest
-from conftest import is_one_clear_line, rows_of, run, run_apart, write_dataset
+from conftest import is_one_clear_line, refused, rows_of, run, run_apart, write_dataset
 
 import data
 import nn
@@ -320,7 +320,7 @@ def test_each_fold_is_held_out_by_one_run(small_set):
         sets = train.prepare(dataset, config)
         assert len(sets["val"]["labels"]) == train.run_config(config, dataset)["val_size"]
         assert len(sets["train"]["labels"]) + len(sets["val"]["labels"]) == 42
-        rows = train.folds_of(dataset["train_labels"], config) == fold
+        rows = data.folds_of(dataset, config) == fold
         np.testing.assert_array_equal(pictures(sets, "val")[0], dataset["train_images"][rows])
         seen += np.flatnonzero(rows).tolist()
     assert len(set(seen)) == len(seen) == 42
@@ -341,7 +341,7 @@ def test_folds_that_cannot_be_are_refused(small_set, tmp_path, words, name):
 
 def test_divergence_names_epoch_and_step(small_set):
     config, prepared = small_run(small_set, lr=1e30)
-    with pytest.raises(FloatingPointError, match=r"epoch 1, step \d.*--lr below 1e\+30"):
+    with refused("--lr", "epoch 1", "step", error=FloatingPointError):
         fit(train.init_state(prepared, config), prepared, config)
 
 
@@ -355,53 +355,47 @@ def test_settings_are_completed_and_typed():
     assert train.check_settings(config) == config
     assert train.check_settings({"hidden": ["0"]})["hidden"] == []
     assert train.check_settings({"hidden": 0})["hidden"] == []
+    assert train.check_settings({"hidden": []})["hidden"] == []
+    assert train.check_settings({"hidden": []})["hidden"] == []
 
 
 @pytest.mark.parametrize(
-    "name, value, words",
+    "name, value, nearest",
     [
-        ("lr", "abc", "--lr: must be a number above 0, not 'abc'"),
-        ("lr", 0, "above 0"),
-        ("lr", "nan", "above 0"),
-        ("lr", "inf", "above 0"),
-        ("lr", True, "above 0"),
-        ("momentum", 1, "below 1"),
-        ("dropout", -0.1, "at least 0"),
-        ("batch_size", 0, "at least 1"),
-        ("batch_size", 1.5, "whole"),
-        ("epochs", "1e9x", "whole"),
-        ("hidden", [5, 0], "0 alone"),
-        ("hidden", ["-3"], "from 0"),
-        ("hidden", [], None),
-        ("nesterov", "yes", "true or false"),
-        ("activation", "rleu", "did you mean relu"),
-        ("loss", ["mse"], "unknown loss"),
-        ("preprocess", ["scale", "centre"], "did you mean center"),
-        ("lr_schedule", "cosin", "did you mean cosine"),
-        ("dtype", "float16", "did you mean float"),
-        ("dataset", "", "must be a name"),
-        ("seed", -1, "at least 0"),
-        ("learning_rate", 1, "unknown setting"),
+        *(("lr", value, "") for value in ("abc", 0, "nan", "inf", True)),
+        ("momentum", 1, ""),
+        ("dropout", -0.1, ""),
+        ("batch_size", 0, ""),
+        ("batch_size", 1.5, ""),
+        ("epochs", "1e9x", ""),
+        ("hidden", [5, 0], ""),
+        ("hidden", ["-3"], ""),
+        ("nesterov", "yes", ""),
+        ("activation", "rleu", "relu"),
+        ("loss", ["mse"], ""),
+        ("preprocess", ["scale", "centre"], "center"),
+        ("lr_schedule", "cosin", "cosine"),
+        ("dtype", "float16", "float32"),
+        ("dataset", "", ""),
+        ("seed", -1, ""),
     ],
 )
-def test_bad_settings_are_named(name, value, words):
-    if words is None:
-        assert train.check_settings({name: value})[name] == value
-        return
-    with pytest.raises(ValueError, match=words.replace("+", r"\+")):
+def test_bad_settings_are_named(name, value, nearest):
+    with refused(train.flag(name), nearest, error=ValueError):
         train.check_settings({name: value})
 
 
 @pytest.mark.parametrize(
-    "settings, words",
+    "settings, name",
     [
-        ({"nesterov": True}, "--nesterov: needs"),
-        ({"patience": 3, "val_size": 0}, "--patience: needs"),
-        ({"lr_decay": 0.1}, "--lr-decay: the constant"),
+        ({"nesterov": True}, "--nesterov"),
+        ({"patience": 3, "val_size": 0}, "--patience"),
+        ({"lr_decay": 0.1}, "--lr-decay"),
+        ({"learning_rate": 1}, "learning_rate"),
     ],
 )
-def test_contradictions_are_refused(settings, words):
-    with pytest.raises(ValueError, match=words):
+def test_contradictions_and_unknown_settings_are_refused(settings, name):
+    with refused(name, error=ValueError):
         train.check_settings(settings)
 
 
@@ -411,8 +405,7 @@ def test_contradictions_are_refused(settings, words):
 def test_a_run_leaves_its_files(small_set, tmp_path):
     out = tmp_path / "run"
     done = run("train.py", "--dataset", small_set, "--epochs", 3, "--out", out, *SMALL[:-1])
-    assert "small: 48 training, 12 validation, 20 test images of 4x5, 3 classes" in done.stdout
-    assert "20-7-3" in done.stdout and "epoch 3/3" in done.stdout and "best on validation" in done.stdout
+    assert all(word in done.stdout for word in ("small", "48", "12", "4x5", "20-7-3", "epoch 3/3", str(out)))
     assert done.stderr == "", "no progress line unless standard error is a terminal"
     assert sorted(os.listdir(out)) == [".lock", "config.json", "history.csv", "last.pkl", "params.pkl"]
     assert (out / "history.csv").read_text().startswith(",".join(train.COLUMNS))
@@ -439,7 +432,7 @@ def test_a_second_run_keeps_the_first(small_set, tmp_path):
     out = tmp_path / "run"
     for epochs in (3, 2):
         done = run("train.py", "--dataset", small_set, "--epochs", epochs, "--out", out, *SMALL[:-1])
-    assert f"the run that was in {out} is kept in {out / 'previous-1'}" in done.stdout
+    assert str(out / "previous-1") in done.stdout
     assert len(history(out)) == 2 and len(history(out / "previous-1")) == 3
     assert data.load_run(out / "previous-1")
 
@@ -466,25 +459,25 @@ def test_config_file_and_flags(small_set, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, names",
     [
-        (["--lr", "abc"], ["--lr", "above 0"]),
-        (["--hiden", "5"], ["--hiden", "did you mean --hidden"]),
+        (["--lr", "abc"], ["--lr"]),
+        (["--hiden", "5"], ["--hiden", "--hidden"]),
         (["--lr"], ["--lr"]),
         (["--dataset", "nowhere"], ["nowhere", "mnist"]),
-        (["--dataset", "{set}", "--val-size", "60"], ["60 images cannot be split"]),
-        (["--dataset", "{set}", "--val-size", "2", "--lr", "1e30"], ["epoch 1", "--lr below"]),
+        (["--dataset", "{set}", "--val-size", "60"], ["60"]),
+        (["--dataset", "{set}", "--val-size", "2", "--lr", "1e30"], ["--lr"]),
         (
             ["--dataset", "{set}", "--val-size", "2", "--out", "{set}/" + data.FILES["test_labels"]],
-            ["File exists"],
+            [data.FILES["test_labels"]],
         ),
         (["--config", "nothing.json"], ["nothing.json"]),
     ],
 )
-def test_bad_input_gives_one_clear_line_and_status_2(small_set, tmp_path, arguments, words):
+def test_bad_input_gives_one_clear_line_and_status_2(small_set, tmp_path, arguments, names):
     arguments = [a.replace("{set}", str(small_set)) for a in ["--out", str(tmp_path / "o"), *arguments]]
     done = run("train.py", *arguments, check=2)
-    assert is_one_clear_line(done.stderr, "train.py: ", *words)
+    assert is_one_clear_line(done.stderr, "train.py: ", *names)
 
 
 def test_a_run_that_diverges_keeps_what_was_best(small_set, tmp_path):
@@ -493,7 +486,7 @@ def test_a_run_that_diverges_keeps_what_was_best(small_set, tmp_path):
         "train.py", "--dataset", small_set, "--out", tmp_path, *SMALL, "--lr", 0.001,
         "--lr-schedule", "exponential", "--lr-decay", 1e6, "--epochs", 30, check=2,
     )  # fmt: skip
-    assert is_one_clear_line(done.stderr, "the loss is no longer finite")
+    assert is_one_clear_line(done.stderr, "--lr")
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["status"] == "diverged" and len(history(tmp_path)) == config["result"]["last"]["epoch"] > 0
     data.load_run(tmp_path)
@@ -591,9 +584,10 @@ def test_resume_refuses_another_run_and_extends_its_own(small_set, tmp_path):
 def test_flags_of_a_resumed_run_are_checked_beside_its_own_settings(small_set, tmp_path):
     given = ["--dataset", small_set, "--out", tmp_path, *SMALL[:-1], "--momentum", 0.5, "--nesterov"]
     run("train.py", *given, "--epochs", 1)
-    assert "resuming" in run("train.py", "--out", tmp_path, "--resume", "--epochs", 2, "--nesterov").stdout
-    refused = run("train.py", "--out", tmp_path, "--resume", "--nesterof", check=2)
-    assert is_one_clear_line(refused.stderr, "did you mean --nesterov")
+    run("train.py", "--out", tmp_path, "--resume", "--epochs", 2, "--nesterov")
+    assert len(history(tmp_path)) == 2
+    bad = run("train.py", "--out", tmp_path, "--resume", "--nesterof", check=2)
+    assert is_one_clear_line(bad.stderr, "--nesterof", "--nesterov")
 
 
 def test_resume_with_nothing_there_is_refused_and_names_the_runs_nearby(small_set, tmp_path):

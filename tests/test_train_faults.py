@@ -23,6 +23,7 @@ from faults import (
     check_whole,
     command,
     damaged,
+    make_runs,
     outcomes,
     started,
     wait_until,
@@ -121,7 +122,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_file(whole, tmp_path):
 def test_a_results_path_that_is_a_file_or_below_one(whole, tmp_path):
     (tmp_path / "file").write_text("kept")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        call_refused(train.main, *flags(whole, out), words=[str(tmp_path / "file")])
+        call_refused(train.main, *flags(whole, out), names=[str(tmp_path / "file")])
     assert (tmp_path / "file").read_text() == "kept"
 
 
@@ -133,7 +134,7 @@ def test_a_second_run_is_refused_while_the_first_lives(whole, tmp_path):
     with started("train.py", *flags(whole, out, "--epochs", ENDLESS), stdout=subprocess.DEVNULL) as first:
         wait_until((out / "last.pkl").exists, first)
         for more in ([], ["--resume"]):
-            call_refused(train.main, *flags(whole, out, *more), words=[str(out)])
+            call_refused(train.main, *flags(whole, out, *more), names=[str(out)])
         assert not (out / "previous-1").exists() and first.poll() is None
         first.kill()
         wait_until_gone(first)
@@ -254,29 +255,10 @@ def test_signals_save_what_was_reached(whole, tmp_path, number, status, moments)
 
 # --- damaged files ----------------------------------------------------------------------------
 
-KINDS = [
-    {"momentum": 0.9, "preprocess": ["scale", "center"], "patience": 9},
-    {"hidden": [], "preprocess": ["standardize"], "dropout": 0.2, "loss": "mse", "lr": 0.001},
-    {"val_size": 0, "dtype": "float64", "hidden": [5, 4], "activation": "sigmoid", "dropout": 0.3},
-]
-
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Folders of small whole runs, one for each of KINDS."""
-    folder = tmp_path_factory.mktemp("runs")
-    write_dataset(folder / "small")
-    for number, settings in enumerate(KINDS):
-        usual = {
-            "dataset": str(folder / "small"),
-            "hidden": [7],
-            "val_size": 12,
-            "batch_size": 16,
-            "epochs": 3,
-        }
-        data.save_json(folder / "config.json", {**usual, **settings})
-        assert call(train.main, "--config", folder / "config.json", "--out", folder / f"{number}")[0] == 0
-    return [folder / f"{number}" for number in range(len(KINDS))]
+    return make_runs(tmp_path_factory.mktemp("runs"))
 
 
 def use_run(out):
@@ -374,17 +356,17 @@ def start_importing(script, folder, code):
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_stopped_while_it_imports_one_line_says_so(tmp_path, script, number, status):
-    swallowed = "try:\n    time.sleep(60)\nexcept BaseException:\n    time.sleep(60)"  # as in a callback
+    swallowed = "try:\n    time.sleep(3600)\nexcept BaseException:\n    time.sleep(3600)"  # as in a callback
     process = start_importing(script, tmp_path, swallowed)
     process.send_signal(number)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=HANG)
     assert process.returncode == status and is_one_clear_line(err, script, "stopped"), err
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_package_that_is_missing_is_one_line(tmp_path, script):
     process = start_importing(script, tmp_path, "import no_such_package")
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=HANG)
     assert process.returncode == 2 and is_one_clear_line(err, script, "no_such_package", "pip install"), err
 
 

@@ -1,5 +1,6 @@
 import re
 import shutil
+import xml.etree.ElementTree
 
 import matplotlib.style
 import numpy as np
@@ -131,6 +132,24 @@ def test_twin_axes_hold_losses_left_and_test_accuracy_right():
     assert "accuracy (%)" in right.get_ylabel()
 
 
+def test_twin_says_which_of_its_axes_leaves_out_the_first_epoch_and_what_its_rings_are():
+    rows = [{**row(e, 0.5 - e / 50), "test_accuracy": 0.5 if e == 1 else 0.9 + e / 1000} for e in range(1, 9)]
+    left, right = visualize.twin_figure(held(rows=rows, chosen=2)).axes
+    assert left.get_ylim()[1] > rows[0]["train_loss"] and right.get_ylim()[0] > 80
+    assert "outside the right axis" in left.get_xlabel()
+    assert any("epoch 2" in text.get_text() for text in left.get_legend().get_texts())
+
+
+@pytest.mark.parametrize(
+    "epochs, ticks",
+    [(1, [1]), (7, [1, 2, 3, 4, 5, 6, 7]), (12, [2, 4, 6, 8, 10, 12]), (50, [1, 5, 50]), (300, [1, 50, 300])],
+)
+def test_epochs_have_round_ticks(epochs, ticks):
+    ax = Figure().add_subplot()
+    visualize.epoch_axis(ax, [{"rows": [row(epochs)]}])
+    assert set(ticks) <= set(ax.get_xticks()) and len(ax.get_xticks()) <= 12 and min(ax.get_xticks()) >= 1
+
+
 def test_one_epoch_has_a_marker_and_whole_numbers_at_the_axis():
     ax = curves([row(1)], "loss").axes[0]
     assert all(line.get_marker() for line in lines_of(ax).values())
@@ -207,6 +226,14 @@ def test_receptive_fields_come_strongest_first_on_one_sheet():
     assert "3 hidden units" in title_of(figure)
 
 
+def test_of_many_receptive_fields_the_strongest_are_shown():
+    weights = np.random.default_rng(0).normal(0, 1, (6, 2048))
+    figure = visualize.fields_figure(held(params=dict.fromkeys(("W1", "b1", "W2", "b2"), weights)))
+    sheet = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
+    assert np.isfinite(sheet).sum() == 6 * visualize.SHOWN_FIELDS
+    assert f"{visualize.SHOWN_FIELDS} of 2,048" in title_of(figure)
+
+
 @pytest.mark.parametrize("n, shape", [(1, (4, 5)), (3, (28, 28)), (7, (6, 19)), (2000, (28, 28))])
 def test_a_mosaic_holds_every_picture_once(n, shape):
     pictures = np.arange(n, dtype=np.float32)[:, None, None] * np.ones((1, *shape), np.float32)
@@ -223,7 +250,7 @@ def test_a_network_without_hidden_layers_shows_its_class_templates(linear):
     for image, template in zip(images, params["W1"].T):
         np.testing.assert_array_equal(image, template.reshape(4, 5))
     assert [ax.get_title() for ax in figures["fields"].axes[:3]] == ["0", "1", "2"]
-    assert skipped == {"the network has no hidden layer": ["activations"]}
+    assert list(skipped.values()) == [["activations"]]
 
 
 def test_histograms_count_all_weights_of_each_layer(trained):
@@ -289,6 +316,24 @@ def test_mistakes_come_most_confident_first():
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), images[2])
 
 
+def test_pictures_take_most_of_the_page():
+    for count, shape in ((24, (28, 28)), (10, (28, 28)), (3, (20, 60)), (1, (8, 8))):
+        figure = Figure(figsize=visualize.PAGE)
+        axes = visualize.picture_grid(figure, count, shape)
+        across = len({round(ax.get_position().x0, 3) for ax in axes})
+        down = -(-count // across)
+        scale = min(8 / across / shape[1], 5 / down / shape[0])
+        assert count * scale**2 * shape[0] * shape[1] > 0.3 * 8 * 5.5
+
+
+def test_the_confusion_matrix_is_in_the_middle_of_the_page():
+    with matplotlib.style.context(visualize.LOOK):
+        figure = visualize.confusion_figure(held(labels=np.arange(3), estimates=np.eye(3)))
+        figure.draw_without_rendering()
+        box = figure.get_tightbbox()
+    assert abs(box.x0 + box.x1 - visualize.PAGE[0]) < 0.3
+
+
 def test_calibration_by_hand():
     confidence = np.array([0.95, 0.95, 0.55, 1.0])
     correct = np.array([True, True, False, False])
@@ -318,7 +363,7 @@ def test_figures_of_a_run_agree_with_its_network(trained, small):
     }
     expected |= {"weights_W1", "weights_W2", "weights_W3", "activations_1", "activations_2"}
     assert set(figures) == expected | ({"mistakes"} if wrong else set())
-    assert set(skipped) <= {"no test image is classified wrongly"}
+    assert list(skipped.values()) == ([] if wrong else [["mistakes"]])
     accuracy = 100 * (1 - wrong / 40)
     for figure in figures.values():
         assert f"small, 20-7-5-3, test accuracy {accuracy:.2f} %" in title_of(figure)
@@ -402,7 +447,44 @@ def test_a_search_without_histories_is_still_drawn(tmp_path):
     figures, skipped = visualize.draw_folder(tmp_path, None, None)
     assert [ax.get_xlabel() for ax in figures["search"].axes[:3]] == ["lr", "weight_decay", "hidden"]
     assert set(figures) == {"summary", "search", "ranking"}
-    assert skipped == {"there is no trials/NNN/history.csv": ["learning_curves"]}
+    ((reason, names),) = skipped.items()
+    assert "history.csv" in reason and names == ["learning_curves"]
+
+
+def test_a_search_without_its_definition_is_refused(tmp_path):
+    (make_search(tmp_path) / "search.json").unlink()
+    with pytest.raises(OSError, match=r"search\.json"):
+        visualize.draw_folder(tmp_path, None, None)
+
+
+def test_ticks_of_a_small_search_do_not_touch(tmp_path):
+    trials = [
+        {
+            "trial": 1,
+            "epochs": 2,
+            "val_accuracy": 0.9,
+            "lr": 0.19021,
+            "weight_decay": 1.2e-7,
+            "bend": 0.2512345,
+        },
+        {
+            "trial": 2,
+            "epochs": 2,
+            "val_accuracy": 0.8,
+            "lr": 0.20572,
+            "weight_decay": 9.8e-5,
+            "bend": 0.2512346,
+        },
+    ]
+    space = {"lr": "0.15:0.25", "weight_decay": "1e-7:1e-4:log", "bend": "0:1"}
+    with matplotlib.style.context(visualize.LOOK):
+        figure = visualize.search_figure(held(trials=trials, space=space, search_title=""))
+        figure.draw_without_rendering()
+        for ax in figure.axes[:3]:
+            low, high = ax.get_xlim()
+            ticks = [t for t in ax.xaxis.get_major_ticks() if low <= t.get_loc() <= high]
+            boxes = [tick.label1.get_window_extent() for tick in ticks]
+            assert len(boxes) >= 2 and not any(a.x1 + 3 > b.x0 for a, b in zip(boxes, boxes[1:]))
 
 
 def test_trials_far_below_the_others_do_not_flatten_them():
@@ -489,10 +571,7 @@ def test_comparing_skips_a_run_without_history(trained, linear, small, tmp_path)
     empty.mkdir()
     figures, skipped = visualize.draw_comparison([trained, linear, empty], ["loss", "fields"])
     assert set(figures) == {"loss"} and len(lines_of(figures["loss"].axes[0])) == 2
-    assert skipped == {
-        "there is no history.csv with an epoch": [str(empty)],
-        "it is drawn for one run at a time": ["fields"],
-    }
+    assert list(skipped.values()) == [[str(empty)], ["fields"]]
 
 
 # --- files, flags, errors ---
@@ -537,6 +616,49 @@ def test_names_are_drawn_as_they_are_and_letters_that_no_font_has_are_one_note(t
     assert "price$5_$x^{手写" in title_of(figures["loss"])
 
 
+ODD_NAMES = [
+    "price$5_$x^{",
+    "$5 to $10",
+    "_under",
+    "a\x1b[31mb\nc",
+    "\ud800",
+    "x" * 300,
+    r"$\frac$",
+    "%s {0} &<",
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_any_name_is_drawn_as_it_is(tmp_path, name):
+    """As title, class and folder; nothing of it is a formula, none is left out."""
+    config = {"data": {"title": name, "image_shape": [2, 3], "class_names": [name, "b"]}, "steps": []}
+    config |= {"activation": "relu", "loss": "cross_entropy", "dataset": "glyphs"}
+    params = nn.init_params(np.random.default_rng(0), [6, 2])
+    runs = []
+    for number in range(2):
+        runs.append(tmp_path / str(number) / "run")
+        runs[-1].mkdir(parents=True)
+        nn.save_params(runs[-1] / "params.pkl", params, config)
+        data.save_rows(runs[-1] / "history.csv", [row(1)], train.COLUMNS)
+    with matplotlib.style.context(visualize.LOOK):
+        figures, _ = visualize.draw_folder(runs[0], ["summary", "loss", "fields", "weights"], None)
+        loaded = {**visualize.load_folder(runs[0]), "labels": np.array([0, 1]), "mistakes": np.array([0])}
+        loaded |= {"images": np.zeros((2, 6), np.uint8), "estimates": np.eye(2)[::-1]}
+        figures["confusion"] = visualize.confusion_figure(loaded)
+        figures["mistakes"] = visualize.mistakes_figure(loaded)
+        named = [{**loaded, "path": tmp_path / part / (name if "/" not in name else "x")} for part in "ab"]
+        figures["compared"] = visualize.compare_figure(named, "loss")
+        visualize.save_figures(figures, tmp_path / "out")
+    shown = data.printable(name)
+    entries = [text.get_text() for text in figures["compared"].axes[-1].get_legend().get_texts()]
+    assert len(entries) == 2 and all(shown[:20] in entry.replace("\n", "") for entry in entries)
+    assert shown[:20] in title_of(figures["loss"])
+    labels = [label.get_text() for label in figures["confusion"].axes[0].get_yticklabels()]
+    assert shown[:19] in labels[0]
+    for svg in (tmp_path / "out").glob("*.svg"):
+        xml.etree.ElementTree.parse(svg)
+
+
 def test_the_default_folder_is_the_runs_own_figures(trained, capsys):
     assert not visualize.main([str(trained), "--only", "error"])
     assert str(trained / "figures" / "error.png") in capsys.readouterr().out
@@ -548,10 +670,10 @@ def test_missing_pieces_are_skipped_with_a_reason(trained, tmp_path, capsys):
     figures, skipped = visualize.draw_folder(tmp_path, None, None)
     assert set(figures) == {"summary", "loss", "accuracy", "error", "twin"}
     (reason,) = skipped
-    assert reason == "there is no params.pkl" and "fields" in skipped[reason]
+    assert "params.pkl" in reason and "fields" in skipped[reason]
     assert "small, 20-7-5-3, test accuracy" in title_of(figures["loss"])
     assert not visualize.main([str(tmp_path), "--only", "loss,fields"])
-    assert capsys.readouterr().err == "skipped fields: there is no params.pkl\n"
+    assert is_one_clear_line(capsys.readouterr().err, "fields", "params.pkl")
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError, ValueError])
@@ -562,7 +684,8 @@ def test_without_the_data_set_the_other_figures_are_drawn(trained, monkeypatch, 
     monkeypatch.setattr(data, "load_dataset_of", missing)
     figures, skipped = visualize.draw_folder(trained, ["weights", "confusion", "activations"], None)
     assert set(figures) == {"weights_W1", "weights_W2", "weights_W3"}
-    assert skipped == {"the data set is not at hand: gone": ["confusion", "activations"]}
+    ((reason, names),) = skipped.items()
+    assert "gone" in reason and names == ["confusion", "activations"]
 
 
 def test_a_run_is_compared_from_inside_its_folder(trained, tmp_path, monkeypatch):
@@ -571,6 +694,21 @@ def test_a_run_is_compared_from_inside_its_folder(trained, tmp_path, monkeypatch
     monkeypatch.chdir(here)
     assert not visualize.main([".", str(other), "--only", "loss"])
     assert (tmp_path / "comparison" / "loss.png").exists() and not (here / "comparison").exists()
+
+
+@pytest.mark.parametrize("first, second", [("runs/a", "runs/b"), ("results", "results/a"), ("a", "b")])
+def test_an_overlay_is_written_beside_the_runs_but_not_into_the_folder_one_works_in(
+    trained, tmp_path, monkeypatch, first, second
+):
+    for name in (first, second):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(trained / "history.csv", tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert not visualize.main([first, second, "--only", "loss"])
+    expected = {"runs/a": "runs", "results": "results", "a": "a"}[first]
+    assert [str(path) for path in tmp_path.rglob("loss.png")] == [
+        str(tmp_path / expected / "comparison" / "loss.png")
+    ]
 
 
 def test_long_labels_are_folded_to_the_page():
@@ -583,36 +721,36 @@ HEADER = ",".join(["epoch", *(column for column in row(1) if "_" in column)]) + 
 
 
 @pytest.mark.parametrize(
-    "make, arguments, words",
+    "made, arguments, names",
     [
-        (None, ["{tmp}/nowhere"], ["there is no folder", "nowhere", "train.py"]),
-        (None, ["{tmp}"], ["nothing to draw in", "no history.csv", "no params.pkl"]),
-        (None, ["{tmp}", "{tmp}"], ["nothing to draw in"]),
-        (None, ["{tmp}", "--only", "los"], ["unknown figure 'los'", "did you mean loss?"]),
-        (None, ["{tmp}", "--onyl", "loss"], ["did you mean --only"]),
-        (("history.csv", "epoch,x\n1,2\n"), ["{tmp}"], ["history.csv", "lacks train_loss"]),
-        (("history.csv", "epoch\n1,2\n"), ["{tmp}"], ["history.csv", "differ in length"]),
-        (("params.pkl", "rubbish"), ["{tmp}"], ["params.pkl", "not a usable params file"]),
-        (("config.json", "[]"), ["{tmp}"], ["config.json", "dict"]),
-        (("config.json", '{"data": null}'), ["{tmp}"], ["nothing to draw in"]),
-        (("history.csv", HEADER + ",1,1,1,1,1,1\n"), ["{tmp}"], ["history.csv", "epoch"]),
-        (("trials.csv", "trial,status\n1,finished\n"), ["{tmp}"], ["trials.csv", "lacks seed"]),
-        (None, ["{run}", "--draw", "--only", "loss"], ["--draw: goes with one FOLDER"]),
-        (None, ["{run}", "--show", "--out", "x"], ["--out: has no meaning"]),
-        (None, ["{run}", "--draw"], ["no window can be opened", "display"]),
-        (None, ["{run}", "--show", "--only", "loss"], ["no window can be opened", "display"]),
+        (None, ["{tmp}/nowhere"], ["nowhere"]),
+        (None, ["{tmp}"], ["{tmp}", "history.csv", "params.pkl"]),
+        (None, ["{tmp}", "{tmp}"], ["{tmp}"]),
+        (None, ["{tmp}", "--only", "los"], ["'los'", "loss"]),
+        (None, ["{tmp}", "--onyl", "loss"], ["--onyl", "--only"]),
+        (("history.csv", "epoch,x\n1,2\n"), ["{tmp}"], ["history.csv"]),
+        (("history.csv", "epoch\n1,2\n"), ["{tmp}"], ["history.csv"]),
+        (("params.pkl", "rubbish"), ["{tmp}"], ["params.pkl"]),
+        (("config.json", "[]"), ["{tmp}"], ["config.json"]),
+        (("config.json", '{"data": null}'), ["{tmp}"], ["{tmp}"]),
+        (("history.csv", HEADER + ",1,1,1,1,1,1\n"), ["{tmp}"], ["history.csv"]),
+        (("trials.csv", "trial,status\n1,finished\n"), ["{tmp}"], ["trials.csv"]),
+        (None, ["{run}", "--draw", "--only", "loss"], ["--draw"]),
+        (None, ["{run}", "--show", "--out", "x"], ["--out"]),
+        (None, ["{run}", "--draw"], ["window"]),
+        (None, ["{run}", "--show", "--only", "loss"], ["window"]),
     ],
 )
-def test_bad_input_gives_one_clear_line(trained, tmp_path, capsys, monkeypatch, make, arguments, words):
-    monkeypatch.setattr("sys.argv", ["visualize.py"])
-    if make:
-        (tmp_path / make[0]).write_text(make[1])
-    names = {"{tmp}": tmp_path, "{run}": trained}
-    for name, value in names.items():
-        arguments = [argument.replace(name, str(value)) for argument in arguments]
+def test_bad_input_gives_one_clear_line(trained, tmp_path, monkeypatch, made, arguments, names):
+    if made:
+        (tmp_path / made[0]).write_text(made[1])
+
+    def filled(words):
+        return [word.replace("{tmp}", str(tmp_path)).replace("{run}", str(trained)) for word in words]
+
     with matplotlib.rc_context({"backend": "agg"}):
-        assert data.run_script(visualize.main, arguments) == 2
-    assert is_one_clear_line(capsys.readouterr().err, "visualize.py", *words)
+        done = run("visualize.py", *filled(arguments), check=2)
+    assert is_one_clear_line(done.stderr, "visualize.py", *filled(names))
 
 
 # --- drawing ---

