@@ -859,7 +859,8 @@ def all_images(dataset):
     if "val_images" not in dataset:
         return dataset["train_images"], dataset["train_labels"]
     return tuple(
-        np.concatenate([dataset[f"{part}_{kind}"] for part in ("train", "val")]) for kind in ("images", "labels")
+        np.concatenate([dataset[f"{part}_{kind}"] for part in ("train", "val")])
+        for kind in ("images", "labels")
     )
 
 
