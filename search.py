@@ -301,7 +301,7 @@ def compare(ranked):
     found, best = [], [trial["rows"][-1]["val_accuracy"] for trial in ranked[0]]
     for group in ranked:
         rows = [trial["rows"][-1] for trial in group]
-        mean, sd = nn.mean_and_sd([row["val_accuracy"] for row in rows])
+        sd = nn.mean_and_sd([row["val_accuracy"] for row in rows])[1]
         row = {"trial": group[0]["number"], "runs": len(group), "epochs": max(len(t["rows"]) for t in group)}
         row |= {name: mean_of(rows, name) for name in FIGURES} | {"val_sd": sd, "difference": None, "p": None}
         if group is not ranked[0] and came(group) == came(ranked[0]):
@@ -447,9 +447,8 @@ def define(given, base):
 def check_runs(definition, space, fixed):
     """Check that repeats and folds go with the rest of a search; complete its ``paired``."""
     runs, folds = runs_of(definition), definition["settings"].get("folds")
-    taken = {"folds", "fold"} | ({"seed"} if runs > 1 else set()) | ({"val_size"} if folds else set())
-    for name in taken & {*space, *fixed} - ({"folds"} - space.keys()):
-        raise ValueError(f"{train.flag(name)}: it follows from the search itself (see --repeat and --folds)")
+    if "fold" in fixed or (folds and "val_size" in {**space, **fixed}) or (runs > 1 and "seed" in space):
+        raise ValueError("--repeat or --folds: they go with no --fold, --val-size or seeds of your own")
     if folds and definition["repeat"] > 1:
         raise ValueError("--repeat: the folds are the repeats; leave out --repeat, or --folds")
     check_count("--folds", runs, nn.MOST_PAIRS)
@@ -566,7 +565,7 @@ def parse_space(text):
             nn.choose("setting", name, train.SETTINGS)
             if name in space:
                 raise ValueError(f"{name} is in the space twice")
-            if name in ("size", "transpose"):
+            if name in ("size", "transpose", "folds", "fold"):
                 raise ValueError(f"all trials have the same; see {train.flag(name)}")
             check = train.SETTINGS[name][1]
             is_range = ":" in values and "," not in values

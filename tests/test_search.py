@@ -90,7 +90,7 @@ def test_choices_may_have_a_number_of_their_own():
     assert [settings["preprocess"] for settings in trials] == [["scale"], ["scale", "pca:50"]]
 
 
-ONE_FOR_ALL = ["size", "transpose"]  # how data sets are read
+ONE_FOR_ALL = ["size", "transpose", "folds", "fold"]  # how data sets are read, and split for a search
 
 
 @pytest.mark.parametrize("name", [name for name in train.SETTINGS if name not in ONE_FOR_ALL])
@@ -188,8 +188,8 @@ def test_impossible_search_is_refused(given, name):
 
 
 def test_impossible_trial_is_refused_before_any_runs():
-    with refused("trial 2", "--nesterov", error=ValueError):
-        search.trial_settings(definition("momentum=0.9,0 nesterov=true", strategy="grid"))
+    with refused("trial 1", "--nesterov", error=ValueError):
+        search.trial_settings(definition("lr=0.1,0.2", strategy="grid", nesterov=True))
     with refused("trial 1", "--val-size", error=ValueError):
         search.trial_settings(definition(val_size=0))
 
@@ -233,9 +233,14 @@ def test_halving_of_the_default_search_takes_at_most_a_fifth_of_its_epochs():
     assert search.epochs_left([{"rows": []}] * 50, search.rungs("halving", 50, 50)) <= 50 * 50 / 5
 
 
-def as_trial(number, *accuracies, status="finished"):
-    rows = [{"val_accuracy": accuracy, "val_loss": 1.0} for accuracy in accuracies]
-    return {"number": number, "rows": rows, "status": status, "config": {"epochs": 3}}
+def as_trial(number, *accuracies, status="finished", repeat=1):
+    rows = [dict.fromkeys(search.FIGURES, 1.0) | {"val_accuracy": accuracy} for accuracy in accuracies]
+    config = {"epochs": 3, "folds": 0}
+    return {"number": number, "repeat": repeat, "rows": rows, "status": status, "config": config}
+
+
+def numbers_of(ranked):
+    return [group[0]["number"] for group in ranked]
 
 
 def test_ranking_goes_by_the_last_validation_accuracy():
@@ -248,7 +253,7 @@ def test_ranking_goes_by_the_last_validation_accuracy():
         as_trial(6, 0.4, 0.3, status="stopped"),
         as_trial(7, 0.5, 0.8),
     ]
-    assert [trial["number"] for trial in search.ranking(trials)] == [2, 1, 7, 6, 5]
+    assert numbers_of(search.ranking(trials)) == [2, 1, 7, 6, 5]
 
 
 def test_the_best_at_a_rung_are_found_again_from_later_histories():
@@ -329,7 +334,7 @@ def test_best_is_trained_again_on_all_images_and_so_is_the_printed_command(done,
 def test_the_best_is_trained_again_along_its_own_schedule(tmp_path, monkeypatch, schedule, epochs):
     monkeypatch.setattr(search.train, "main", lambda words: None)
     config = search.train.check_settings({"lr_schedule": schedule, "epochs": 9, "patience": 1})
-    command = search.retrain(tmp_path, {"config": config, "rows": [{}] * 4}, None)  # stopped early
+    command = search.retrain(tmp_path, [{"config": config, "rows": [{}] * 4}], None)  # stopped early
     assert f"--epochs {epochs} " in f"{command} "
 
 
@@ -606,7 +611,7 @@ def test_search_survives_dead_workers(done, tmp_path, monkeypatch, worker, statu
     monkeypatch.setattr(search, "run_trial", worker)
     with search.local_workers(2, tmp_path / "split", datasets) as workers:
         search.run_search(
-            trials, "random", workers, tmp_path / "out", ["lr", "weight_decay", "hidden"], print
+            trials, [(5, None)], workers, tmp_path / "out", ["lr", "weight_decay", "hidden"], print
         )
     rows = table(tmp_path / "out")
     assert {row["status"] for row in rows} == statuses

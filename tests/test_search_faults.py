@@ -329,12 +329,13 @@ def use_search(out):
     definition, known = search.open_search(out, {}, True)
     trials, _ = search.make_trials(definition, None, known)
     trials = search.load_trials(out, trials)
-    plan = search.rungs(definition["strategy"], len(trials), trials[0]["config"]["epochs"])
-    search.epochs_left(trials, plan)
+    epochs = trials[0]["config"]["epochs"]
+    search.epochs_left(trials, search.rungs(definition["strategy"], len(trials), epochs, definition["further"]))
     for trial in trials:
         search.load_trial(out, trial)
     searched = list(search.parse_space(definition["space"]))
-    search.ranking_text(trials, searched)
+    if ranked := search.ranking(trials):
+        search.ranking_text(ranked, search.compare(ranked), searched)
     search.save_table(out, trials, searched)
 
 
