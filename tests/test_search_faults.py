@@ -307,7 +307,7 @@ def test_a_space_with_a_hidden_layer_of_a_million_is_refused_before_anything_run
     monkeypatch.setattr(train, "available_memory", lambda: 4e9)
     monkeypatch.setattr(data, "load_dataset", None)
     words = [who, "--hidden"]
-    given = flags("mnist", tmp_path / "out", "--workers", workers, space="hidden=100,1000000")
+    given = flags("mnist", tmp_path / "out", "--workers", workers, space="hidden=100,200,300,1000000")
     call_refused(search.main, *given, names=words)
     assert not (tmp_path / "out").exists()
 
