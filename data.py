@@ -66,7 +66,6 @@ import shutil
 import struct
 import subprocess
 import time
-import warnings
 import zlib
 
 import numpy as np
@@ -515,10 +514,9 @@ def _read_class_names(path):
     file = (path if path.is_dir() else path.parent) / "classes.txt"
     if not file.is_file():
         return None
-    try:
-        lines = nn.load_bytes(file, MOST_TEXT).decode("utf-8-sig").splitlines()
-    except ValueError as error:
-        raise ValueError(f"{file} is no text: {error}") from error
+    content = nn.load_bytes(file, MOST_TEXT)
+    with nn.reading(file, "is no text"):
+        lines = content.decode("utf-8-sig").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -584,14 +582,8 @@ def _read_file(path):
         array, digest = load_idx(path)
         return {path.name: array}, digest
     content, digest = load_content(path)
-    try:
-        with warnings.catch_warnings():  # of an array that NumPy saved under Python 2
-            warnings.simplefilter("ignore")
-            found = READERS[form](content)
-    except MemoryError as error:
-        raise MemoryError(f"there is not enough memory to read {path}") from error
-    except Exception as error:  # a damaged file can fail in any way
-        raise ValueError(f"{path} cannot be read: {str(error) or type(error).__name__:.300}") from error
+    with nn.reading(path, "cannot be read"):
+        found = READERS[form](content)
     return ({path.name: found[None]} if None in found else found), digest
 
 
@@ -1481,26 +1473,21 @@ def load_idx(path):
     OSError, MemoryError
         The file cannot be read.
     """
-    try:
-        with open(path, "rb") as file:
-            unzipped, room = _unzipped(file)
-            magic = unzipped.read(4)
-            if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_TYPES or not 1 <= magic[3] <= 4:
-                raise ValueError("it does not start as labels or images do")
-            sizes = unzipped.read(4 * magic[3])
-            shape, dtype = struct.unpack(f">{magic[3]}I", sizes), np.dtype(IDX_TYPES[magic[2]])
-            announced = math.prod(shape) * dtype.itemsize
-            if announced > room:
-                hint = "" if unzipped is file else "; unpack it with gunzip if that is right"
-                raise ValueError(f"its header announces {announced:,} bytes, too much for its size{hint}")
-            content = unzipped.read(announced + 1)  # the last byte should not be there
+    with nn.reading(path, "is damaged or no IDX file"), open(path, "rb") as file:
+        unzipped, room = _unzipped(file)
+        magic = unzipped.read(4)
+        if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_TYPES or not 1 <= magic[3] <= 4:
+            raise ValueError("it does not start as labels or images do")
+        sizes = unzipped.read(4 * magic[3])
+        shape, dtype = struct.unpack(f">{magic[3]}I", sizes), np.dtype(IDX_TYPES[magic[2]])
+        announced = math.prod(shape) * dtype.itemsize
+        if announced > room:
+            hint = "" if unzipped is file else "; unpack it with gunzip if that is right"
+            raise ValueError(f"its header announces {announced:,} bytes, too much for its size{hint}")
+        content = unzipped.read(announced + 1)  # the last byte should not be there
         if len(content) != announced:
             wrong = "ends before" if len(content) < announced else "goes on after"
             raise ValueError(f"it {wrong} the {announced:,} bytes that its header announces")
-    except MemoryError as error:
-        raise MemoryError(f"there is not enough memory to read {path}") from error
-    except (ValueError, struct.error, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged or no IDX file: {error}") from error
     digest = hashlib.sha256(magic + sizes)
     digest.update(content)
     return np.frombuffer(content, dtype).reshape(shape), digest.hexdigest()
@@ -1508,16 +1495,11 @@ def load_idx(path):
 
 def load_content(path):
     """``(bytes, sha256)`` of a file, which may be gzipped: that is told by its content, not by its name."""
-    try:
-        with open(path, "rb") as file:
-            unzipped, room = _unzipped(file)
-            content = unzipped.read(room + 1)
+    with nn.reading(path, "is damaged"), open(path, "rb") as file:
+        unzipped, room = _unzipped(file)
+        content = unzipped.read(room + 1)
         if len(content) > room:
             raise ValueError(f"it has more than {room:,} bytes, too much for its size; unpack it with gunzip")
-    except MemoryError as error:
-        raise MemoryError(f"there is not enough memory to read {path}") from error
-    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
     return content, hashlib.sha256(content).hexdigest()
 
 
@@ -1548,10 +1530,8 @@ def save_json(path, value):
 def load_json(path):
     """A JSON file's content; ValueError that names the file where it is damaged."""
     content = nn.load_bytes(path, MOST_TEXT)
-    try:
+    with nn.reading(path, "is not valid JSON"):
         return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def save_rows(path, rows, columns):
@@ -1574,14 +1554,12 @@ def load_rows(path, words=False):
         No header, a row of another length, a field that is no number (without ``words``).
     """
     content = nn.load_bytes(path, MOST_TEXT)
-    try:
+    with nn.reading(path, f"is not a table{'' if words else ' of numbers'}"):
         text = io.StringIO(content.decode("utf-8-sig"), newline="")
         header, *lines = list(csv.reader(text, strict=True)) or [[]]
         if not header or any(len(line) != len(header) for line in lines):
             raise ValueError("its rows differ in length")
         return [{name: _number(text, words) for name, text in zip(header, line)} for line in lines]
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is not a table{'' if words else ' of numbers'}: {error}") from error
 
 
 def _number(text, words):
@@ -1884,22 +1862,16 @@ def _decode(path, content, form, smallest):
     """What form makes of the picture in the content of a file, from so many pixels a side."""
     from PIL import Image, ImageOps
 
-    try:
-        with warnings.catch_warnings(), _without_stderr():
-            warnings.simplefilter("ignore")  # of large pictures, though our limit is lower, and of odd ones
+    with nn.reading(f"the picture {path}", "cannot be read"), _without_stderr():
+        try:
             picture = Image.open(io.BytesIO(content), formats=list(PICTURES))
-            columns, rows = picture.size
-            if min(rows, columns) < smallest or rows * columns > MOST_PIXELS:
-                raise ValueError(
-                    f"it has {columns}x{rows} pixels, not {smallest}x{smallest} to {MOST_PIXELS:,}"
-                )
-            return form(ImageOps.exif_transpose(picture))
-    except MemoryError as error:
-        raise MemoryError(f"there is not enough memory to read {path}") from error
-    except Exception as error:  # a damaged picture can fail in any way
-        unknown = "no known format, save it as JPEG or PNG" if content else "the file is empty"
-        reason = unknown if isinstance(error, Image.UnidentifiedImageError) else message_of(error)
-        raise ValueError(f"the picture {path} cannot be read: {reason}") from error
+        except Image.UnidentifiedImageError:
+            unknown = "no known format, save it as JPEG or PNG" if content else "the file is empty"
+            raise ValueError(unknown) from None
+        columns, rows = picture.size
+        if min(rows, columns) < smallest or rows * columns > MOST_PIXELS:
+            raise ValueError(f"it has {columns}x{rows} pixels, not {smallest}x{smallest} to {MOST_PIXELS:,}")
+        return form(ImageOps.exif_transpose(picture))
 
 
 @contextlib.contextmanager

@@ -816,18 +816,11 @@ def load_checkpoint(path):
     """
     _, read = choose(f"suffix of {path}:", os.path.splitext(path)[1], FORMS)
     content = load_bytes(path, MOST_BYTES)
-    try:
-        with warnings.catch_warnings():  # of damaged text, or of a file that NumPy made under Python 2
-            warnings.simplefilter("ignore")
-            checkpoint = read(content)
+    with reading(path, "is not a usable params file"):
+        checkpoint = read(content)
         check(checkpoint, {"params": dict, "config": dict}, "its content")
         _check_admitted(checkpoint)
         check_params(checkpoint["params"])
-    except MemoryError as error:
-        raise MemoryError(f"there is not enough memory to read {path}") from error
-    except Exception as error:  # a damaged file can fail in any way, and is always the same error
-        reason = str(error) or type(error).__name__
-        raise ValueError(f"{path} is not a usable params file: {reason:.300}") from error
     native = {k: w.astype(w.dtype.newbyteorder("="), copy=False) for k, w in checkpoint["params"].items()}
     return {**checkpoint, "params": native}
 
@@ -855,6 +848,24 @@ def load_bytes(path, most):
         if size > most:
             raise ValueError(f"{path} has {size:,} bytes, more than the {most:,} that such a file may have")
         return file.read(size)
+
+
+@contextlib.contextmanager
+def reading(path, wrong):
+    """Within it whatever fails is the file's fault, and becomes one ValueError that names the file.
+
+    But a MemoryError remains one, and so does an OSError of the disk.
+    """
+    try:
+        with warnings.catch_warnings():  # of odd pictures, damaged text, arrays that Python 2 wrote
+            warnings.simplefilter("ignore")
+            yield
+    except MemoryError as error:
+        raise MemoryError(f"there is not enough memory to read {path}") from error
+    except Exception as error:  # a damaged file can fail in any way
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise ValueError(f"{path} {wrong}: {str(error) or type(error).__name__:.300}") from error
 
 
 def check(value, kind, what):

@@ -1090,7 +1090,8 @@ def lazy_step(params, grads, velocity, batch, config):
             velocity[key] -= step + decay * params[key]
             params[key] += velocity[key]
         else:
-            params[key] *= 1 - decay
+            if decay:
+                params[key] *= 1 - decay
             params[key] -= step
     if "settle" in lazy:
         s, c, e = lazy["settle"]

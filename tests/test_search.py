@@ -621,10 +621,17 @@ def test_search_survives_dead_workers(done, tmp_path, monkeypatch, worker, statu
 
 
 CTRL_C_ALL_THE_WHILE = """
-import os, pathlib, signal, sys, time, search
+import os, pathlib, signal, sys, threading, time, search
 signal.signal(signal.SIGINT, lambda *_: None)
+start, is_there = search.start_process, threading.Event()
+def start_and_say_so():
+    process = start()
+    is_there.set()  # before that, for a moment, it is in this process's group
+    return process
+search.start_process = start_and_say_so
 with search.local_workers(1, pathlib.Path(sys.argv[1]), {}) as workers:
     answers = [workers["submit"](sum, [1, 2]), workers["submit"](time.sleep, 1)]
+    is_there.wait()
     while not answers[1].done():  # from the first moment of the worker's interpreter on
         os.killpg(0, signal.SIGINT)
         time.sleep(0.001)
