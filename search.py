@@ -424,7 +424,7 @@ def define(given, base):
     nn.choose("strategy", found["strategy"], STRATEGIES)
     found["seed"] = train.check_setting("seed", found["seed"])
     fixed = {name: value for name, value in given.items() if name in train.SETTINGS and name != "seed"}
-    rung = [given["best"], fixed.pop("epochs", 0)] if "best" in given else None
+    rung = [given["best"], fixed.pop("epochs", 1)] if "best" in given else None
     for name in fixed:
         if name in space:
             raise ValueError(f"{train.flag(name)}: {name} is searched: {found['space']} (see --space)")
@@ -967,7 +967,7 @@ def load_trial(out, trial):
 def save_table(out, trials, searched):
     """Write trials.csv: the ranking, and below it the trials that are not ranked."""
     ranked = list(itertools.chain(*ranking(trials)))
-    names = [trial_name(trial) for trial in ranked]
+    names = {trial_name(trial) for trial in ranked}
     trials = [*ranked, *(t for t in trials if t["status"] and trial_name(t) not in names)]
     runs = [run_column(trials[0])] if any(trial["repeat"] > 1 for trial in trials) else []
     columns = ["trial", *runs, "status", "seed", *without(searched, "seed", "epochs"), "epochs", *FIGURES]

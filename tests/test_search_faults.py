@@ -94,6 +94,7 @@ SHORT_SPACE = "epochs=2,3,4 hidden=3,5"
 STRATEGIES = {
     "random": ["--epochs", 9, "--trials", 12],
     "halving": ["--epochs", 9, "--trials", 12, "--strategy", "halving"],
+    "repeats": ["--epochs", 9, "--trials", 4, "--repeat", 3],
 }
 
 
@@ -172,6 +173,7 @@ def test_stopped_while_its_workers_start_a_search_leaves_no_process(small, tmp_p
     "strategy, seed, kills",
     [
         ("halving", 0, 3),
+        ("repeats", 0, 3),
         *(pytest.param(name, seed, 10, marks=EXTENDED) for name in STRATEGIES for seed in range(1, 6)),
     ],
 )
@@ -330,7 +332,9 @@ def use_search(out):
     trials, _ = search.make_trials(definition, None, known)
     trials = search.load_trials(out, trials)
     epochs = trials[0]["config"]["epochs"]
-    search.epochs_left(trials, search.rungs(definition["strategy"], len(trials), epochs, definition["further"]))
+    search.epochs_left(
+        trials, search.rungs(definition["strategy"], len(trials), epochs, definition["further"])
+    )
     for trial in trials:
         search.load_trial(out, trial)
     searched = list(search.parse_space(definition["space"]))
@@ -387,7 +391,16 @@ def not_loaded(*_, **__):
 
 
 COUNTS = {"1", "2", "1.0", "1e3", "1_0", "٣"}
-OWN_FLAGS = ("--strategy", "--trials", "--workers", "--scheduler", "--data-dir", "--space")
+OWN_FLAGS = (
+    "--strategy",
+    "--trials",
+    "--repeat",
+    "--best",
+    "--workers",
+    "--scheduler",
+    "--data-dir",
+    "--space",
+)
 
 
 @pytest.mark.parametrize("flag", [*OWN_FLAGS, *map(train.flag, train.SETTINGS)])
