@@ -83,7 +83,7 @@ MARKED_EPOCHS = 30  # histories of up to so many epochs have a marker at each
 SHORT_RUN = 5  # a run of up to so many epochs is shown whole
 SHOWN_FIELDS = 300
 SHOWN_MISTAKES = 24
-SALIENT_CLASSES = 8
+SALIENT_CLASSES = 10
 RANKED_TRIALS = 25
 LABEL_SETTINGS = 4  # a label names no more of them
 # what a run found out, where the rest of its config is what it was told
@@ -180,8 +180,8 @@ def plot_part(ax, run, quantity, part, label, style=None):
     marker = marker if len(epochs) <= MARKED_EPOCHS else None
     (curve,) = ax.plot(epochs, values, line, color=colour, marker=marker, label=label)
     if (sds := values_of(run["rows"], quantity, part, "_sd")) is not None:
-        least = np.nanmin(values) / 2 if quantity == "error" else -np.inf  # a log axis has no 0
-        ax.fill_between(epochs, np.maximum(least, values - sds), values + sds, color=colour, alpha=0.2, lw=0)
+        low = np.maximum(values / 2, values - sds) if quantity == "error" else values - sds  # on a log axis
+        ax.fill_between(epochs, low, values + sds, color=colour, alpha=0.2, lw=0)
     if run["chosen"] in epochs:
         value = values[epochs.index(run["chosen"])]
         ax.plot([run["chosen"]], [value], **RING, mec=colour)
@@ -436,17 +436,21 @@ def saliency_figure(run):
     """A test image of each class, and what in it speaks for and against the likeliest class."""
     facts = run["config"]["data"]
     _, first = np.unique(run["labels"], return_index=True)
-    shown, names = first[:SALIENT_CLASSES], facts["class_names"]
-    figure = new_figure("What speaks for the likeliest class, and against it (dark)", run["title"])
-    axes = figure.subplots(2, len(shown), squeeze=False)
-    maps = [test.evidence(run["params"], run["config"], run["images"][i]) for i in shown]
-    for (above, below), i, evidence in zip(axes.T, shown, maps):
+    shown = first[:SALIENT_CLASSES]
+    figure = new_figure(
+        "What speaks for the likeliest class (light), and what against it (dark)", run["title"]
+    )
+    across = -(-len(shown) // 2)
+    axes = figure.subplots(4, across, squeeze=False)
+    for ax in axes.ravel():
+        ax.set_axis_off()
+    for place, i in enumerate(shown):
+        above, below = axes[2 * (place // across) :, place % across][:2]
         above.imshow(run["images"][i].reshape(facts["image_shape"]), cmap="gray_r", vmin=0, vmax=255)
-        image = signed_image(below, evidence, max(map(signed_limit, maps)))
-        above.set_title(printable(names[run["estimates"][i].argmax()], 11), fontsize=8)
-        above.set_axis_off()
-        below.set_axis_off()
-    label = "slope of the log probability × grey level"
+        above.set_title(printable(facts["class_names"][run["estimates"][i].argmax()], 11), fontsize=8)
+        evidence = test.evidence(run["params"], run["config"], run["images"][i])
+        image = signed_image(below, evidence / (np.abs(evidence).max() or 1), 1)
+    label = "slope of the log probability × grey level, as a share of the largest"
     figure.colorbar(image, label=label, location="bottom", aspect=50, ax=list(axes.ravel()))
     return figure
 
@@ -611,11 +615,14 @@ def ranking_figure(run):
     places = {trial["trial"]: place for place, trial in enumerate(shown, start=1)}
     plot_trials(ax, shown, lambda trial: 100 * trial["val_accuracy"], lambda trial: places[trial["trial"]])
     legend_above(ax, ax.lines)
+    spread = [[100 * (t["val_accuracy"] + sign * t.get("val_sd", 0)) for t in shown] for sign in (-1, 1)]
+    ax.hlines(list(places.values()), *spread, color=GREY, lw=1)
     lines = table_lines([columns, *([short(trial[name]) for name in columns] for trial in shown)])
     ax.set_yticks(range(len(lines)), lines, family="monospace")
     ax.set_ylim(len(shown) + 0.7, -0.5)
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel("validation accuracy (%)")
+    repeats = "; lines: one standard deviation of the runs" if "runs" in trials[0] else ""
+    ax.set_xlabel(f"validation accuracy (%){repeats}")
     return figure
 
 
@@ -636,12 +643,12 @@ def learning_curves_figure(run):
     runs = {trial: {"rows": rows, "config": {}, "chosen": None} for trial, rows in histories.items()}
     few = "runs" in run["trials"][0] and len(runs) <= len(RUN_COLOURS)
     rows = {row["trial"]: row for row in run["trials"]}
-    for number, trial in enumerate(sorted(runs, key=lambda trial: trial == best)):
+    for place, trial in sorted(enumerate(runs), key=lambda pair: pair[1] == best):  # the best is drawn last
         label, style = ("the others", (None, "#999999", "-", "."))
         if few:
             words = [f"{name} {short(rows[trial][name])}" for name in run["space"]]
             label = f"trial {trial}: {printable(', '.join(words), 40)}"
-            style = (None, RUN_COLOURS[-1 - number], RUN_LINES[number % len(RUN_LINES)], ".")
+            style = (None, RUN_COLOURS[place], RUN_LINES[place % len(RUN_LINES)], ".")
         elif trial == best:
             label, style = f"trial {trial}, the best", (None, ORANGE, "-", ".")
         line = plot_part(ax, runs[trial], "accuracy", "val", label, style)
@@ -1175,7 +1182,9 @@ def load_search(path):
     best = trials[0]
     config = load_checked(folders[best["trial"]] / "config.json", CONFIG)
     facts = with_printable_names(config.get("data") or {})
-    title = [facts.get("title"), f"{len(rows)} trials", failed and f"{failed} failed"]
+    count = len({row.get("trial") for row in rows})
+    runs = len(rows) > count and f"{len(rows)} runs"
+    title = [facts.get("title"), f"{count} trials", runs, failed and f"{failed} failed"]
     title.append(f"best validation accuracy {percent(best['val_accuracy'])} (trial {best['trial']})")
     return {
         "trials": trials,

@@ -780,6 +780,40 @@ def test_every_image_is_predicted_by_the_run_that_did_not_train_on_it(small_set,
     assert (retrained["folds"], retrained["val_size"], retrained["train_size"]) == (0, 0, None)
 
 
+def planted_and_found(out, dataset, wrong, *more):
+    """How many of so many planted wrong labels are among as many least likely ones out of fold."""
+    rng = np.random.default_rng(0)
+    planted = rng.permutation(len(dataset["train_labels"]))[:wrong]
+    dataset["train_labels"] = dataset["train_labels"].copy()
+    classes = len(dataset["class_names"])
+    dataset["train_labels"][planted] += rng.integers(1, classes, wrong).astype(np.uint8)
+    dataset["train_labels"] %= classes
+    for part, name in data.FILES.items():
+        array = dataset[part].reshape(-1, *dataset["image_shape"]) if "images" in part else dataset[part]
+        (out / name).write_bytes(data.idx_bytes(np.uint8(array)))
+    words = ["--dataset", out, "--out", out / "search", *GRID, "--folds", 5, *more]
+    search.main(list(map(str, words)))
+    rows = data.load_rows(out / "search" / "oof.csv")
+    rows.sort(key=lambda row: row["probability"])
+    return len(set(planted.tolist()) & {row["index"] for row in rows[:wrong]})
+
+
+def test_wrong_labels_are_the_first_suspects(tmp_path):
+    dataset = data.load_dataset(str(write_dataset(tmp_path / "right", train=600)))
+    found = planted_and_found(
+        tmp_path, dataset, 24, "--epochs", 10, "--space", "hidden=9", "--batch-size", 16
+    )
+    assert found >= 18
+
+
+@pytest.mark.extended
+def test_of_120_wrong_labels_of_real_digits_90_are_among_the_first_120_suspects(real_data, tmp_path):
+    dataset = data.load_dataset("mnist", str(real_data))
+    for kind in ("images", "labels"):
+        dataset[f"train_{kind}"] = dataset[f"train_{kind}"][:12_000]
+    assert planted_and_found(tmp_path, dataset, 120, "--epochs", 10, "--space", "hidden=292") >= 90
+
+
 def test_halving_goes_on_with_the_trials_of_the_best_mean(small_set, tmp_path):
     out = tmp_path / "out"
     search.main(flags(small_set, out, "--strategy", "halving", "--trials", 3, "--epochs", 6, "--repeat", 2))
