@@ -517,7 +517,7 @@ def _with_test_images(dataset, config, own):
         nn.check(config, SPLIT_KIND, "the config of the run")
         _, (images, labels) = split_dataset(dataset, config)
     else:
-        images, labels = _all_images(dataset)
+        images, labels = all_images(dataset)
     what = "its validation images" if own else "all of its images"
     if not len(images):
         raise ValueError(f"{dataset['title']} has no test images, and the run held none out; see --dataset")
@@ -849,6 +849,31 @@ def stratified_order(labels, rng):
     return order[np.argsort(place, kind="stable")]
 
 
+def folds(labels, count, rng, size=None):
+    """Deal images to folds for cross-validation, stratified: in each the classes have equal shares.
+
+    Parameters
+    ----------
+    labels : array (n,)
+    count : int
+        Number of folds.
+    rng : numpy.random.Generator
+    size : int, optional
+        Number of images to deal, chosen at random; default: all.
+
+    Returns
+    -------
+    int array (n,)
+        The fold of each image, from 1; 0 for those that are left out. Neither the sizes of two folds
+        nor their images of a class differ by more than one.
+    """
+    order = rng.permutation(len(labels))[:size]
+    order = order[np.argsort(labels[order], kind="stable")]
+    fold = np.zeros(len(labels), int)
+    fold[order] = 1 + np.arange(len(order)) % count
+    return fold
+
+
 def check_split(n, val_size, train_size=None):
     """The number of training images in a split of n images; ValueError where there is no such split."""
     wanted = n - val_size if train_size is None else train_size
@@ -863,25 +888,52 @@ def check_split(n, val_size, train_size=None):
 def split_dataset(dataset, config):
     """The training and the validation part of a dataset for a run's settings, as ``split``.
 
-    A validation set of its own is used as such, whatever ``val_size`` is; 0 trains on those images, too.
+    With ``folds`` the validation part is one of them. A validation set of its own is used as such, whatever
+    ``val_size`` is; 0 trains on those images, too, and folds are dealt of all images.
     """
+    check_parts(dataset, config)
+    if config.get("folds"):
+        fold, (images, labels) = folds_of(dataset, config), all_images(dataset)
+        val, train = fold == config["fold"], (fold > 0) & (fold != config["fold"])
+        return (images[train], labels[train]), (images[val], labels[val])
     images, labels = dataset["train_images"], dataset["train_labels"]
-    seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
-    rng = None if config["holdout"] == "last" else np.random.default_rng([seed, 0, 1])
+    rng = None if config["holdout"] == "last" else _split_rng(config)
     how = (rng, config["train_size"], config["holdout"] == "stratified")
     if "val_images" not in dataset:
         return split(images, labels, held_out(config, dataset), *how)
     own = dataset["val_images"], dataset["val_labels"]
     if config["val_size"]:
         return split(images, labels, 0, *how)[0], own
-    return split(*_all_images(dataset), 0, *how)
+    return split(*all_images(dataset), 0, *how)
 
 
-def _all_images(dataset):
+def _split_rng(config):
+    seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
+    return np.random.default_rng([seed, 0, 1])
+
+
+def folds_of(dataset, config):
+    """The fold of each of ``all_images`` in a run with folds, as ``folds``."""
+    return folds(all_images(dataset)[1], config["folds"], _split_rng(config), config["train_size"])
+
+
+def check_parts(dataset, config):
+    """Raise a ValueError unless a dataset can be split as a run's settings ask."""
+    n = count_images(dataset)
+    size = config["train_size"] or n
+    if not config.get("folds"):
+        check_split(n, held_out(config, dataset), config["train_size"])
+    elif not config["folds"] <= size <= n:
+        raise ValueError(f"--folds: {size} of {n} images cannot be dealt to {config['folds']} folds")
+
+
+def all_images(dataset):
     """Images and labels of the training and the validation set."""
-    parts = [part for part in ("train", "val") if f"{part}_images" in dataset]
+    if "val_images" not in dataset:
+        return dataset["train_images"], dataset["train_labels"]
     return tuple(
-        np.concatenate([dataset[f"{part}_{kind}"] for part in parts]) for kind in ("images", "labels")
+        np.concatenate([dataset[f"{part}_{kind}"] for part in ("train", "val")])
+        for kind in ("images", "labels")
     )
 
 
@@ -890,13 +942,17 @@ SPLIT_KIND = {  # what the config of a run says about it
     "val_size": (int, float),
     "train_size": (int, None),
     "holdout": str,
+    "folds?": int,
+    "fold?": int,
     "seed": int,
     "split_seed": (int, None),
 }
 
 
 def held_out(config, dataset):
-    """How many images of a dataset are for validation, its own ones where it has them."""
+    """How many images of a dataset are for validation: a fold, or its own ones where it has them."""
+    if config.get("folds"):
+        return len(range(config["fold"] - 1, config["train_size"] or count_images(dataset), config["folds"]))
     own = len(dataset.get("val_images", ()))
     return own if own and config["val_size"] else val_count(config, len(dataset["train_images"]))
 

@@ -2,7 +2,8 @@
 
     python test.py [PARAMS or RUN FOLDER]         loss, accuracy, each class, confusion matrix
     python test.py RUN1 RUN2 RUN3                 a committee: the mean of their probabilities
-    python test.py RUN1 RUN2 --compare            which is better, and whether that may be chance
+    python test.py RUN1 RUN2 --compare            which is better, and whether that may be chance;
+                                                  folders with several runs: their means
     python test.py --images digit.png photo.jpg   the likeliest classes of each picture
     python test.py --predict new.csv              the class of each image, as a table
     python test.py RUN --export digits.onnx       the network for other programs
@@ -301,32 +302,68 @@ def member_lines(each):
     wide, layers = (max(len(row[key]) for row in each) for key in ("run", "layers"))
     return [
         f"{row['run']:{wide}}   {row['layers']:{layers}}   accuracy {percent(row['accuracy'])}   "
-        f"errors {row['errors']:,}"
+        + (f"sd {100 * row['sd']:.2f}, {row['runs']} runs" if "sd" in row else f"errors {row['errors']:,}")
         for row in each
     ]
 
 
-def report_comparison(flags, members):
-    """Print how the first run and each of the others differ on the same test images."""
-    dataset = load_test_set(members, flags)
-    labels, rows, right = dataset["test_labels"], [], []
-    for run, member in zip(flags.runs, members):
-        estimates, report, _ = judge([member], dataset["test_images"], labels)
-        right.append(estimates.argmax(axis=1) == labels)
-        row = {"run": run, "layers": layers_text(member[0]), "accuracy": report["accuracy"]}
-        rows.append({**row, "errors": report["errors"]})
-    for row, those in zip(rows[1:], right[1:]):
-        row |= compare(right[0], those)
+def runs_in(path):
+    """The runs that a folder stands for: those in its folders, where it has no params of its own."""
+    path = pathlib.Path(path)
+    if not path.is_dir() or (path / "params.pkl").exists():
+        return [path]
+    return sorted(found.parent for found in path.glob("*/params.pkl")) or [path]
+
+
+def report_comparison(flags):
+    """Print how the first run, or folder of runs, and each of the others differ on the same test images."""
+    groups = [runs_in(run) for run in flags.runs]
+    members = load_members([run for group in groups for run in group])
+    dataset, judged = load_test_set(members, flags), iter(members)
+    labels, rows, right = dataset["test_labels"], [], []  # right: which images each run of a group gets right
+    for run, group in zip(flags.runs, groups):
+        own = [next(judged) for _ in group]
+        every = [judge([member], dataset["test_images"], labels)[0] for member in own]
+        right.append([estimates.argmax(axis=1) == labels for estimates in every])
+        accuracies = [float(each.mean()) for each in right[-1]]
+        mean, sd = nn.mean_and_sd(accuracies)
+        row = {"run": run, "layers": layers_text(own[0][0]), "accuracy": mean}
+        several = {"runs": len(group), "sd": sd, "accuracies": accuracies}
+        rows.append(row | (several if len(group) > 1 else {"errors": int((~right[-1][0]).sum())}))
+    for row, group, those in zip(rows[1:], groups[1:], right[1:]):
+        row |= compare_groups(groups[0], right[0], group, those)
     if flags.json:
         print(json.dumps({"dataset": dataset["name"], "images": len(labels), "runs": rows}, indent=2))
         return
     data.say("\n".join([f"{dataset['title']}: {len(labels):,} test images", *member_lines(rows)]))
     for row in rows[1:]:
-        verdict = "that is hardly chance" if row["p"] < 0.05 else "that may well be chance"
-        data.say(
-            f"\n{row['only_first']:,} images only {rows[0]['run']} gets right, {row['only_second']:,} only "
-            f"{row['run']}:\n{verdict} (exact McNemar test, p = {row['p']:.2g})"
+        data.say(f"\n{comparison_text(row, rows[0]['run'])}")
+
+
+def compare_groups(first, right, group, others):
+    """How the second group of runs differs from the first: a test that is fit for one run or for pairs."""
+    if len(first) == len(group) == 1:
+        return compare(right[0], others[0])
+    if [run.name for run in first] != [run.name for run in group]:
+        return {"p": None}
+    pairs = [float(own.mean() - other.mean()) for own, other in zip(others, right)]
+    return {"difference": float(np.mean(pairs)), "p": nn.permutation_test(pairs)}
+
+
+def comparison_text(row, first):
+    if row["p"] is None:
+        return f"no test: the runs in {row['run']} and {first} are not pairs, their folders have other names"
+    verdict = "that is hardly chance" if row["p"] < 0.05 else "that may well be chance"
+    if "difference" in row:
+        more = "less" if row["difference"] < 0 else "more"
+        what = f"{row['run']} has {abs(100 * row['difference']):.2f} points {more} than {first} on average"
+        test = f"permutation test of {row['runs']} pairs"
+    else:
+        what = (
+            f"{row['only_first']:,} images only {first} gets right, {row['only_second']:,} only {row['run']}"
         )
+        test = "McNemar test"
+    return f"{what}:\n{verdict} (exact {test}, p = {row['p']:.2g})"
 
 
 # --- pictures of your own ---------------------------------------------------------------------
@@ -791,7 +828,12 @@ def main(argv=None):
         help="a run's folder or a params file (default: results); several are a committee",
     )  # fmt: skip
     parser.add_argument("--dataset", metavar="NAME", help="judge on this data set (default: the run's own)")
-    parser.add_argument("--compare", action="store_true", help="compare the first run with each other one")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="compare the first run with each other one; "
+        "a folder without params stands for the runs in its folders: their means are compared",
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
         "--images", nargs="+", metavar="FILE",
@@ -840,6 +882,8 @@ def main(argv=None):
     check_flags(flags)
     if flags.images:
         flags.images = data.expand_pictures(flags.images)
+    if flags.compare:
+        return report_comparison(flags)
     members = load_members(flags.runs)
     for name in ("explain", "adversarial", "export"):
         if getattr(flags, name) and len(members) > 1:
@@ -850,9 +894,7 @@ def main(argv=None):
         return report_export(flags, *members[0])
     if flags.images:
         return report_pictures(flags, members)
-    if flags.predict:
-        return report_answers(flags, members)
-    return report_comparison(flags, members) if flags.compare else report_test_set(flags, members)
+    return report_answers(flags, members) if flags.predict else report_test_set(flags, members)
 
 
 NEEDED = {  # flag -> of which it needs one

@@ -378,6 +378,13 @@ def share_or_count(value):
     return result if result < 1 else number(0, whole=True)(value)
 
 
+def fold_count(value):
+    result = number(0, whole=True)(value)
+    if result == 1:
+        raise ValueError("must be 0 for none, or at least 2")
+    return result
+
+
 def optional(check):
     return lambda value: None if value is None else check(value)
 
@@ -470,6 +477,8 @@ GROUPS = {  # group -> name -> default, check, what a value looks like, help
         "train_size": (None, optional(number(1, whole=True)), "N", "use only so many training images"),
         "holdout": ("stratified", one_of("holdout", data.HOLDOUTS), "NAME",
             "stratified: random images, of each class as large a share; random; last: the last ones"),
+        "folds": (0, fold_count, "N", "deal the training images to so many folds, and hold out one of them"),
+        "fold": (1, number(1, whole=True), "N", "the fold to hold out, with --folds; from 1"),
         "split_seed": (None, optional(SEED), "N",
             "seed of the split alone, so that runs of different seeds hold out the same images"),
         "preprocess": (["scale"], preprocess_names, "STEP",
@@ -561,7 +570,9 @@ def check_settings(settings):
         raise ValueError("--nesterov: needs a --momentum above 0")
     if config["adversarial"] and {*data.GRADIENT_STEPS} & dict(data.parse_steps(config["preprocess"])).keys():
         raise ValueError("--adversarial: moves pixels, and --preprocess makes gradients of them")
-    if config["patience"] and not config["val_size"]:
+    if config["folds"] and config["fold"] > config["folds"]:
+        raise ValueError(f"--fold: there are {config['folds']} folds (see --folds)")
+    if config["patience"] and not (config["val_size"] or config["folds"]):
         raise ValueError("--patience: needs validation images (--val-size)")
     return config
 
@@ -640,7 +651,8 @@ def available_memory():
 # --- the files of a run -----------------------------------------------------------------------
 
 RUN_FILES = ["last.pkl", "params.pkl", "history.csv", "config.json", "predictions.csv", "figures"]
-LOCKED_FILES = [*RUN_FILES[:4], "search.json", "trials.csv"]  # written by none but who holds the lock
+TABLES = ["trials.csv", "groups.csv", "oof.csv", "test.csv"]  # of a search
+LOCKED_FILES = [*RUN_FILES[:4], "search.json", *TABLES]  # written by none but who holds the lock
 STATE = {  # what last.pkl holds, beside params and what data.load_run asks for
     "velocity": (dict, None),
     "average": (dict, None),

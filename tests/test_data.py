@@ -239,6 +239,18 @@ def test_split_is_seeded_and_disjoint():
     assert (np.sort(val_labels) != np.arange(70, 100)).any(), "shuffled, not the last ones"
 
 
+def test_folds_are_seeded_and_stratified():
+    labels = np.repeat([0, 1, 2], [17, 40, 3])
+    fold = data.folds(labels, 5, np.random.default_rng(3))
+    assert (fold == data.folds(labels, 5, np.random.default_rng(3))).all()
+    assert np.bincount(fold).tolist() == [0, 12, 12, 12, 12, 12]
+    for label in range(3):
+        counts = np.bincount(fold[labels == label], minlength=6)[1:]
+        assert counts.max() - counts.min() <= 1
+    some = data.folds(labels, 2, np.random.default_rng(3), size=11)
+    assert np.bincount(some).tolist() == [49, 6, 5]
+
+
 def test_split_with_a_subset_and_without_validation():
     images, labels = np.zeros((100, 1), np.uint8), np.arange(100, dtype=np.uint8)
     (train, kept), (val, held) = data.split(images, labels, 30, np.random.default_rng(1), train_size=20)
