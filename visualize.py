@@ -1303,9 +1303,9 @@ def load_out_of_fold(path):
 def add_test_set(run, data_dir):
     """The run with what its network makes of its test images.
 
-    Adds ``images``, ``labels``, ``estimates`` (n, k), ``hidden`` (activations of each hidden
-    layer), ``mistakes`` and ``explained`` (indices), ``distorted`` and ``suspects`` (the first rows of oof, with ``image``),
-    as far as there are any; or says under ``lacks`` why not.
+    Adds ``images``, ``labels``, ``estimates`` (n, k), ``hidden`` (activations of each hidden layer),
+    ``mistakes`` and ``explained`` (indices), ``distorted`` and ``suspects`` (the first rows of oof, with
+    ``image``), as far as there are any; or says under ``lacks`` why not.
     """
     params, config = run["params"], run["config"]
     try:
