@@ -563,6 +563,38 @@ def accuracy(outputs, y):
     return float(np.mean(outputs.argmax(axis=1) == y))
 
 
+def mean_and_sd(values):
+    """Mean and standard deviation of a sample (divided by n - 1); None for that of a single value."""
+    values = np.asarray(values, np.float64)
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+MOST_PAIRS = 20  # of a permutation test: it looks at 2**20 sums
+
+
+def permutation_test(differences):
+    """Exact two-sided test of paired differences by flips of their signs (Fisher 1935).
+
+    If both of each pair were alike, either sign of each difference would be as likely as the other.
+
+    Parameters
+    ----------
+    differences : sequence of at most MOST_PAIRS floats
+
+    Returns
+    -------
+    float
+        Of all 2**n choices of signs, the share whose sum is at least as far from 0 as the one there is.
+    """
+    if len(differences) > MOST_PAIRS:
+        raise ValueError(f"an exact test of {len(differences)} pairs takes too long; {MOST_PAIRS} at most")
+    sums = np.zeros(1)
+    for difference in differences:
+        sums = np.concatenate([sums + difference, sums - difference])
+    furthest = np.abs(sums).max()  # a difference in the last bits is none
+    return float(np.mean(np.abs(sums) >= abs(sum(differences)) - 1e-9 * furthest))
+
+
 def confusion_matrix(y, predicted, classes):
     """Counts (classes, classes): row is the label, column the prediction."""
     pairs = np.asarray(y, np.int64) * classes + predicted
@@ -784,18 +816,11 @@ def load_checkpoint(path):
     """
     _, read = choose(f"suffix of {path}:", os.path.splitext(path)[1], FORMS)
     content = load_bytes(path, MOST_BYTES)
-    try:
-        with warnings.catch_warnings():  # of damaged text, or of a file that NumPy made under Python 2
-            warnings.simplefilter("ignore")
-            checkpoint = read(content)
+    with reading(path, "is not a usable params file"):
+        checkpoint = read(content)
         check(checkpoint, {"params": dict, "config": dict}, "its content")
         _check_admitted(checkpoint)
         check_params(checkpoint["params"])
-    except MemoryError as error:
-        raise MemoryError(f"there is not enough memory to read {path}") from error
-    except Exception as error:  # a damaged file can fail in any way, and is always the same error
-        reason = str(error) or type(error).__name__
-        raise ValueError(f"{path} is not a usable params file: {reason:.300}") from error
     native = {k: w.astype(w.dtype.newbyteorder("="), copy=False) for k, w in checkpoint["params"].items()}
     return {**checkpoint, "params": native}
 
@@ -823,6 +848,24 @@ def load_bytes(path, most):
         if size > most:
             raise ValueError(f"{path} has {size:,} bytes, more than the {most:,} that such a file may have")
         return file.read(size)
+
+
+@contextlib.contextmanager
+def reading(path, wrong):
+    """Within it whatever fails is the file's fault, and becomes one ValueError that names the file.
+
+    But a MemoryError remains one, and so does an OSError of the disk.
+    """
+    try:
+        with warnings.catch_warnings():  # of odd pictures, damaged text, arrays that Python 2 wrote
+            warnings.simplefilter("ignore")
+            yield
+    except MemoryError as error:
+        raise MemoryError(f"there is not enough memory to read {path}") from error
+    except Exception as error:  # a damaged file can fail in any way
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise ValueError(f"{path} {wrong}: {str(error) or type(error).__name__:.300}") from error
 
 
 def check(value, kind, what):

@@ -1,7 +1,8 @@
 """Every figure, from the files that runs and searches leave.
 
     python visualize.py                           figures of the run or search in results/
-    python visualize.py results/a results/b       the curves of several runs, overlaid
+    python visualize.py results/a results/b       the curves of several runs, overlaid; of folders with
+                                                  several runs their means, with a band of one sd
     python visualize.py --only loss,confusion     some of the figures
     python visualize.py --draw                    a window to draw digits in, with their probabilities
 
@@ -90,6 +91,7 @@ MARKED_EPOCHS = 30  # histories of up to so many epochs have a marker at each
 SHORT_RUN = 5  # a run of up to so many epochs is shown whole
 SHOWN_FIELDS = 300
 SHOWN_MISTAKES = 24
+SALIENT_CLASSES = 10
 RANKED_TRIALS = 25
 LABEL_SETTINGS = 4  # a label names no more of them
 # what a run found out, where the rest of its config is what it was told
@@ -185,6 +187,9 @@ def plot_part(ax, run, quantity, part, label, style=None):
     epochs, values = [row["epoch"] for row in run["rows"]], values_of(run["rows"], quantity, part)
     marker = marker if len(epochs) <= MARKED_EPOCHS else None
     (curve,) = ax.plot(epochs, values, line, color=colour, marker=marker, label=label)
+    if (sds := values_of(run["rows"], quantity, part, "_sd")) is not None:
+        low = np.maximum(values / 2, values - sds) if quantity == "error" else values - sds  # on a log axis
+        ax.fill_between(epochs, low, values + sds, color=colour, alpha=0.2, lw=0)
     if run["chosen"] in epochs:
         value = values[epochs.index(run["chosen"])]
         ax.plot([run["chosen"]], [value], **RING, mec=colour)
@@ -200,14 +205,33 @@ def mark_chosen(ax, run):
     return [Line2D([], [], **{**RING, "ls": ":", "ms": 8}, color=GREY, lw=1, label=label)]
 
 
-def values_of(rows, quantity, part):
-    """A quantity of a part, epoch by epoch: float array, nan where there is none."""
-    key = f"{part}_{'loss' if quantity == 'loss' else 'accuracy'}"
+def values_of(rows, quantity, part, what=""):
+    """A quantity of a part, epoch by epoch: float array, nan where there is none.
+
+    With ``what`` of ``_sd``, the standard deviation over several runs, or None: it is one run.
+    """
+    key = f"{part}_{'loss' if quantity == 'loss' else 'accuracy'}{what}"
+    if what and key not in rows[0]:
+        return None
     values = np.array([np.nan if row[key] is None else row[key] for row in rows], float)
     if quantity == "loss":
         return values
-    values = 100 * (1 - values if quantity == "error" else values)
+    values = 100 * (1 - values if quantity == "error" and not what else values)
     return np.where(values > 0, values, np.nan) if quantity == "error" else values
+
+
+def mean_rows(histories):
+    """The history of several runs together: the mean of each figure, and its deviation as NAME_sd."""
+    if len(histories) == 1:
+        return histories[0]
+    found = []
+    for rows in zip(*histories):  # as far as all of them have come
+        row = {"epoch": rows[0]["epoch"]}
+        for name in [name for name in ROW if name != "epoch"]:
+            values = [row[name] for row in rows]
+            row |= dict(zip((name, f"{name}_sd"), (None, None) if None in values else nn.mean_and_sd(values)))
+        found.append(row)
+    return found
 
 
 def parts_with(rows, quantity):
@@ -221,7 +245,12 @@ def weights_figures(run):
     """A heat map of each weight matrix, with its longer side along the page and colours centred on 0."""
     params, config, figures = run["params"], run["config"], {}
     depth = len(params) // 2
-    of_components = any(step.get("basis") is not None for step in config["steps"])
+    step = data.gradient_step(config["steps"]) or {"name": None}
+    inputs_are = {"hog": "gradient", "pixels-and-hog": "input pixel, then gradient"}.get(
+        step["name"], "input pixel"
+    )
+    if data.affine_step(config["steps"])["basis"] is not None:
+        inputs_are = "principal component"
     for layer in range(1, depth + 1):
         weights = params[f"W{layer}"]  # (inputs, outputs)
         inputs, outputs = weights.shape
@@ -233,8 +262,7 @@ def weights_figures(run):
         ax.grid(False)
         for axis in (along, up):
             axis.set_major_locator(MaxNLocator(**ROUND))
-        below = "principal component" if of_components else "input pixel"
-        along.set_label_text(below if layer == 1 else f"unit of hidden layer {layer - 1}")
+        along.set_label_text(inputs_are if layer == 1 else f"unit of hidden layer {layer - 1}")
         up.set_label_text("class" if layer == depth else f"unit of hidden layer {layer}")
         if layer == depth:
             label_classes(up, config["data"]["class_names"])
@@ -244,11 +272,10 @@ def weights_figures(run):
 
 def fields_figure(run):
     """The receptive fields of the first layer on one sheet, strongest first; or a template for each class."""
-    facts = run["config"]["data"]
-    weights = data.weights_in_pixels(run["params"]["W1"], run["config"]["steps"])
+    weights, shape, start = drawn_weights(run)
     if len(run["params"]) == 2:
-        return templates_figure(weights, facts, run["title"])
-    fields = receptive_fields(weights, facts["image_shape"])
+        return templates_figure(weights, shape, start, run)
+    fields = receptive_fields(weights, shape)
     shown = fields[:SHOWN_FIELDS]
     which = f"{len(fields):,} hidden units, strongest first" if len(fields) > 1 else "hidden unit"
     if len(shown) < len(fields):
@@ -256,21 +283,47 @@ def fields_figure(run):
     figure = new_figure(f"Receptive fields of the {which}", run["title"])
     ax = figure.add_subplot()
     image = signed_image(ax, mosaic(shown, aspect=1.4), signed_limit(shown))
-    weight_colourbar(figure, image, "weight from a pixel to the unit")
+    weight_colourbar(figure, image, f"weight from {start} to the unit")
     ax.set_axis_off()
     return figure
 
 
-def templates_figure(weights, facts, title):
-    """The weights (pixels, classes) of each class of a network without hidden layers, as a picture."""
-    figure = new_figure("Class templates: the weights of each class", title)
-    axes = picture_grid(figure, len(facts["class_names"]), facts["image_shape"])
-    for ax, template, name in zip(axes, weights.T, facts["class_names"]):
-        image = signed_image(ax, template.reshape(facts["image_shape"]), signed_limit(weights))
+def templates_figure(weights, shape, start, run):
+    """The weights of each class of a network without hidden layers, as ``drawn_weights`` gives them."""
+    names = run["config"]["data"]["class_names"]
+    figure = new_figure("Class templates: the weights of each class", run["title"])
+    axes = picture_grid(figure, len(names), shape)
+    for ax, template, name in zip(axes, weights.T, names):
+        image = signed_image(ax, template.reshape(shape), signed_limit(weights))
         ax.set_title(name, fontsize=9)
     below = {"location": "bottom", "aspect": 50, "ax": list(axes)}
-    weight_colourbar(figure, image, "weight from a pixel to the class", **below)
+    weight_colourbar(figure, image, f"weight from {start} to the class", **below)
     return figure
+
+
+SPOKE = 4  # pixels of a picture from the middle of a cell to its edge
+
+
+def drawn_weights(run):
+    """W1 as pictures (rows * columns, units), their (rows, columns), and where their weights start.
+
+    Those of gradients are a star in each cell: a spoke in each direction, towards what is brighter.
+    """
+    weights, config = run["params"]["W1"], run["config"]
+    step, shape = data.gradient_step(config["steps"]), config["data"]["image_shape"]
+    if step is None or step["name"] == "pixels-and-hog":
+        start = "a pixel (those of gradients are not drawn)" if step else "a pixel"
+        return data.weights_in_pixels(weights, config["steps"]), shape, start
+    weights = data.weights_in_pixels(weights, [data.affine_step(config["steps"])])
+    cells = [min(side, step["number"]) for side in step["shape"]]
+    angles = np.arange(8)[:, None, None] * np.pi / 4
+    y, x = np.mgrid[-SPOKE : SPOKE + 1, -SPOKE : SPOKE + 1]
+    ahead = x * np.cos(angles) + y * np.sin(angles)
+    aside = np.abs(y * np.cos(angles) - x * np.sin(angles))
+    spokes = ((ahead > 0.5) & (aside < 0.5)).astype(weights.dtype)  # (8, rows, columns)
+    stars = np.einsum("drcu,dyx->rycxu", weights.reshape(8, *cells, -1), spokes)
+    shape = [stars.shape[0] * stars.shape[1], stars.shape[2] * stars.shape[3]]
+    return stars.reshape(math.prod(shape), -1), shape, "a direction in a cell"
 
 
 def histogram_figure(run):
@@ -403,6 +456,41 @@ def mistakes_figure(run):
     return figure
 
 
+def suspects_figure(run):
+    """The training images whose own label is least likely to a network that did not train on them."""
+    facts, rows = run["config"]["data"], run["suspects"][:SHOWN_MISTAKES]
+    figure = new_figure("Suspects: training image, label (its probability) → prediction", run["search_title"])
+    axes = picture_grid(figure, len(rows), facts["image_shape"], lines=3)
+    for ax, row in zip(axes, rows):
+        ax.imshow(row["image"].reshape(facts["image_shape"]), cmap="gray_r", vmin=0, vmax=255)
+        label, prediction = (printable(facts["class_names"][row[key]], 11) for key in ("label", "prediction"))
+        text = f"{row['index']}\n{label} ({100 * row['probability']:.1g} %)\n→ {prediction}"
+        ax.set_title(text, fontsize=8, pad=2)
+    return figure
+
+
+def saliency_figure(run):
+    """A test image of each class, and what in it speaks for and against the likeliest class."""
+    facts = run["config"]["data"]
+    shown = run["explained"]
+    figure = new_figure(
+        "What speaks for the likeliest class (light), and what against it (dark)", run["title"]
+    )
+    across = -(-len(shown) // 2)
+    axes = figure.subplots(4, across, squeeze=False)
+    for ax in axes.ravel():
+        ax.set_axis_off()
+    for place, i in enumerate(shown):
+        above, below = axes[2 * (place // across) :, place % across][:2]
+        above.imshow(run["images"][i].reshape(facts["image_shape"]), cmap="gray_r", vmin=0, vmax=255)
+        above.set_title(printable(facts["class_names"][run["estimates"][i].argmax()], 11), fontsize=8)
+        evidence = judging.evidence(run["params"], run["config"], run["images"][i])
+        image = signed_image(below, evidence / (np.abs(evidence).max() or 1), 1)
+    label = "slope of the log probability × grey level, as a share of the largest"
+    figure.colorbar(image, label=label, location="bottom", aspect=50, ax=list(axes.ravel()))
+    return figure
+
+
 def worst_mistakes(estimates, labels):
     """Indices of the wrongly classified images, the most confident prediction first."""
     predicted, confidence = estimates.argmax(axis=1), estimates.max(axis=1)
@@ -413,11 +501,12 @@ def worst_mistakes(estimates, labels):
 def augment_figure(run):
     """An image of each class beside distorted versions of it."""
     config, rng = run["config"], np.random.default_rng(0)
-    shape = data.shape_after(config["steps"], config["data"]["image_shape"])
+    steps = data.without_gradients(config["steps"])
+    shape = data.shape_after(steps, config["data"]["image_shape"])
     strengths = {name: config[name] for name in data.STRENGTHS if name in config}
     how = data.make_augment(config["augment"], shape, **strengths)
     _, first = np.unique(run["labels"], return_index=True)
-    images = data.redraw(run["images"][first[:10]], config["steps"])
+    images = data.redraw(run["images"][first[:10]], steps)
     blank = np.zeros_like(images)
     shown = np.stack([images, blank, *(data.augment(images, how, rng) for _ in range(14))], axis=1)
     rows, columns = shape
@@ -563,11 +652,14 @@ def ranking_figure(run):
     places = {trial["trial"]: place for place, trial in enumerate(shown, start=1)}
     plot_trials(ax, shown, lambda trial: 100 * trial["val_accuracy"], lambda trial: places[trial["trial"]])
     legend_above(ax, ax.lines)
+    spread = [[100 * (t["val_accuracy"] + sign * t.get("val_sd", 0)) for t in shown] for sign in (-1, 1)]
+    ax.hlines(list(places.values()), *spread, color=GREY, lw=1)
     lines = table_lines([columns, *([short(trial[name]) for name in columns] for trial in shown)])
     ax.set_yticks(range(len(lines)), lines, family="monospace")
     ax.set_ylim(len(shown) + 0.7, -0.5)
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel("validation accuracy (%)")
+    repeats = "; lines: one standard deviation of the runs" if "runs" in trials[0] else ""
+    ax.set_xlabel(f"validation accuracy (%){repeats}")
     return figure
 
 
@@ -578,19 +670,31 @@ def table_lines(rows):
 
 
 def learning_curves_figure(run):
-    """Validation accuracy of all trials by epoch, the best one in colour."""
+    """Validation accuracy of all trials by epoch, the best one in colour; of repeats mean and band.
+
+    A few combinations with repeats have a colour each.
+    """
     histories, best = run["histories"], run["trials"][0]["trial"]
     figure = new_figure(f"Learning curves of {len(histories)} trials", run["search_title"])
     ax = figure.add_subplot()
     runs = {trial: {"rows": rows, "config": {}, "chosen": None} for trial, rows in histories.items()}
-    for trial in sorted(runs, key=lambda trial: trial == best):
-        label, colour = (f"trial {trial}, the best", ORANGE) if trial == best else ("the others", "#999999")
-        line = plot_part(ax, runs[trial], "accuracy", "val", label, (None, colour, "-", "."))
-        line.set_linewidth(2.5 if trial == best else 0.8)
+    few = "runs" in run["trials"][0] and len(runs) <= len(RUN_COLOURS)
+    rows = {row["trial"]: row for row in run["trials"]}
+    for place, trial in sorted(enumerate(runs), key=lambda pair: pair[1] == best):  # the best is drawn last
+        label, style = ("the others", (None, "#999999", "-", "."))
+        if few:
+            words = [f"{name} {short(rows[trial][name])}" for name in run["space"]]
+            label = f"trial {trial}: {printable(', '.join(words), 40)}"
+            style = (None, RUN_COLOURS[place], RUN_LINES[place % len(RUN_LINES)], ".")
+        elif trial == best:
+            label, style = f"trial {trial}, the best", (None, ORANGE, "-", ".")
+        line = plot_part(ax, runs[trial], "accuracy", "val", label, style)
+        line.set_linewidth(2.5 if trial == best else 0.8 + few)
     clipped = quantity_axis(ax, runs.values(), "accuracy", ["val"])
     ax.set_ylabel("validation accuracy (%)")
     epoch_axis(ax, runs.values(), "range shown" * clipped)
-    legend_above(ax, list({line.get_label(): line for line in ax.lines[::-1]}.values()))
+    lines = list({line.get_label(): line for line in ax.lines[::-1]}.values())
+    legend_above(ax, lines, columns=2 if few else 4)
     return figure
 
 
@@ -887,23 +991,27 @@ FIGURES = {  # name -> what a folder must hold for it, the function that draws i
     "activations": ("hidden", activations_figures, {}),
     "confusion": ("images", confusion_figure, {}),
     "mistakes": ("mistakes", mistakes_figure, {}),
+    "saliency": ("explained", saliency_figure, {}),
     "calibration": ("images", calibration_figure, {}),
     "augment": ("distorted", augment_figure, {}),
     "search": ("trials", search_figure, {}),
     "ranking": ("trials", ranking_figure, {}),
     "learning_curves": ("histories", learning_curves_figure, {}),
+    "suspects": ("suspects", suspects_figure, {}),
 }
 COMPARED = ("loss", "accuracy", "error")  # what several runs are overlaid in
-TEST_SET = ("images", "hidden", "mistakes", "distorted")  # what needs the data set
+TEST_SET = ("images", "hidden", "mistakes", "explained", "distorted", "suspects")  # what needs the data set
 LACKING = {  # why a folder has no such thing
     "settings": "there is no config.json with settings",
     "rows": "there is no history.csv with an epoch",
     "params": "there is no params.pkl",
     "hidden": "the network has no hidden layer",
     "mistakes": "no test image is classified wrongly",
+    "explained": "the network sees gradients (hog), not pixels",
     "distorted": "the run has no --augment",
     "trials": "there is no trials.csv with a trial that ended well",
     "histories": "there is no trials/NNN/history.csv",
+    "suspects": "there is no oof.csv; python search.py --folds 5 writes one",
 }
 
 
@@ -943,6 +1051,7 @@ def names_for(run):
         "trials": is_search,
         "histories": is_search,
         "distorted": is_run and run["config"].get("augment"),
+        "suspects": "oof" in run,
     }
     return [name for name, (need, *_) in FIGURES.items() if belongs.get(need, is_run)]
 
@@ -950,7 +1059,7 @@ def names_for(run):
 def draw_comparison(paths, only):
     """``(figures, skipped)`` of several runs overlaid; as ``draw_folder``."""
     skipped, runs = {}, []
-    for run in map(load_folder, paths):
+    for run in map(load_runs, paths):
         if "rows" in run:
             runs.append(run)
         else:
@@ -985,7 +1094,7 @@ def save_figures(figures, folder):
 
 def save_file(path, content):
     nn.save_bytes(path, content)
-    print(path, flush=True)
+    data.say(str(path))
 
 
 # --- what a folder holds ----------------------------------------------------------------------
@@ -1042,6 +1151,15 @@ def load_folder(path):
     return {**run, **titles_of(run), **load_search(path)}
 
 
+def load_runs(path):
+    """As ``load_folder``; a folder that stands for several runs as one run, with their mean history."""
+    runs = [load_folder(folder) for folder in judging.runs_in(path)]
+    histories = [run["rows"] for run in runs if "rows" in run]
+    if len(histories) < 2:
+        return runs[0]
+    return {**runs[0], "path": pathlib.Path(path), "rows": mean_rows(histories), "chosen": None}
+
+
 def load_checked(path, kind):
     """A JSON file of that kind (see ``nn.check``); an empty dict where there is no file."""
     content = data.load_json(path) if path.exists() else {}
@@ -1092,7 +1210,8 @@ def load_search(path):
     dict
         ``trials``: the ranked rows of trials.csv, the best first; ``definition``: search.json;
         ``space``: searched setting -> its range or choices as text; ``histories``: trial -> rows;
-        ``search_title``. Nothing where no trial has ended well; no histories where no trial has one.
+        ``oof``: the rows of oof.csv, what is least likely first; ``search_title``. Nothing where no trial
+        has ended well; no histories where no trial has one. Repeats are one trial: their means.
     """
     table = path / "trials.csv"
     rows = data.load_rows(table, words=True) if table.exists() else []
@@ -1106,19 +1225,26 @@ def load_search(path):
         raise FileNotFoundError(f"there is no {path / 'search.json'}, which says what was searched")
     words = [word.partition("=") for word in definition["space"].split()]
     space = {name: spec for name, _, spec in words if name in trials[0]} or {"seed": ""}
-    folders = {trial["trial"]: path / "trials" / f"{trial['trial']:03}" for trial in trials}
-    histories = {trial: load_history(folder / "history.csv") for trial, folder in folders.items()}
-    histories = {trial: rows for trial, rows in histories.items() if rows}
-    best, failed = trials[0], len(rows) - len(trials)
+    folders = {
+        number: path / "trials" / f"{number:03}" for number in dict.fromkeys(t["trial"] for t in trials)
+    }
+    histories = {number: load_histories(folder) for number, folder in folders.items()}
+    histories = {number: mean_rows(found) for number, found in histories.items() if found}
+    failed = len(rows) - len(trials)
+    trials = [mean_trial([t for t in trials if t["trial"] == number]) for number in folders]
+    best = trials[0]
     config = load_checked(folders[best["trial"]] / "config.json", CONFIG)
     facts = with_printable_names(config.get("data") or {})
-    title = [facts.get("title"), f"{len(rows)} trials", failed and f"{failed} failed"]
+    count = len({row.get("trial") for row in rows})
+    runs = len(rows) > count and f"{len(rows)} runs"
+    title = [facts.get("title"), f"{count} trials", runs, failed and f"{failed} failed"]
     title.append(f"best validation accuracy {percent(best['val_accuracy'])} (trial {best['trial']})")
     return {
         "trials": trials,
         "definition": definition,
         "space": space,
         **({"histories": histories} if histories else {}),
+        **load_out_of_fold(path / "oof.csv"),
         "search_title": ", ".join(filter(None, title)),
         "settings": definition,
     }
@@ -1150,12 +1276,36 @@ def load_committee(paths, data_dir):
     return {**made, **judged, "title": title, "mistakes": mistakes}
 
 
+def mean_trial(rows):
+    """The rows of trials.csv with one number as one: their mean accuracy, and how many ``runs`` there are."""
+    if len(rows) == 1:
+        return rows[0]
+    mean, sd = nn.mean_and_sd([row["val_accuracy"] for row in rows])
+    return {**rows[0], "runs": len(rows), "val_accuracy": mean, "val_sd": sd}
+
+
+def load_histories(folder):
+    """The histories of a trial in ``folder`` and of its repeats, in ``folder-2`` and so on."""
+    folders = [folder, *sorted(folder.parent.glob(f"{folder.name}-*"))]
+    return [rows for rows in (load_history(each / "history.csv") for each in folders) if rows]
+
+
+def load_out_of_fold(path):
+    rows = data.load_rows(path) if path.exists() else []
+    nn.check(
+        rows,
+        [dict.fromkeys(("index", "label", "prediction"), int) | {"probability": (int, float)}],
+        str(path),
+    )
+    return {"oof": sorted(rows, key=lambda row: row["probability"])} if rows else {}
+
+
 def add_test_set(run, data_dir):
     """The run with what its network makes of its test images.
 
-    Adds ``images``, ``labels``, ``estimates`` (n, k), ``hidden`` (activations of each hidden
-    layer), ``mistakes`` (indices) and ``distorted``, as far as there are any; or says under ``lacks``
-    why not.
+    Adds ``images``, ``labels``, ``estimates`` (n, k), ``hidden`` (activations of each hidden layer),
+    ``mistakes`` and ``explained`` (indices), ``distorted`` and ``suspects`` (the first rows of oof, with
+    ``image``), as far as there are any; or says under ``lacks`` why not.
     """
     params, config = run["params"], run["config"]
     try:
@@ -1168,7 +1318,14 @@ def add_test_set(run, data_dir):
     outputs, layers = nn.hidden_of(params, batches, config["activation"])
     estimates = nn.estimates(outputs, config["loss"])
     optional = {"hidden": layers, "mistakes": worst_mistakes(estimates, labels)}
+    if not data.gradient_step(config["steps"]):
+        optional["explained"] = np.unique(labels, return_index=True)[1][:SALIENT_CLASSES]
     optional["distorted"] = config.get("augment") or []
+    pictures, own = data.all_images(dataset)
+    rows = [
+        row for row in run.get("oof", []) if row["index"] < len(own) and row["label"] == own[row["index"]]
+    ]
+    optional["suspects"] = [{**row, "image": pictures[row["index"]]} for row in rows[:SHOWN_MISTAKES]]
     return {
         **run,
         "images": images,
@@ -2077,7 +2234,7 @@ def note_missing_letters(figures):
     letters = set().union(*texts) - {"\n"} - set(map(chr, get_font(findfont(FontProperties())).get_charmap()))
     if letters:
         few = " ".join(sorted(letters)[:8])
-        print(f"note: the font of the figures has no {few}: there is a box instead", file=sys.stderr)
+        data.say(f"note: the font of the figures has no {few}: there is a box instead", sys.stderr)
 
 
 def main(argv=None):
@@ -2130,7 +2287,7 @@ def draw(flags, only):
     if not figures:
         raise ValueError(f"nothing to draw in {', '.join(flags.folders)} ({'; '.join(reasons)})")
     for reason in reasons:
-        print(f"skipped {reason}", file=sys.stderr)
+        data.say(f"skipped {reason}", sys.stderr)
     note_missing_letters(figures)
     if flags.show:
         open_windows(figures)

@@ -65,6 +65,32 @@ def test_mcnemars_test_is_the_binomial_one(first, second, p):
     assert found["p"] == pytest.approx(p)
 
 
+def test_folders_with_several_runs_are_compared_by_their_means(small_set, tmp_path):
+    words = ["--dataset", small_set, "--val-size", 12, "--strategy", "grid", "--repeat", 3]
+    for name, lr in (("a", 0.2), ("b", 0.01)):
+        more = ["--space", f"lr={lr}", "--epochs", 2, "--out", tmp_path / name]
+        run("search.py", *words, *more)
+    folders = [tmp_path / name / "trials" for name in "ab"]
+    shown = run("test.py", *folders, "--compare").stdout
+    rows = json.loads(run("test.py", *folders, folders[0] / "001", "--compare", "--json").stdout)["runs"]
+    alone = [
+        json.loads(run("test.py", folder / name, "--json").stdout)["accuracy"]
+        for folder in folders
+        for name in ("001", "001-2", "001-3")
+    ]
+    assert [row["accuracies"] for row in rows[:2]] == [alone[:3], alone[3:]]
+    assert rows[0]["accuracy"] == pytest.approx(np.mean(alone[:3])) and rows[0]["runs"] == 3
+    assert rows[1]["sd"] == pytest.approx(np.std(alone[3:], ddof=1))
+    pairs = np.subtract(alone[3:], alone[:3])
+    assert rows[1]["difference"] == pytest.approx(pairs.mean())
+    assert rows[1]["p"] == nn.permutation_test(pairs) and "permutation test of 3 pairs" in shown
+    assert rows[2]["p"] is None and "errors" in rows[2], "one run and three are no pairs"
+    assert "no test" in run("test.py", folders[0], folders[0] / "001", "--compare").stdout
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert is_one_clear_line(run("test.py", empty, folders[0], "--compare", check=2).stderr, empty)
+
+
 def test_two_runs_are_compared_on_the_same_images(trained, small_set, tmp_path):
     given = ("--dataset", small_set, "--val-size", 12, "--hidden", 0, "--epochs", 1, "--quiet")
     run("train.py", *given, "--out", tmp_path / "b")
@@ -92,6 +118,39 @@ def test_a_committee_writes_its_predictions_beside_the_first(trained):
         rows = list(csv.DictReader(file))
     assert len(rows) == 20 and rows[0]["label_name"] == rows[0]["label"]
     assert not (trained / "predictions.csv").exists()
+
+
+@pytest.mark.parametrize("steps", [["scale"], ["deskew", "pool", "scale", "center", "pca:9"]])
+def test_an_attack_moves_every_pixel_by_as_much_against_the_network(tmp_path, steps):
+    folder = write_dataset(tmp_path / "set", shape=(8, 8))
+    given = ("--dataset", folder, "--preprocess", *steps, "--hidden", 5, "--epochs", 3, "--dtype", "float64")
+    run("train.py", *given, "--out", tmp_path / "run", "--quiet")
+    params, config = data.load_run(tmp_path / "run")
+    dataset = data.load_dataset(str(folder))
+    images, y = data.redraw(dataset["test_images"], config["steps"]), dataset["test_labels"]
+    report = json.loads(run("test.py", tmp_path / "run", "--adversarial", 0.2, "--json").stdout)
+    basis = data.affine_step(config["steps"])["basis"]
+    slope = nn.input_gradient(params, data.to_numbers(images, config["steps"], np.float64), y)
+    moved = images + 0.2 * 255 * np.sign(slope if basis is None else slope @ basis.T)
+    outputs, _ = nn.forward(params, data.to_numbers(moved, config["steps"], np.float64))
+    assert report["loss"] == pytest.approx(nn.loss(params, outputs, y))
+    assert report["accuracy"] == nn.accuracy(outputs, y) and report["adversarial"] == 0.2
+    assert report["loss"] > json.loads(run("test.py", tmp_path / "run", "--json").stdout)["loss"]
+    assert (tmp_path / "run" / "predictions-attacked.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "flags", [["--adversarial", 0.1], ["--images", "x.png", "--explain"], ["--adversarial", "nan"]]
+)
+def test_what_asks_for_pixels_is_refused_of_gradients(small_set, tmp_path, flags):
+    given = ("--dataset", small_set, "--val-size", 12, "--preprocess", "hog:2", "--epochs", 1)
+    run("train.py", *given, "--out", tmp_path / "run", "--quiet")
+    (tmp_path / "x.png").touch()
+    flags = [tmp_path / flag if flag == "x.png" else flag for flag in flags]
+    done = run("test.py", tmp_path / "run", *flags, check=2)
+    assert is_one_clear_line(done.stderr, [flag for flag in flags if str(flag)[:2] == "--"][-1])
+    done = run("train.py", *given, "--adversarial", 0.1, "--out", tmp_path / "other", check=2)
+    assert is_one_clear_line(done.stderr, "--adversarial", "--preprocess")
 
 
 @pytest.mark.parametrize("steps", [["scale"], ["deskew", "pool", "scale", "pca:9"]])
@@ -216,6 +275,9 @@ def test_params_that_no_run_wrote_are_refused(tmp_path, change):
         [{"name": "width", "shape": [4, 5]}],
         [{"name": "pool", "shape": [4, 5]}],  # leads to 6 numbers
         [{"name": "pool", "shape": [4, 5]}, {"name": "center", "mean": np.zeros(20)}],
+        [{"name": "hog", "shape": [4, 5], "number": 2}],  # leads to 32 numbers
+        [{"name": "hog", "shape": [4, 5], "number": 0}],
+        [{"name": "pixels-and-hog", "shape": [4, 5], "number": 1}],  # leads to 28
         [{"name": "pca", "mean": np.zeros(20), "basis": np.zeros((20, 3))}],
         [{"name": "pca", "mean": np.zeros(20), "basis": np.zeros(20)}],
         [{"name": "pca", "mean": np.zeros(20), "basis": np.zeros((20, 20))}, {"name": "pool"}],
