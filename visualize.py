@@ -1259,7 +1259,8 @@ def load_committee(paths, data_dir):
         ``runs``, ``title``, ``config``; ``members``, ``images``, ``labels``, ``estimates`` and
         ``mistakes``, or ``why`` there are none.
     """
-    runs = [run for run in map(load_folder, paths) if "rows" in run]
+    runs = [load_folder(folder) for path in paths for folder in judging.runs_in(path)]
+    runs = [run for run in runs if "rows" in run]
     made = {"runs": runs, "title": f"{common_title(runs)}: {len(runs)} runs", "config": runs[0]["config"]}
     try:
         members = judging.load_members([run["path"] for run in runs])
@@ -1671,36 +1672,25 @@ def page_member(params, config, images):
     drawn = data.redraw(images, steps)
     if len(images):
         exact = nn.predict(params, data.to_numbers(drawn, steps, params["W1"].dtype), *kinds)
+    grey = data.on_grey_levels(params, steps)
     for dtype in ("<i2", "<f4"):
-        rounded, packed = folded(params, steps, dtype)
+        pairs = {name: packed(w, dtype if name[0] == "W" else "<f4") for name, w in grey.items()}
         if not len(images):
             break
-        near = nn.predict(rounded, drawn, *kinds)
+        near = nn.predict({name: rounded for name, (rounded, _) in pairs.items()}, drawn, *kinds)
         if np.abs(near - exact).max() < CLOSE and (near.argmax(axis=1) == exact.argmax(axis=1)).all():
             break
     pictures = [step for step in steps if step["name"] in data.PICTURE_STEPS]
-    return {"activation": kinds[0], "loss": kinds[1], "steps": pictures, "params": packed}
+    held = {name: kept for name, (_, kept) in pairs.items()}
+    return {"activation": kinds[0], "loss": kinds[1], "steps": pictures, "params": held}
 
 
-def folded(params, steps, dtype):
-    """A network on grey levels, its weights rounded to dtype, and the same as the page has them.
-
-    ((x - mean) factor) basis W + b is x V + (b - mean V), with V = factor basis W.
-    """
-    affine = next((step for step in steps if step["name"] == "affine"), data.UNCHANGED)
-    first = params["W1"].astype(np.float64) * affine["factor"]
-    params = {**params, "W1": first if affine["basis"] is None else affine["basis"] @ first}
-    rounded, packed = {}, {}
-    for name, w in params.items():
-        w = w.astype(np.float64)
-        if name == "b1" and affine["mean"] is not None:
-            w = w - np.broadcast_to(affine["mean"], len(rounded["W1"])) @ rounded["W1"]
-        kind = np.dtype(dtype if name[0] == "W" else "<f4")
-        unit = (float(np.abs(w).max()) or 1.0) / (np.iinfo(kind).max if kind.kind == "i" else 1)
-        small = (np.rint(w / unit) if kind.kind == "i" else w / unit).astype(kind)
-        rounded[name] = small * np.float64(unit)
-        packed[name] = {"type": kind.str, "unit": unit, "text": base64_text(small.tobytes())}
-    return rounded, packed
+def packed(w, dtype):
+    """An array rounded to numbers of dtype times a unit, and the same as the page has it."""
+    kind = np.dtype(dtype)
+    unit = (float(np.abs(w).max()) or 1.0) / (np.iinfo(kind).max if kind.kind == "i" else 1)
+    small = (np.rint(w / unit) if kind.kind == "i" else w / unit).astype(kind)
+    return small * np.float64(unit), {"type": dtype, "unit": unit, "text": base64_text(small.tobytes())}
 
 
 def classes_table(run):
@@ -1920,6 +1910,30 @@ const STEPS = {
     even(sum([0, 1, 2, 3].map((i) => at(im, 2 * r + (i >> 1), 2 * c + (i & 1)))) / 4)),
 };
 
+function hog(im, {name, number}) {  // the arrows of each of 8 directions, averaged in each cell
+  const windows = (side, cells = Math.min(number, side)) => Array.from({length: cells}, (_, cell) =>
+    Array.from({length: side}, (_, i) =>
+      Math.max(0, 1 - Math.abs((i + 0.5) * cells / side - cell - 0.5)) * cells / side));
+  const [down, across] = [windows(im.rows), windows(im.columns)];
+  const near = (r, c) => at(im, clip(r, 0, im.rows - 1), clip(c, 0, im.columns - 1));
+  const lengths = new Float64Array(8 * down.length * across.length);
+  im.p.forEach((_, i) => {
+    const r = Math.floor(i / im.columns), c = i % im.columns;
+    const [right, lower] = [near(r, c + 1) - near(r, c - 1), near(r + 1, c) - near(r - 1, c)];
+    const straight = [right, lower, -right, -lower].map((v) => Math.max(0, v));
+    const slanted = straight.map((v, d) => Math.min(v, straight[(d + 1) % 4]));
+    const arrows = straight.flatMap((v, d) =>
+      [v - slanted[d] - slanted[(d + 3) % 4], Math.SQRT2 * slanted[d]]);
+    arrows.forEach((length, d) => { if (length) down.forEach((rows, y) => across.forEach((columns, x) => {
+      lengths[(d * down.length + y) * across.length + x] += length * rows[r] * columns[c];
+    })); });
+  });
+  const found = lengths.map((length) => even(Math.min(255, Math.sqrt(length * 510))));
+  const p = name === "hog" ? found : Float64Array.of(...im.p, ...found);
+  return {rows: 1, columns: p.length, p};
+}
+Object.assign(STEPS, {hog, "pixels-and-hog": hog});
+
 // --- from a drawing to an image as the network knows them: the fits of data.py ---
 
 const BOX = {reach: 0.5, weight: (x) => +(x > -0.5 && x <= 0.5)};
@@ -2098,14 +2112,19 @@ function show(im, says = "") {
     return line;
   }));
   $("answer").textContent = `${says}${names[best]}, ${written(mean[best])}`;
-  $("views").replaceChildren(view("what the network sees", im, grey), ...passes.flatMap((pass, m) => {
+  const inner = passes.flatMap((pass, m) => {
     const [own] = order(pass.estimates);
     const says = `member ${m + 1} (${names[own]}, ${written(pass.estimates[own])}): `;
-    const whose = passes.length > 1 ? says : "", why = evidence(members[m], pass, best, next);
-    const speaks = `for ${names[best]} (orange)` + (next === undefined ? "" : ` or ${names[next]} (blue)`);
-    return [view(whose + speaks, why),
-      ...pass.hidden.map((values, l) => view(`${whose}hidden layer ${l + 1}`, square(values)))];
-  }));
+    return inside(members[m], pass, passes.length > 1 ? says : "", best, next);
+  });
+  $("views").replaceChildren(view("what the network sees", im, grey), ...inner);
+}
+
+function inside(member, pass, whose, best, next) {  // what speaks for the answer, and the hidden units
+  const hidden = pass.hidden.map((values, l) => view(`${whose}hidden layer ${l + 1}`, square(values)));
+  if (member.steps.some(({name}) => name.endsWith("hog"))) return hidden;  // it sees no pixels
+  const other = next === undefined ? "" : ` or ${names[next]} (blue)`;
+  return [view(`${whose}for ${names[best]} (orange)${other}`, evidence(member, pass, best, next)), ...hidden];
 }
 
 function redraw() {

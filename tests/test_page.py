@@ -187,7 +187,9 @@ def test_the_page_computes_what_the_program_does(opened, page):
 def test_every_activation_and_step_is_computed_as_the_program_does(opened, activation, tmp_path):
     number = list(nn.ACTIVATIONS).index(activation)
     steps = [["scale"], ["center", "scale"], ["standardize"], ["scale", "pca:7"]][number % 4]
-    pictures = [["deskew"], ["width:5"], ["pool"], ["deskew", "width:6", "pool"]][number // 2]
+    pictures = [["deskew"], ["width:5"], ["pool", "hog:3"], ["deskew", "width:6", "pixels-and-hog:4"]][
+        number // 2
+    ]
     loss, hidden = list(nn.LOSSES)[number % 2], [(9,), (12, 6), ()][number % 3]
     run = made_up([*pictures, *steps], activation, loss, hidden)
     open_text(opened, visualize.page_of(run, {}), tmp_path)
