@@ -655,6 +655,15 @@ def load_last(out):
     return state, rows, {**settings, "data": stored["data"]}
 
 
+def last_estimates(out, images):
+    """Estimates (n, k) by the last params of a run's folder, or by their average with --ema."""
+    state, _, _ = load_last(out)
+    _, config = data.load_run(out / "last.pkl")
+    params = state["average"] or state["params"]
+    batches = data.batches(images, None, config["steps"], dtype=params["W1"].dtype)
+    return nn.estimates(nn.outputs_of(params, batches, config["activation"]), config["loss"])
+
+
 def check_state(state, config):
     """Raise a ValueError unless a run with that config can be in that state."""
     params, epoch, best, carried = state["params"], state["epoch"], state["best"], state["velocity"]
