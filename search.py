@@ -92,7 +92,7 @@ def run_search(trials, plan, workers, out, searched, show):
                 worked += len(trial["rows"]) - len(before["rows"])
                 show("")
                 done = f"{len(chosen) - len(missing)}/{len(chosen)}"
-                print(trial_line(trial, found.values(), searched, done), flush=True)
+                data.say(trial_line(trial, found.values(), searched, done))
             left = epochs_left(missing.values(), plan[rung:], len(trials) // plan[0][0])
             seconds = (time.perf_counter() - started) / worked * left if worked else None
             done = f"{len(chosen) - len(missing)}/{len(chosen)}"
@@ -378,7 +378,7 @@ DEFAULT_SEARCH = {
     "trials": 50,
     "repeat": 1,
     "seed": 0,
-    "settings": {"val_size": 0.2},
+    "settings": {"val_size": 0.2, "holdout": train.DEFAULTS["holdout"]},
     "further": [],  # rungs of --best, as [trials, epochs]
     "paired": None,  # whether the first runs of all trials have the same seed, as later repeats do
     "distinct": True,  # no combination is run twice
@@ -655,6 +655,7 @@ def local_workers(count, folder, datasets):
 
     def source(config):
         key = str([config[name] for name in SPLIT_SETTINGS])
+        key += str([bool(config[name]) for name in ("augment", "adversarial")])  # see train.prepare
         if key not in splits:
             sets = train.prepare(datasets[config["dataset"]], config, SPLIT_PARTS)
             splits[key] = save_sets(folder / str(len(splits)), sets)
@@ -889,6 +890,7 @@ def open_search(out, given, resume):
     nn.check(record, dict, path)
     record = {**DEFAULT_SEARCH, "paired": False, "distinct": False, **record}  # older ones have less
     nn.check(record, DEFINITION, path)
+    record["settings"].setdefault("holdout", "random")  # as searches that do not say it
     try:
         saved = define({}, {name: record[name] for name in DEFAULT_SEARCH})
     except ValueError as error:
@@ -1191,7 +1193,7 @@ def main(argv=None):
     titles = " and ".join(dataset["title"] for dataset in datasets.values())
     what = f"{definition['strategy']} search on {titles}: {definition['trials']} trials"
     each = f", {runs_of(definition)} {run_column(trials[0])}s of each" if runs_of(definition) > 1 else ""
-    print(f"{what} of {definition['space']}{each}", flush=True)
+    data.say(f"{what} of {definition['space']}{each}")
     if flags.scheduler:
         opened = cluster_workers(flags.scheduler, flags.data_dir)
     else:
@@ -1211,8 +1213,8 @@ def main(argv=None):
             best = conclude(out, trials, datasets, searched, flags.test)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"every trial that has ended is in {out}; --resume runs the others") from None
-    print(f"trial {best[0]['number']} is the best; its settings, trained on all training images:", flush=True)
-    print(f"to train it again: {retrain(out, best, flags.data_dir)}")
+    data.say(f"trial {best[0]['number']} is the best; its settings, trained on all training images:")
+    data.say(f"to train it again: {retrain(out, best, flags.data_dir)}")
 
 
 def conclude(out, trials, datasets, searched, test):
@@ -1224,17 +1226,19 @@ def conclude(out, trials, datasets, searched, test):
     if len(ranked[0]) > 1:
         save_groups(out, trials, ranked, compared, searched)
         table = "groups.csv"
-    print(f"\n{ranking_text(ranked, compared, searched)}\n(all of them: {out / table})\n")
-    print(f"{textwrap.fill(verdict(compared, kind), 79)}\n")
+    data.say(f"\n{ranking_text(ranked, compared, searched)}\n(all of them: {out / table})\n")
+    data.say(f"{textwrap.fill(verdict(compared, kind), 79)}\n")
     if kind == "fold":
         rows = out_of_fold(out, ranked[0], datasets)
         data.save_rows(out / "oof.csv", rows, OOF_COLUMNS)
         right = sum(row["prediction"] == row["label"] for row in rows) / len(rows)
-        print(f"out of fold trial {compared[0]['trial']} gets {100 * right:.2f}% right: {out / 'oof.csv'}\n")
+        data.say(
+            f"out of fold trial {compared[0]['trial']} gets {100 * right:.2f}% right: {out / 'oof.csv'}\n"
+        )
     if test:
         rows = judge_on_test(out, ranked, datasets)
         data.save_rows(out / "test.csv", rows, list(rows[0]))
-        print(f"{test_text(rows)}\n(all of them: {out / 'test.csv'})\n")
+        data.say(f"{test_text(rows)}\n(all of them: {out / 'test.csv'})\n")
     return ranked[0]
 
 

@@ -1,21 +1,27 @@
-"""Judge saved params on a test set, compare networks, and read pictures of your own.
+"""Judge saved params on a test set, compare networks, and say what is on new images and pictures.
 
     python test.py [PARAMS or RUN FOLDER]         loss, accuracy, each class, confusion matrix
     python test.py RUN1 RUN2 RUN3                 a committee: the mean of their probabilities
     python test.py RUN1 RUN2 --compare            which is better, and whether that may be chance;
                                                   folders with several runs: their means
     python test.py --images digit.png photo.jpg   the likeliest classes of each picture
+    python test.py --predict new.csv              the class of each image, as a table
+    python test.py RUN --export digits.onnx       the network for other programs
 
-Every prediction is written to predictions.csv beside the params (of a committee to
+Every prediction on a test set is written to predictions.csv beside the params (of a committee to
 predictions-committee.csv beside the first, for the data set of --dataset to predictions-NAME.csv).
 """
 
 import data  # first: while the rest is imported, Ctrl-C is one line already
 
 # isort: split
+import collections
+import itertools
 import json
 import math
+import os
 import pathlib
+import string
 import sys
 
 import numpy as np
@@ -25,7 +31,7 @@ import nn
 # --- judging ----------------------------------------------------------------------------------
 
 
-def judge(members, images, labels):
+def judge(members, images, labels, adversarial=0.0):
     """Estimates and figures of a committee of one or more networks on uint8 images.
 
     Parameters
@@ -34,6 +40,8 @@ def judge(members, images, labels):
         From ``data.load_run``; layers and preprocessing may differ.
     images : uint8 array (n, d)
     labels : int array (n,)
+    adversarial : float
+        Move all images by so much against each network, see ``data.moved_along``.
 
     Returns
     -------
@@ -47,8 +55,7 @@ def judge(members, images, labels):
     """
     names, every, reports = members[0][1]["data"]["class_names"], [], []
     for params, config in members:
-        batches = data.batches(images, labels, config["steps"], dtype=params["W1"].dtype)
-        outputs = nn.outputs_of(params, batches, config["activation"])
+        outputs = outputs_of(params, config, images, labels, adversarial)
         every.append(nn.estimates(outputs, config["loss"]))
         reports.append(make_report(outputs, labels, config["loss"], names))
     if len(members) == 1:
@@ -60,6 +67,26 @@ def judge(members, images, labels):
     else:
         report = make_report(mean, labels, "mse", names)
     return mean, report, reports
+
+
+def outputs_of(params, config, images, labels=None, adversarial=0.0):
+    """Linear outputs (n, k) of uint8 images (n, d), which may be moved against the network."""
+    batches = data.batches(images, labels, config["steps"], dtype=params["W1"].dtype)
+    batches = attacked(batches, params, config, adversarial) if adversarial else batches
+    return nn.outputs_of(params, batches, config["activation"])
+
+
+def attacked(batches, params, config, share):
+    """Batches of images that are moved against the network."""
+    for batch in batches:
+        slope = nn.input_gradient(params, batch["x"], batch["y"], config["activation"], config["loss"])
+        yield {"x": data.moved_along(slope, batch["x"], config["steps"], share)}
+
+
+def estimate(members, images):
+    """The mean of the members' estimates (n, k) for uint8 images (n, d): see ``judge``."""
+    every = [nn.estimates(outputs_of(*member, images), member[1]["loss"]) for member in members]
+    return np.mean(every, axis=0, dtype=np.float64)
 
 
 def make_report(outputs, labels, loss, class_names):
@@ -247,26 +274,28 @@ def report_test_set(flags, members):
     """Judge on the test set, print the report, and write the predictions."""
     dataset, config = load_test_set(members, flags), members[0][1]
     labels, names = dataset["test_labels"], config["data"]["class_names"]
-    estimates, report, reports = judge(members, dataset["test_images"], labels)
+    estimates, report, reports = judge(members, dataset["test_images"], labels, flags.adversarial)
     each = [
         {"run": run, "layers": layers_text(params), **{k: r[k] for k in ("loss", "accuracy", "errors")}}
         for run, (params, _), r in zip(flags.runs, members, reports)
     ]
     about = {"members": each} if len(each) > 1 else {"layers": each[0]["layers"]}
     if flags.json:
+        about |= {"adversarial": flags.adversarial} if flags.adversarial else {}
         print(json.dumps({"dataset": dataset["name"], **about, **report}, indent=2))
     else:
         if len(each) > 1:
-            print("\n".join(member_lines(each)), end="\n\n")
+            data.say("\n".join([*member_lines(each), ""]))
         title = f"committee of {len(each)}" if len(each) > 1 else each[0]["layers"]
-        print(report_text(report, config, f"{dataset['title']}, {title}"))
+        title += f", attacked by {flags.adversarial:g}" if flags.adversarial else ""
+        data.say(report_text(report, config, f"{dataset['title']}, {title}"))
     run = pathlib.Path(flags.runs[0])  # written last: the report is there even if the folder is read-only
-    kind = "-committee" * (len(each) > 1)
+    kind = "-committee" * (len(each) > 1) + "-attacked" * bool(flags.adversarial)
     kind += f"-{pathlib.Path(dataset['name']).name}" * (dataset["name"] != config["dataset"])
     target = (run if run.is_dir() else run.parent) / f"predictions{kind}.csv"
     data.save_rows(target, prediction_rows(estimates, labels, names), PREDICTION_COLUMNS)
     if not flags.json:
-        print(f"\nevery prediction is in {target}")
+        data.say(f"\nevery prediction is in {target}")
 
 
 def member_lines(each):
@@ -306,9 +335,9 @@ def report_comparison(flags):
     if flags.json:
         print(json.dumps({"dataset": dataset["name"], "images": len(labels), "runs": rows}, indent=2))
         return
-    print(f"{dataset['title']}: {len(labels):,} test images", *member_lines(rows), sep="\n")
+    data.say("\n".join([f"{dataset['title']}: {len(labels):,} test images", *member_lines(rows)]))
     for row in rows[1:]:
-        print(f"\n{comparison_text(row, rows[0]['run'])}")
+        data.say(f"\n{comparison_text(row, rows[0]['run'])}")
 
 
 def compare_groups(first, right, group, others):
@@ -340,22 +369,18 @@ def comparison_text(row, first):
 # --- pictures of your own ---------------------------------------------------------------------
 
 
-def read_picture(path, facts, fit=None):
-    """A picture file as RGB pixels and as the network's uint8 image; errors name the file."""
+def read_picture(path, facts, fit=None, split=False):
+    """A picture file as RGB pixels, and what ``data.fit_pictures`` makes of it; errors name the file."""
     picture = data.load_picture(path)
     try:
-        return picture, data.fit_picture(picture, facts, fit)
+        return picture, *data.fit_pictures(picture, facts, fit, split)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def likeliest(members, image):
     """All classes for one uint8 image: a list of (name, probability), the likeliest first."""
-    estimates = []
-    for params, config in members:
-        x = data.preprocess(image.reshape(1, -1), config["steps"], params["W1"].dtype)
-        estimates.append(nn.predict(params, x, config["activation"], config["loss"])[0])
-    mean = np.mean(estimates, axis=0, dtype=np.float64)
+    mean = estimate(members, image.reshape(1, -1))[0]
     names = members[0][1]["data"]["class_names"]
     return [
         (names[i], float(mean[i].clip(0, 1))) for i in np.argsort(-mean, kind="stable")
@@ -373,9 +398,7 @@ def evidence(params, config, image):
     x = data.to_numbers(redrawn, steps, params["W1"].dtype)
     likely = nn.predict(params, x, config["activation"], config["loss"]).argmax(axis=1)
     slope = nn.input_gradient(params, x, likely, config["activation"], config["loss"])  # (1, inputs)
-    basis = next((step["basis"] for step in steps if step.get("basis") is not None), None)
-    slope = slope if basis is None else slope @ basis.T
-    return (-slope * redrawn).reshape(shape)
+    return (-data.slope_in_pixels(slope, steps) * redrawn).reshape(shape)
 
 
 def save_evidence(path, evidence):
@@ -393,28 +416,397 @@ def save_evidence(path, evidence):
 
 def report_pictures(flags, members):
     """Print the likeliest classes of each picture; returns 2 if one could not be read, else 0."""
-    facts, rows, status = members[0][1]["data"], [], 0
+    facts, rows, status, several = members[0][1]["data"], [], 0, 0
     for path in flags.images:
         try:
-            picture, image = read_picture(path, facts, flags.fit)
-            files = {"seen": data.save_seen(path, picture, image)} if flags.save else {}
+            picture, images, doubts = read_picture(path, facts, flags.fit, flags.split)
+            files = {"seen": data.save_seen(path, picture, np.hstack(images))} if flags.save else {}
             if flags.explain:
-                files["why"] = save_evidence(path, evidence(*members[0], image))
+                files["why"] = save_evidence(path, evidence(*members[0], images[0]))
         except (ValueError, OSError) as error:
-            print(f"test.py: {data.message_of(error)}", file=sys.stderr, flush=True)
+            complain(error)
             status = 2
             continue
-        best = likeliest(members, image)
-        rows.append(
-            {"file": path, "classes": [{"name": name, "probability": p} for name, p in best], **files}
-        )
+        several += data.SEVERAL in doubts
+        doubts = [doubt for doubt in doubts if not (flags.split and doubt == data.SEVERAL)]
+        best = [likeliest(members, image) for image in images]
+        rows.append({"file": path, **picture_row(best, flags.split), "doubts": doubts, **files})
         if not flags.json:
-            words = [f"{name} {100 * p:.1f} %" for name, p in best[:3]]
+            words = [picture_text(best), *(f"({doubt})" for doubt in doubts)]
             words += [f"({kind}: {file})" for kind, file in files.items()]
-            print(data.printable(f"{path}: {'   '.join(words)}"), flush=True)
+            data.say(f"{path}: {'   '.join(words)}")
     if flags.json:
         print(json.dumps(rows, indent=2))
+    if several and not flags.split:
+        warn_of_several(several)
     return status
+
+
+def complain(error):
+    data.say(f"test.py: {data.message_of(error)}", sys.stderr)
+
+
+def warn_of_several(count):
+    seem = "1 picture seems" if count == 1 else f"{count:,} pictures seem"
+    print(f"note: {seem} to show several digits; --split reads them as a number", file=sys.stderr)
+
+
+def picture_row(best, split):
+    """What --json says of a picture: all classes of it, or of each digit on it."""
+    every = [[{"name": name, "probability": p} for name, p in one] for one in best]
+    if not split:
+        return {"classes": every[0]}
+    number, probability = as_number([one[0] for one in best])
+    return {"number": number, "probability": probability, "digits": every}
+
+
+def picture_text(best):
+    """The three likeliest classes, or the number that several digits make."""
+    if len(best) == 1:
+        return "   ".join(f"{name} {100 * p:.1f} %" for name, p in best[0][:3])
+    number, probability = as_number([one[0] for one in best])
+    each = ", ".join(f"{name} {100 * p:.1f} %" for name, p in (one[0] for one in best))
+    return f"{number} {100 * probability:.1f} %   ({each})"
+
+
+def as_number(digits):
+    """Name and probability of what (name, probability) of the digits on a picture make together."""
+    names, probabilities = zip(*digits)
+    return ("" if max(map(len, names)) == 1 else " ").join(names), math.prod(probabilities)
+
+
+# --- new images -------------------------------------------------------------------------------
+
+
+def report_answers(flags, members):
+    """Write or print what the new images are; returns 2 if a picture could not be read, else 0."""
+    facts = members[0][1]["data"]
+    if flags.out and any(os.path.realpath(path) == os.path.realpath(flags.out) for path in flags.predict):
+        raise ValueError(f"--out: {flags.out} is what is to be read")
+    kind, names, images, counts, status = new_images(flags, members[0][1])
+    if not names:
+        return status
+    estimates = estimate(members, images)
+    columns = flags.columns or [kind, "class", "probability"]
+    rows = answer_rows(estimates, names, counts, facts["class_names"], columns)
+    if flags.probabilities:
+        columns += [f"p_{name}" for name in facts["class_names"]]
+        for row, shares in zip(rows, estimates.clip(0, 1).tolist()):
+            row |= {name: f"{share:.6f}" for name, share in zip(columns[3:], shares)}
+    if not flags.out:
+        print(data.rows_text(rows, columns), end="")
+        return status
+    data.save_rows(flags.out, rows, columns)
+    data.say(answers_text(flags, members, [row[columns[1]] for row in rows]))
+    return status
+
+
+def new_images(flags, config):
+    """What --predict names.
+
+    Returns
+    -------
+    kind : str
+        ``index`` or ``file``.
+    names : list
+        Numbers, or names of picture files.
+    images : uint8 array (n, d)
+    counts : list of int
+        How many of the images belong to each name.
+    status : int
+        2 if a picture could not be read, else 0.
+    """
+    path = flags.predict[0]
+    if len(flags.predict) > 1 or not data.holds_arrays(path):
+        paths = data.expand_pictures(flags.predict, "--predict")
+        names, images, counts = fitted_pictures(paths, flags, config["data"])
+        return "file", names, images, counts, 2 * (len(names) < len(paths))
+    for name in ("fit", "split"):
+        if getattr(flags, name):
+            raise ValueError(f"--{name}: is for pictures, not for {path}")
+    images = data.load_images(path, config["data"]["image_shape"], config["transpose"])
+    first = 1 if flags.columns else 0
+    return "index", list(range(first, first + len(images))), images, [1] * len(images), 0
+
+
+def fitted_pictures(paths, flags, facts):
+    """Names, uint8 images (n, d) and how many of them each picture has, of the pictures that can be read."""
+    names, images, counts, several, doubtful = [], [], [], 0, 0
+    with data.progress_line() as show:
+        for done, path in enumerate(paths, start=1):
+            try:
+                _, found, doubts = read_picture(path, facts, flags.fit, flags.split)
+            except (ValueError, OSError) as error:
+                show("")
+                complain(error)
+                continue
+            several += data.SEVERAL in doubts
+            doubtful += any(doubt != data.SEVERAL for doubt in doubts)
+            names.append(data.printable(path))
+            images += [image.ravel() for image in found]
+            counts.append(len(found))
+            show(f"reading {done:,}/{len(paths):,} pictures")
+    if several and not flags.split:
+        warn_of_several(several)
+    if doubtful:
+        are = "1 picture is" if doubtful == 1 else f"{doubtful:,} pictures are"
+        print(f"note: {are} doubtful; --images in place of --predict says why", file=sys.stderr)
+    bare = [os.path.basename(name) for name in names]
+    return bare if len(set(bare)) == len(bare) else names, np.array(images), counts
+
+
+def answer_rows(estimates, names, counts, class_names, columns):
+    """A row for each name, of so many of the estimates each: the name, the class, and the probability."""
+    best = estimates.argmax(axis=1)
+    shares = estimates[np.arange(len(best)), best].clip(0, 1)
+    digits = zip([class_names[c] for c in best], shares.tolist())
+    rows = []
+    for name, count in zip(names, counts):
+        answer, probability = as_number(list(itertools.islice(digits, count)))
+        rows.append(dict(zip(columns, (name, answer, f"{probability:.6f}"))))
+    return rows
+
+
+def answers_text(flags, members, answers):
+    """How many there are of each answer, the most frequent ones where there are many."""
+    what = data.printable(flags.predict[0]) if len(flags.predict) == 1 else "pictures"
+    who = f"committee of {len(members)}" if len(members) > 1 else layers_text(members[0][0])
+    counted = sorted(collections.Counter(answers).items(), key=lambda pair: -pair[1])
+    shown = counted[: 3 * WORST]
+    wide = max(8, *(len(name[:20]) for name, _ in shown))
+    lines = [f"{what}, {who}: {len(answers):,} images", "", f"{'class':{wide}}   images"]
+    lines += [f"{name[:20]:{wide}}  {count:7,}" for name, count in shown]
+    lines += [f"and {len(counted) - len(shown):,} more"] if len(counted) > len(shown) else []
+    return "\n".join([*lines, "", data.printable(f"the answers are in {flags.out}")])
+
+
+# --- export -----------------------------------------------------------------------------------
+#
+# The preprocessing of numbers becomes part of the first layer: every file but .npz takes uint8 images as
+# they are, and holds nothing but layers.
+
+EXPORTED = {  # activation -> its ONNX nodes (z: what it gets, t: what the node before gave), its form in C
+    "relu": ([("Relu", "z")], "z > 0 ? z : 0"),
+    "leaky_relu": ([("Mul", "z", "slope"), ("Max", "z", "t")], f"z > 0 ? z : {nn.LEAKY_SLOPE}f * z"),
+    "sigmoid": ([("Sigmoid", "z")], "1 / (1 + expf(-z))"),
+    "tanh": ([("Tanh", "z")], "tanhf(z)"),
+    "elu": ([("Elu", "z")], "z > 0 ? z : expm1f(z)"),
+    "silu": ([("Sigmoid", "z"), ("Mul", "z", "t")], "z / (1 + expf(-z))"),
+    "gelu": (  # 0.5 (1 + tanh(u)) is sigmoid(2 u)
+        [("Mul", "z", "z"), ("Mul", "t", "cubic"), ("Add", "t", "linear"), ("Mul", "z", "t")]
+        + [("Sigmoid", "t"), ("Mul", "z", "t")],
+        f"z / (1 + expf(-{2 * nn.GELU_A}f * (z + {nn.GELU_B}f * z * z * z)))",
+    ),
+}
+CONSTANTS = {"slope": nn.LEAKY_SLOPE, "linear": 2 * nn.GELU_A, "cubic": 2 * nn.GELU_A * nn.GELU_B}
+SOFTMAX_IN_C = """float sum = 0;
+  for (int k = 0; k < CLASSES; k++) sum += outputs[k] = expf(x[k] - x[best]);
+  for (int k = 0; k < CLASSES; k++) outputs[k] /= sum;"""
+RESULTS = {  # loss -> what a file gives for each class, its ONNX node, its form in C
+    "cross_entropy": ("probabilities", "Softmax", SOFTMAX_IN_C),
+    "mse": ("outputs", "Identity", "for (int k = 0; k < CLASSES; k++) outputs[k] = x[k];"),
+}
+
+
+def fold(params, config):
+    """The same network on grey levels 0 to 255, in float32; as ``judge`` takes it.
+
+    Its affine step is part of the first layer. Of the config's steps only those on pictures are left.
+    """
+    nn.choose("activation for a file of --export:", config["activation"], EXPORTED)
+    if data.gradient_step(config["steps"]):
+        raise ValueError("--export: the network sees gradients (hog), which only .npz can keep")
+    affine = data.affine_step(config["steps"])
+    W, b = params["W1"].astype(np.float64), params["b1"].astype(np.float64)
+    W = affine["factor"] * (W if affine["basis"] is None else affine["basis"] @ W)  # (d, width)
+    if affine["mean"] is not None:
+        b -= np.broadcast_to(affine["mean"], len(W)) @ W
+    with np.errstate(over="ignore"):
+        folded = {key: w.astype(np.float32) for key, w in {**params, "W1": W, "b1": b}.items()}
+    if not all(np.isfinite(w).all() for w in folded.values()):
+        raise ValueError("--export: the network's numbers are too large for float32; .npz keeps them all")
+    return folded, {**config, "steps": [step for step in config["steps"] if step is not affine]}
+
+
+def usage_of(config):
+    """What a file with the network of ``fold`` takes and gives, in words."""
+    rows, columns = data.shape_after(config["steps"], config["data"]["image_shape"])
+    first = " and ".join(step["name"] for step in config["steps"])
+    first = f" AFTER {first}, which it does not do itself (data.redraw does)" if first else ""
+    return f"takes {rows}x{columns} grey levels, 0 to 255{first}; gives {RESULTS[config['loss']][0]}"
+
+
+def save_onnx(path, params, config):
+    """Write ONNX: ``images``, uint8 (n, d), to ``probabilities`` (n, k); of an mse network to ``outputs``."""
+    sizes, (result, op, _) = nn.layer_sizes(params), RESULTS[config["loss"]]
+    nodes = _onnx_layers(len(sizes) - 1, config["activation"])
+    nodes.append((op, [nodes[-1][2]], result))
+    used = {name for _, inputs, _ in nodes for name in inputs}
+    tensors = params | {name: number for name, number in CONSTANTS.items() if name in used}
+    graph = [(1, _node(*node)) for node in nodes] + [(2, "network")]
+    graph += [(5, _tensor(name, array)) for name, array in tensors.items()]
+    graph += [(11, _value("images", UINT8, sizes[0])), (12, _value(result, FLOAT, sizes[-1]))]
+    opset = _message((1, ""), (2, 13))
+    names = _message((1, "class_names"), (2, json.dumps(config["data"]["class_names"])))
+    model = [(1, 7), (2, "test.py"), (6, usage_of(config)), (7, _message(*graph)), (8, opset), (14, names)]
+    nn.save_bytes(path, _message(*model))
+
+
+def _onnx_layers(depth, activation):
+    """Nodes from the images to the linear outputs: (op, names of inputs, name of what it makes)."""
+    nodes = [("Cast", ["images"], "x")]
+    for layer in range(1, depth + 1):
+        z = f"z{layer}"
+        nodes.append(("Gemm", [nodes[-1][2], f"W{layer}", f"b{layer}"], z))
+        for op, *inputs in EXPORTED[activation][0] if layer < depth else []:
+            names = {"z": z, "t": nodes[-1][2]}
+            nodes.append((op, [names.get(name, name) for name in inputs], f"t{len(nodes)}"))
+    return nodes
+
+
+FLOAT, UINT8 = 1, 2  # as ONNX numbers them
+
+
+def _node(op, inputs, output):
+    to_float = [(5, _message((1, "to"), (3, FLOAT), (20, 2)))] if op == "Cast" else []  # 2: a whole number
+    return _message(*((1, name) for name in inputs), (2, output), (4, op), *to_float)
+
+
+def _tensor(name, array):
+    array = np.asarray(array, "<f4")
+    return _message(*((1, size) for size in array.shape), (2, FLOAT), (8, name), (9, array.tobytes()))
+
+
+def _value(name, kind, width):
+    shape = _message((1, _message((2, "n"))), (1, _message((1, width))))
+    return _message((1, name), (2, _message((1, _message((1, kind), (2, shape))))))
+
+
+def _message(*fields):
+    """A protobuf message of (number, value): a whole number, a text, or the bytes of a message or tensor."""
+    parts = []
+    for number, value in fields:
+        if isinstance(value, int):
+            parts += [_varint(number << 3), _varint(value)]
+        else:
+            value = value.encode() if isinstance(value, str) else value
+            parts += [_varint(number << 3 | 2), _varint(len(value)), value]
+    return b"".join(parts)
+
+
+def _varint(number):
+    """Seven bits to a byte, the lowest first; the eighth says that more follow."""
+    *groups, last = [number >> shift & 127 for shift in range(0, max(1, number.bit_length()), 7)]
+    return bytes([*(group | 128 for group in groups), last])
+
+
+def save_json(path, params, config):
+    """Write JSON: params as lists of numbers with 6 digits, and what is needed to use them."""
+    six_digits = np.vectorize(lambda number: float(f"{number:.6g}"))
+    content = {
+        "usage": usage_of(config),
+        "activation": config["activation"],
+        "gives": RESULTS[config["loss"]][0],
+        "class_names": config["data"]["class_names"],
+        "params": {key: six_digits(w).tolist() for key, w in params.items()},
+    }
+    nn.save_bytes(path, json.dumps(content).encode())
+
+
+def quantise(params):
+    """int8 weights (fan_in, units) and the scale (units,) of each W; their product is the weights."""
+    whole, scales = {}, {}
+    for key in [key for key in params if key[0] == "W"]:
+        scales[key] = np.maximum(np.abs(params[key]).max(axis=0) / 127, np.finfo(np.float32).tiny)
+        whole[key] = np.rint(params[key] / scales[key]).astype(np.int8)
+    return whole, scales
+
+
+HEADER = """// $about, written by test.py --export. Needs only C99 and its <math.h> (-lm).
+// predict $usage.
+#ifndef NETWORK_H
+#define NETWORK_H
+#include <math.h>
+#include <stdint.h>
+
+enum { LAYERS = $depth, CLASSES = $classes, WIDEST = $widest };
+static const int sizes[] = {$sizes};
+static const char *const class_names[] = {$class_names};
+$arrays
+static inline float activation(float z) { return $activation; }
+
+// Returns the likeliest class; outputs gets CLASSES numbers.
+static inline int predict(const uint8_t *pixels, float *outputs) {
+  const int8_t *weight = weights;
+  const float *scale = scales, *bias = biases;
+  float x[WIDEST], z[WIDEST];
+  int best = 0;
+  for (int i = 0; i < sizes[0]; i++) x[i] = pixels[i];
+  for (int layer = 1; layer <= LAYERS; layer++) {
+    for (int unit = 0; unit < sizes[layer]; unit++) {
+      z[unit] = 0;
+      for (int i = 0; i < sizes[layer - 1]; i++) z[unit] += *weight++ * x[i];
+      z[unit] = z[unit] * *scale++ + *bias++;
+    }
+    for (int i = 0; i < sizes[layer]; i++) x[i] = layer < LAYERS ? activation(z[i]) : z[i];
+  }
+  for (int k = 1; k < CLASSES; k++) best = x[k] > x[best] ? k : best;
+  $result
+  return best;
+}
+#endif
+"""
+
+
+def save_header(path, params, config):
+    """Write a C99 header: int8 weights, a scale and a bias for each unit, and the function ``predict``."""
+    (whole, scales), sizes = quantise(params), nn.layer_sizes(params)
+    arrays = {"int8_t weights": [w.T for w in whole.values()], "float scales": scales.values()}
+    arrays["float biases"] = [b for key, b in params.items() if key[0] == "b"]
+    names = [json.dumps(name, ensure_ascii=False) for name in config["data"]["class_names"]]
+    text = string.Template(HEADER).substitute(
+        about=f"{layers_text(params)}, {config['activation']}",
+        usage=usage_of(config),
+        depth=len(sizes) - 1,
+        classes=sizes[-1],
+        widest=max(sizes),
+        sizes=", ".join(map(str, sizes)),
+        class_names=", ".join(names).replace("?", "\\?"),  # in C99 ??/ is a backslash
+        arrays="\n".join(_c_array(name, parts) for name, parts in arrays.items()),
+        activation=EXPORTED[config["activation"]][1],
+        result=RESULTS[config["loss"]][2],
+    )
+    nn.save_bytes(path, text.encode())
+
+
+def _c_array(name, parts):
+    numbers = [f"{number:.9g}" for part in parts for number in part.flat]
+    lines = [", ".join(numbers[i : i + 12]) for i in range(0, len(numbers), 12)]
+    return f"static const {name}[] = {{\n" + ",\n".join(lines) + "};"
+
+
+EXPORTS = {".onnx": save_onnx, ".npz": nn.save_params, ".json": save_json, ".h": save_header}
+
+
+def report_export(flags, params, config):
+    """Write the network to the file of --export, and print what that holds."""
+    form = pathlib.Path(flags.export).suffix
+    if form == ".npz":
+        EXPORTS[form](flags.export, params, config)
+        data.say(f"{flags.export}: params and config, for test.py and nn.load_params")
+        return
+    folded, rest = fold(params, config)
+    EXPORTS[form](flags.export, folded, rest)
+    data.say(f"{flags.export}: {layers_text(folded)}, {usage_of(rest)}")
+    if form == ".h":
+        dataset, (whole, scales) = load_test_set([(params, config)], flags), quantise(folded)
+        rounded = folded | {key: whole[key] * scales[key] for key in whole}
+        images, labels = dataset["test_images"], dataset["test_labels"]
+        before, after = (judge([one], images, labels)[1] for one in ((params, config), (rounded, rest)))
+        data.say(
+            f"{dataset['title']}: accuracy {percent(after['accuracy'])} with weights of 8 bits, "
+            f"{percent(before['accuracy'])} before"
+        )
 
 
 # --- command line -----------------------------------------------------------------------------
@@ -422,11 +814,15 @@ def report_pictures(flags, members):
 EXAMPLES = """examples:
   python test.py results
   python test.py results/a results/b --compare
-  python test.py results --images photos/*.jpg --save"""
+  python test.py results --images photos/*.jpg --save
+  python test.py results --predict test.csv --out answers.csv --columns ImageId,Label
+  python test.py results --export digits.onnx"""
 
 
 def main(argv=None):
-    parser = data.make_parser("Judge saved params on a test set, or on pictures of your own.", EXAMPLES)
+    parser = data.make_parser(
+        "Judge saved params on a test set, or use them on images of your own.", EXAMPLES
+    )
     parser.add_argument(
         "runs", nargs="*", metavar="RUN", default=["results"],
         help="a run's folder or a params file (default: results); several are a committee",
@@ -445,7 +841,11 @@ def main(argv=None):
     )  # fmt: skip
     parser.add_argument(
         "--fit", metavar="NAME",
-        help="with --images: digit (cut out, and centred as MNIST's are) or whole (default: as trained)",
+        help="of pictures: digit (cut out, and centred as MNIST's are) or whole (default: as trained)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--split", action="store_true",
+        help="read several digits on a picture from left to right as a number",
     )  # fmt: skip
     parser.add_argument(
         "--save", action="store_true",
@@ -456,26 +856,82 @@ def main(argv=None):
         help="with --images: write FILE.why.png, what in the picture speaks for the likeliest class "
         "(orange) and against it (blue)",
     )  # fmt: skip
+    parser.add_argument(
+        "--predict", nargs="+", metavar="PATH",
+        help="say what new images are: a file (.csv, .npy, .npz, IDX) without labels, or pictures",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="FILE", help="with --predict: write the answers there, as CSV")
+    parser.add_argument(
+        "--columns", metavar="A,B",
+        help="with --predict: write these two columns, number from 1 (or file) and class; ImageId,Label "
+        "is Kaggle's form",
+    )  # fmt: skip
+    parser.add_argument(
+        "--probabilities", action="store_true", help="with --predict: a column for each class as well"
+    )
+    parser.add_argument(
+        "--adversarial", metavar="X", type=float, default=0.0,
+        help="judge on images of which each pixel is moved by so much (1: from black to white) along the "
+        "sign of the loss's slope, as train.py --adversarial does",
+    )  # fmt: skip
+    parser.add_argument(
+        "--export", metavar="FILE",
+        help=f"write the network for other programs, by the suffix: {', '.join(EXPORTS)}",
+    )  # fmt: skip
     flags = data.parse_flags(parser, argv)
-    if flags.fit:
-        nn.choose("--fit", flags.fit, dict.fromkeys(data.FITS))
-    for name in ("fit", "save", "explain"):
-        if getattr(flags, name) and not flags.images:
-            raise ValueError(f"--{name}: needs --images")
-    if flags.images and (flags.dataset or flags.compare):
-        raise ValueError(f"--{'dataset' if flags.dataset else 'compare'}: has no meaning with --images")
-    if flags.compare and len(flags.runs) < 2:
-        raise ValueError("--compare: needs two runs or more")
+    check_flags(flags)
     if flags.images:
         flags.images = data.expand_pictures(flags.images)
     if flags.compare:
         return report_comparison(flags)
     members = load_members(flags.runs)
-    if flags.explain and len(members) > 1:
-        raise ValueError("--explain: is for one run, not for a committee")
+    for name in ("explain", "adversarial", "export"):
+        if getattr(flags, name) and len(members) > 1:
+            raise ValueError(f"--{name}: is for one run, not for a committee")
+        if name != "export" and getattr(flags, name) and data.gradient_step(members[0][1]["steps"]):
+            raise ValueError(f"--{name}: the run's network sees gradients (hog), not pixels")
+    if flags.export:
+        return report_export(flags, *members[0])
     if flags.images:
         return report_pictures(flags, members)
-    return report_test_set(flags, members)
+    return report_answers(flags, members) if flags.predict else report_test_set(flags, members)
+
+
+NEEDED = {  # flag -> of which it needs one
+    **dict.fromkeys(("fit", "split"), ("images", "predict")),
+    **dict.fromkeys(("save", "explain"), ("images",)),
+    **dict.fromkeys(("out", "columns", "probabilities"), ("predict",)),
+}
+EXCLUDED = {  # flag -> with which it has no meaning
+    "images": ("predict", "dataset", "compare", "adversarial", "export"),
+    "predict": ("dataset", "compare", "adversarial", "export", "json"),
+    "export": ("compare", "json"),
+    "split": ("explain", "probabilities"),
+    "columns": ("probabilities",),
+}
+
+
+def check_flags(flags):
+    """ValueError that names the flag which is wrong, or does not go with another."""
+    for name, uses in NEEDED.items():
+        if getattr(flags, name) and not any(getattr(flags, use) for use in uses):
+            raise ValueError(f"--{name}: needs --{' or --'.join(uses)}")
+    for name, others in EXCLUDED.items():
+        for other in others:
+            if getattr(flags, name) and getattr(flags, other):
+                raise ValueError(f"--{other}: has no meaning with --{name}")
+    if not 0 <= flags.adversarial <= 1:
+        raise ValueError(f"--adversarial: must be from 0 to 1, not {flags.adversarial:g}")
+    if flags.fit:
+        nn.choose("--fit", flags.fit, dict.fromkeys(data.FITS))
+    if flags.export is not None:
+        nn.choose(f"suffix of --export {flags.export}:", pathlib.Path(flags.export).suffix, EXPORTS)
+    if flags.compare and len(flags.runs) < 2:
+        raise ValueError("--compare: needs two runs or more")
+    if flags.columns:
+        flags.columns = flags.columns.split(",")
+        if len(set(flags.columns)) != 2 or len(flags.columns) != 2:
+            raise ValueError("--columns: takes the names of two columns, as ImageId,Label")
 
 
 if __name__ == "__main__":

@@ -69,8 +69,9 @@ def train_epoch(state, sets, config, progress=lambda images: None):
     room = {key: np.empty_like(w) for key, w in params.items()}  # for the gradients of each step
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found by isfinite
         for batch in epoch_batches(epoch, sets, config):
+            x = disturbed(params, batch, sets, config)
             outputs, cache = nn.forward(
-                params, batch["x"], config["activation"], config["dropout"], batch["rng"],
+                params, x, config["activation"], config["dropout"], batch["rng"],
                 out=cache, blank=batch["blank"],
             )  # fmt: skip
             if not math.isfinite(outputs.sum()):  # as good as a loss that is not finite, and cheaper
@@ -139,7 +140,7 @@ def should_stop(rows, config):
 def init_state(sets, config):
     """The state before the first epoch."""
     dtype = DTYPES[config["dtype"]]
-    inputs = data.to_numbers(sets["train"]["images"][:1], sets["steps"]).shape[1]
+    inputs = inputs_of(sets["train"]["images"][:1], sets, dtype).shape[1]
     sizes = [inputs, *config["hidden"], sets["classes"]]
     rng = np.random.default_rng(config["seed"])
     params = nn.init_params(rng, sizes, config["activation"], config["init"], dtype)
@@ -154,8 +155,9 @@ def epoch_batches(epoch, sets, config):
     """Yield the batches of an epoch (from 1) in their random order.
 
     Each is a dict: ``x`` (n, inputs) and ``blank`` for ``nn.forward``, ``y`` (n,), ``rng``, ``lr``,
-    ``step`` (from 1), ``done``, the number of images up to its end, and of ``step_factors`` ``scale``,
-    which is lr, and ``lazy``. All x share one buffer: a batch is gone when the next one is taken.
+    ``step`` (from 1), ``done``, the number of images up to its end, and of ``step_factors`` ``times``,
+    which is in x, ``scale``, which is lr, and ``lazy``. All x share one buffer: a batch is gone when the
+    next one is taken.
     """
     part, total = sets["train"], len(sets["train"]["labels"])
     size = min(config["batch_size"], total)
@@ -169,13 +171,34 @@ def epoch_batches(epoch, sets, config):
         rows = order[start : start + size]
         images, blank = (distort(rows, rng), None) if distort else inked_columns(part, rows)
         x = buffer[: images.size].reshape(images.shape)
-        x = data.to_numbers(images, sets["steps"], x.dtype, out=x, times=factors["times"])
-        if config["input_dropout"]:
-            x *= nn.dropout_mask(x.shape, config["input_dropout"], rng, x.dtype)
+        x = inputs_of(images, sets, x.dtype, out=x, times=factors["times"])
         yield {
             "x": x, "y": labels[start : start + size], "blank": blank, "rng": rng, "lr": lrs[step - 1],
             "step": step, "done": start + len(rows), **factors,
         }  # fmt: skip
+
+
+def inputs_of(images, sets, dtype, out=None, times=1.0):
+    """The numbers that the network gets for images of ``sets``, as ``data.to_numbers``."""
+    if sets["late"]:
+        images = out = data.with_gradients(images, sets["late"], dtype)
+    return data.to_numbers(images, sets["steps"], dtype, out, times)
+
+
+def disturbed(params, batch, sets, config):
+    """The inputs of a batch, changed in place.
+
+    Half of the images are moved against the network (``adversarial``: Goodfellow, Shlens & Szegedy 2015),
+    and then a share of the inputs is switched off (``input_dropout``).
+    """
+    x = batch["x"]
+    if config["adversarial"]:
+        half, labels = x[len(x) // 2 :], batch["y"][len(x) // 2 :]
+        slope = nn.input_gradient(params, half, labels, config["activation"], config["loss"])
+        half[...] = data.moved_along(slope, half, sets["steps"], config["adversarial"], batch["times"])
+    if config["input_dropout"]:
+        x *= nn.dropout_mask(x.shape, config["input_dropout"], batch["rng"], x.dtype)
+    return x
 
 
 def augmentation(sets, config):
@@ -217,7 +240,10 @@ def class_weights(sets, config):
     weights = 1 / np.maximum(counts, 1) if config["class_weight"] == ["balanced"] else config["class_weight"]
     if len(weights) != len(counts):
         raise ValueError(f"--class-weight: there are {len(counts)} classes, not {len(weights)}")
-    return np.asarray(weights) * (counts.sum() / max(1e-300, counts @ weights))
+    weights = np.where(counts, weights, 0.0)
+    if not weights.any():
+        raise ValueError("--class-weight: it is 0 for all training images")
+    return weights * (counts.sum() / (counts @ weights))
 
 
 OPTIMIZERS = {  # name -> its step, the settings that this takes, the moments that it keeps, its default lr
@@ -264,23 +290,27 @@ def prepare(dataset, config, parts=tuple(PARTS)):
         For each of parts a dict of ``images``, uint8 (n, d), after the steps on pictures,
         ``labels`` (n,) and ``inked`` (n,), see ``data.sort_pixels``; ``columns`` (d,), where each
         column of the images was before they were sorted, or None: they are not; ``steps``, the
-        fitted preprocessing; ``image_shape`` after the steps on pictures; ``classes``, how many;
+        fitted preprocessing; ``late``, the one of them that has to wait until the pictures are
+        distorted, or None; ``image_shape`` after those before; ``classes``, how many;
         ``evaluate``, the parts whose loss and accuracy are worked out after each epoch.
     """
     train, val = data.split_dataset(dataset, config)
     arrays = {"train": train, "val": val, "test": (dataset["test_images"], dataset["test_labels"])}
     steps = data.fit_steps(config["preprocess"], train[0], dataset["image_shape"])
+    late = data.gradient_step(steps) if config["augment"] else None
+    early = data.without_gradients(steps) if late else steps
     sets = {
         "steps": steps,
-        "image_shape": data.shape_after(steps, dataset["image_shape"]),
+        "late": late,
+        "image_shape": data.shape_after(early, dataset["image_shape"]),
         "classes": len(dataset["class_names"]),
         "evaluate": parts,
         "columns": None,
     }
     for part in parts:
-        images, labels = data.redraw(arrays[part][0], steps), arrays[part][1]
+        images, labels = data.redraw(arrays[part][0], early), arrays[part][1]
         sets[part] = {"images": images, "labels": labels, "inked": np.full(images.shape[0], images.shape[1])}
-        if data.keeps_blank(steps):
+        if data.keeps_blank(steps) and not late and not config["adversarial"]:  # which moves blank ones too
             sorted_ = data.sort_pixels(images, sets["columns"])  # all parts as the training images
             sets["columns"] = sorted_.pop("columns")
             sets[part] |= sorted_
@@ -310,7 +340,7 @@ def evaluation_batches(part, order, sets, params):
     for start in range(0, len(order), EVALUATED_AT_ONCE):
         images, blank = inked_columns(part, order[start : start + EVALUATED_AT_ONCE])
         x = buffer[: images.size].reshape(images.shape)
-        yield {"x": data.to_numbers(images, sets["steps"], dtype, out=x), "blank": blank}
+        yield {"x": inputs_of(images, sets, dtype, out=x), "blank": blank}
 
 
 # --- settings ---------------------------------------------------------------------------------
@@ -381,13 +411,14 @@ def image_size(value):
 
 
 def words(value, separator):
-    """The words in a text such as ``scale+center``, or in a list of such texts."""
+    """The words in a text such as ``scale+center``, or in a list of such texts; ``none`` alone is no word."""
     parts = value if isinstance(value, list) else [value]
-    return [word for part in parts for word in (part.split(separator) if isinstance(part, str) else [part])]
+    found = [word for part in parts for word in (part.split(separator) if isinstance(part, str) else [part])]
+    return [] if found == ["none"] else found
 
 
 def widths(value):
-    """Hidden widths from ``292``, ``"512x256"``, ``["512", "256"]`` or ``[512, 256]``; 0 is none."""
+    """Hidden widths from ``292``, ``"512x256"``, ``["512", "256"]`` or ``[512, 256]``; 0 or none is none."""
     try:
         result = [number(0, WIDEST, whole=True)(part) for part in words(value, "x")]
     except ValueError:
@@ -405,26 +436,29 @@ def preprocess_names(value):
 
 def class_weight(value):
     """``["balanced"]``, a number for each class, or [] for none."""
-    given = words(value, ",")
-    if given in ([], ["none"], ["balanced"]):
-        return [] if given == ["none"] else given
-    return [number(0)(weight) for weight in given]
+    given = words(value, "x")
+    if given in ([], ["balanced"]):
+        return given
+    weights = [LIMIT(weight) for weight in given]
+    if not any(weights):
+        raise ValueError("must not be 0 for all classes")
+    return weights
 
 
 def augment_names(value):
-    """What to do to the images: one of the distortions at most, flip; none is no name."""
+    """What to do to the images: at most one of the distortions, and flip."""
     names = [one_of("distortion", data.AUGMENT_NAMES)(name) for name in words(value, "+")]
     if len(names) > 1 and ("none" in names or len(set(names)) < len(names)):
         raise ValueError("must be none alone, or name each kind once")
     if len(set(names) & set(data.DISTORTIONS)) > 1:
         raise ValueError(f"must be one of {', '.join(data.DISTORTIONS)}: each does what those before it do")
-    return [name for name in names if name != "none"]
+    return names
 
 
 WIDEST = 1_000_000_000  # a hidden layer; what memory allows is far less
 DTYPES = {"float32": np.float32, "float64": np.float64}
-HOLDOUTS = ("random", "last")
 SHARE = number(0, 1, below=True)
+LIMIT = number(0, 1e30)  # float32 ends at 3e38
 FAR = number(0, data.LARGEST_STRENGTH)
 SEED = number(0, 2**63, whole=True)
 STRENGTHS = data.STRENGTHS
@@ -441,7 +475,8 @@ GROUPS = {  # group -> name -> default, check, what a value looks like, help
         "transpose": (False, switch, None, "swap rows and columns of the images, as EMNIST needs it"),
         "val_size": (0.1, share_or_count, "N", "training images held out for validation, or a share of them"),
         "train_size": (None, optional(number(1, whole=True)), "N", "use only so many training images"),
-        "holdout": ("random", one_of("holdout", HOLDOUTS), "NAME", "hold out random images, or the last"),
+        "holdout": ("stratified", one_of("holdout", data.HOLDOUTS), "NAME",
+            "stratified: random images, of each class as large a share; random; last: the last ones"),
         "folds": (0, fold_count, "N", "deal the training images to so many folds, and hold out one of them"),
         "fold": (1, number(1, whole=True), "N", "the fold to hold out, with --folds; from 1"),
         "split_seed": (None, optional(SEED), "N",
@@ -476,14 +511,16 @@ GROUPS = {  # group -> name -> default, check, what a value looks like, help
         "nesterov": (False, switch, None, "Nesterov's form of momentum"),
         "beta1": (0.9, SHARE, "X", "adam: share of the mean gradient that is kept in a step"),
         "beta2": (0.999, SHARE, "X", "adam, rmsprop: share of the mean squared gradient that is kept"),
-        "eps": (1e-8, number(0, above=True), "X", "adam, rmsprop: added to the root of the mean square"),
-        "clip_norm": (0.0, number(0), "X", "largest norm of all gradients together; 0: no limit"),
+        "eps": (1e-8, number(1e-30, 1e30), "X", "adam, rmsprop: added to the root of the mean square"),
+        "clip_norm": (0.0, LIMIT, "X", "largest norm of all gradients together; 0: no limit"),
     },
     "against overfitting": {
         "weight_decay": (2.5e-7, number(0), "X", "L2 penalty: 0.5 * weight decay * sum of squared weights"),
         "dropout": (0.0, SHARE, "X", "share of hidden units switched off in a step"),
         "input_dropout": (0.0, SHARE, "X", "share of inputs switched off in a step"),
-        "max_norm": (0.0, number(0), "X", "largest norm of the weights into a hidden unit; 0: no limit"),
+        "adversarial": (0.0, number(0, 1), "X",
+            "move half of each batch by so much (1: from black to white) along the sign of the loss's slope"),
+        "max_norm": (0.0, LIMIT, "X", "largest norm of the weights into a hidden unit; 0: no limit"),
         "label_smoothing": (0.0, SHARE, "X", "share of the target given to all classes alike"),
         "ema": (0.0, SHARE, "X",
             "judge and keep a moving average of the params over epochs: ema * average + (1 - ema) * params"),
@@ -531,6 +568,8 @@ def check_settings(settings):
         raise ValueError(f"--momentum: {config['optimizer']} has none")
     if config["nesterov"] and not config["momentum"]:
         raise ValueError("--nesterov: needs a --momentum above 0")
+    if config["adversarial"] and {*data.GRADIENT_STEPS} & dict(data.parse_steps(config["preprocess"])).keys():
+        raise ValueError("--adversarial: moves pixels, and --preprocess makes gradients of them")
     if config["folds"] and config["fold"] > config["folds"]:
         raise ValueError(f"--fold: there are {config['folds']} folds (see --folds)")
     if config["patience"] and not (config["val_size"] or config["folds"]):
@@ -573,7 +612,7 @@ def memory_needed(config, images, pixels, classes, runs=1):
     images, pixels, classes : int
         Training images, pixels of an image, and classes.
     """
-    sizes = [pixels, *config["hidden"], classes]
+    sizes = [data.most_inputs(config["preprocess"], pixels), *config["hidden"], classes]
     params = sum((fan_in + 1) * fan_out for fan_in, fan_out in zip(sizes, sizes[1:]))
     at_once = min(images, max(config["batch_size"], EVALUATED_AT_ONCE))
     numbers = 20 * params + 4 * at_once * sum(sizes) + 5 * images * classes
@@ -779,7 +818,8 @@ def load_settings(path):
     """Settings from a JSON file, which may be an earlier run's config.json."""
     content = data.load_json(path)
     nn.check(content, dict, path)
-    return {name: value for name, value in content.items() if name not in RECORDS}
+    older = {"holdout": "random"} if "versions" in content else {}  # so were runs that do not say it
+    return older | {name: value for name, value in content.items() if name not in RECORDS}
 
 
 def run_config(settings, dataset):
@@ -827,7 +867,7 @@ def resume_run(out, given, data_dir):
         raise ValueError(f"--epochs: {done}, not {wanted['epochs']}")
     if wanted["epochs"] != config["epochs"] and config["lr_schedule"] in ("cosine", "linear"):
         ends = f"the {config['lr_schedule']} schedule now ends at epoch {wanted['epochs']}"
-        print(f"note: {ends}, so lr is another one from here on", file=sys.stderr)
+        data.say(f"note: {ends}, so lr is another one from here on", sys.stderr)
     dataset = data.with_classes(dataset, config["data"]["class_names"])
     config = run_config({**config, **{name: wanted[name] for name in free}}, dataset)
     return state, rows, config, prepare(dataset, config)
@@ -901,12 +941,22 @@ def describe(config, sets, params):
         f"{layers}, {config['activation'] if config['hidden'] else 'softmax regression'}, "
         f"{sum(w.size for w in params.values()):,} params",
     ]
-    images = np.bincount(sets["train"]["labels"], minlength=sets["classes"])
-    rare = [f"{config['data']['class_names'][k]} ({images[k]})" for k in np.flatnonzero(images < FEW_IMAGES)]
-    if rare:
-        more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
-        lines.append(f"note: classes with few training images: {', '.join(rare[:5])}{more}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *rare_classes(config, sets)])
+
+
+def rare_classes(config, sets):
+    """A line for each part of the data that lacks classes, or has too few images of them to learn."""
+    lines, names = [], config["data"]["class_names"]
+    for part, what in PARTS.items():
+        images = np.bincount(sets[part]["labels"], minlength=sets["classes"])
+        least = FEW_IMAGES if part == "train" else min(1, images.sum())
+        rare = [f"{names[k]} ({images[k]})" for k in np.flatnonzero(images < least)]
+        if rare:
+            more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
+            lines.append(f"note: classes with few {what} images: {', '.join(rare[:5])}{more}")
+    if lines and config["holdout"] == "last":
+        lines.append("note: the data may be sorted by class; --holdout stratified takes some of each")
+    return lines
 
 
 def summary(rows, best, config, sets):
@@ -958,7 +1008,7 @@ def as_flags(settings):
         if isinstance(value, bool) and value != default:
             words += [flag(name) if value else flag(f"no_{name}")]
         elif value != default:
-            words += [flag(name), *map(str, (value or [0]) if isinstance(value, list) else [value])]
+            words += [flag(name), *map(str, (value or ["none"]) if isinstance(value, list) else [value])]
     return words
 
 
@@ -975,7 +1025,7 @@ def main(argv=None):
     group.add_argument("--config", metavar="FILE", help="JSON file of settings; flags that are given win")
     group.add_argument("--quiet", action="store_true", help="print only the summary")
     flags = data.parse_flags(parser, argv)
-    say = (lambda line: None) if flags.quiet else (lambda line: print(line, flush=True))
+    say = (lambda line: None) if flags.quiet else data.say
     given = {name: value for name, value in vars(flags).items() if name in SETTINGS}
     given = changed(load_settings(flags.config), given) if flags.config else given
     out = pathlib.Path(flags.out)
@@ -992,9 +1042,9 @@ def main(argv=None):
         state, _, config, sets = run
         say(describe(config, sets, state["params"]))
         state, rows = see_through(out, run, say, goes_on=bool({"epochs", "patience"} & set(given)))
-    print(summary(rows, state["best"], config, sets))
+    data.say(summary(rows, state["best"], config, sets))
     judging = data.command_text("python", "test.py", out)
-    print(f"its params are in {out / 'params.pkl'}; judge them with: {judging}")
+    data.say(f"its params are in {out / 'params.pkl'}; judge them with: {judging}")
 
 
 def check_resumable(out, file="last.pkl", what="run"):
@@ -1043,7 +1093,9 @@ def inked_columns(part, rows):
     images = part["images"].take(rows, axis=0)[:, :width]
     most = len(rows) * 3 // 4
     columns = ink_width(part, rows[most - 1])
-    return images, (most, columns) if columns < 0.9 * width else (0, width)
+    if columns < 0.9 * width:
+        return images, (most, columns)
+    return images, (0, width) if width < part["images"].shape[1] else None
 
 
 def ink_width(part, row):

@@ -404,6 +404,23 @@ def section_augment(options):
     yield rows
 
 
+def section_hog(options):
+    """Histograms of gradients of 10,000 images, 128 at a time."""
+    import data
+
+    images = mnist()["test_images"]
+
+    def finding(cells):
+        step = {"name": "hog", "shape": [28, 28], "number": cells}
+        return timed(lambda: [data.gradients(images[i : i + 128], step) for i in range(0, len(images), 128)])
+
+    made = {f"{cells}x{cells} cells": finding(cells) for cells in (7, 14)}
+    rows = contest("hog", "10,000 images", made, options.runs, options.threads)
+    for row in rows:
+        print(f"{row['contestant']}: {1e6 * row['median'] / len(images):.1f} microseconds an image")
+    yield rows
+
+
 def section_search(options):
     """Trials of the default search, a part of its epochs, on 1 worker and on as many as threads.
 
@@ -470,10 +487,8 @@ def own_peak():
     return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
-SECTIONS = {
-    name: globals()[f"section_{name}"]
-    for name in ("bound", "epoch", "evaluate", "load", "startup", "memory", "scaling", "augment", "search")
-}
+NAMES = ("bound", "epoch", "evaluate", "load", "startup", "memory", "scaling", "augment", "hog", "search")
+SECTIONS = {name: globals()[f"section_{name}"] for name in NAMES}
 
 
 # --- command line -----------------------------------------------------------------------------

@@ -5,12 +5,12 @@ Which file tests what; what all tests of faults share is in faults.py.
 nn         test_nn (the network), test_params_files (what is read and written)
 data       test_data (IDX files, splits, preprocessing), test_datasets (every other form of data),
            test_datasets_faults, test_augment (steps that redraw pictures,
-           distortions), test_pictures (pictures of your own, committees), test_download,
+           gradients, distortions), test_pictures (pictures of your own, committees), test_download,
            test_scripts (the edges that every script has)
 train      test_train (runs), test_settings (settings, memory, numbers at the edge), test_train_faults
            (full disks, locks, signals, damaged runs)
 search     test_search, test_search_faults
-test       test_test, test_test_faults
+test       test_test, test_test_faults, test_export
 visualize  test_visualize, test_visualize_faults
 tests      test_reproduce (reproduce.py)
 """

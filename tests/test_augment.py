@@ -1,4 +1,4 @@
-"""Steps that redraw pictures, principal components, and distortions."""
+"""Steps that redraw pictures, histograms of gradients, principal components, and distortions."""
 
 import copy
 import pickle
@@ -100,6 +100,87 @@ def test_impossible_steps_are_named(names, named):
     images = np.random.default_rng(0).integers(0, 256, (50, 12), dtype=np.uint8)
     with refused(named, error=ValueError):
         data.fit_steps(names, images, (3, 4))
+
+
+# --- histograms of gradients ------------------------------------------------------------------
+
+
+def slow_gradients(picture, cells):
+    """``data.gradients`` of one picture, pixel by pixel, as its docstring says."""
+    (rows, columns), found = picture.shape, np.zeros((8, *(min(cells, side) for side in picture.shape)))
+    _, down, across = found.shape
+    for r in range(rows):
+        for c in range(columns):
+            right = picture[r, min(c + 1, columns - 1)] - picture[r, max(c - 1, 0)]
+            below = picture[min(r + 1, rows - 1), c] - picture[max(r - 1, 0), c]
+            first = int(np.arctan2(below, right) % (2 * np.pi) // (np.pi / 4)) % 8
+            pair = [first, (first + 1) % 8]
+            basis = [[np.cos(k * np.pi / 4), np.sin(k * np.pi / 4)] for k in pair]
+            lengths = np.linalg.solve(np.transpose(basis), [right / 2, below / 2])
+            for i in range(down):
+                for j in range(across):
+                    far = abs((r + 0.5) * down / rows - i - 0.5), abs((c + 0.5) * across / columns - j - 0.5)
+                    weight = max(0, 1 - far[0]) * max(0, 1 - far[1]) * down * across / rows / columns
+                    found[pair, i, j] += weight * np.maximum(lengths, 0)
+    return np.minimum(2 * np.sqrt(255 * found), 255).ravel()
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (5, 12), (9, 4), (1, 6), (3, 1), (1, 1)])
+@pytest.mark.parametrize("cells", [1, 4, 7])
+def test_gradients_are_those_of_a_direct_calculation(shape, cells):
+    pictures = np.random.default_rng(0).integers(0, 256, (3, *shape), dtype=np.uint8)
+    pictures[1] = pictures[1] // 128 * 255  # many slopes straight along a direction
+    step = {"name": "hog", "shape": list(shape), "number": cells}
+    for dtype, close in ((np.float64, 1e-5), (np.float32, 0.1)):  # the root of what rounding leaves of 0
+        found = data.gradients(pictures.reshape(3, -1), step, dtype)
+        assert found.dtype == dtype
+        for picture, numbers in zip(pictures, found):
+            np.testing.assert_allclose(numbers, slow_gradients(picture.astype(float), cells), atol=close)
+
+
+def test_gradients_of_an_image_do_not_depend_on_those_beside_it():
+    images = np.random.default_rng(0).integers(0, 256, (150, 30), dtype=np.uint8)
+    step = {"name": "hog", "shape": [5, 6], "number": 3}
+    alone = np.concatenate([data.gradients(images[i : i + 1], step) for i in range(len(images))])
+    np.testing.assert_allclose(data.gradients(images, step), alone, atol=0.1)
+
+
+def test_gradients_behind_pixels_are_kept_as_whole_numbers():
+    images = np.random.default_rng(0).integers(0, 256, (300, 63), dtype=np.uint8)
+    steps = data.fit_steps(["pixels-and-hog:3", "center", "standardize"], images, (7, 9))
+    redrawn = data.redraw(images, steps)
+    assert redrawn.dtype == np.uint8 and redrawn.shape == (300, np.prod(data.shape_after(steps, (7, 9))))
+    np.testing.assert_array_equal(redrawn[:, :63], images)
+    np.testing.assert_allclose(redrawn[:, 63:], data.gradients(images, steps[0]), atol=0.51)
+    x = data.preprocess(images, steps, np.float64)
+    np.testing.assert_allclose(x.mean(axis=0), 0, atol=1e-9)
+    assert x.std() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["hog:3", "pixels-and-hog:3"])
+def test_gradients_are_those_of_the_distorted_pictures(tmp_path, name):
+    dataset = data.load_dataset(str(write_dataset(tmp_path / "set", shape=(9, 8))))
+    config = train.check_settings({"preprocess": ["deskew", name, "scale"], "augment": ["affine"]})
+    sets = train.prepare(dataset, config)
+    batch = next(train.epoch_batches(1, sets, {**config, "weight_decay": 0.0}))
+    rng = np.random.default_rng([0, 1])
+    rows = train.batches_by_ink(rng.permutation(54), sets["train"]["inked"], 54)
+    pictures = train.augmentation(sets, config)(rows, rng)
+    wanted = data.with_gradients(pictures, sets["steps"][1]) / 255
+    np.testing.assert_allclose(batch["x"], wanted, rtol=1e-5, atol=1e-6)
+    # and what is judged after the epoch is what is stored
+    figures = train.part_figures(train.init_state(sets, config)["params"], sets, "val", config)
+    x = data.preprocess(data.split_dataset(dataset, config)[1][0], sets["steps"])
+    outputs, _ = nn.forward(train.init_state(sets, config)["params"], x)
+    loss = nn.loss({}, outputs, sets["val"]["labels"])
+    assert figures["val_loss"] == pytest.approx(loss, rel=0.01)  # those that are stored are rounded
+
+
+def test_blank_images_have_no_gradients():
+    images = np.zeros((4, 12), np.uint8)
+    for names in (["hog"], ["pixels-and-hog", "center", "standardize"]):
+        x = data.preprocess(images, data.fit_steps(names, images, (3, 4)))
+        assert not x.any()
 
 
 # --- principal components ---------------------------------------------------------------------
@@ -243,6 +324,9 @@ def test_distortions_come_from_the_generator_alone_and_leave_the_images():
         ["--preprocess", "deskew", "pool", "scale", "--augment", "elastic"],
         ["--preprocess", "width:4", "scale", "pca:7", "--augment", "shift", "flip", "--momentum", "0.9"],
         ["--preprocess", "scale", "center", "--augment", "affine", "--ema", "0.5", "--max-norm", "1"],
+        ["--preprocess", "pool", "scale", "--augment", "affine", "--adversarial", "0.1"],
+        ["--preprocess", "deskew", "hog:3", "center", "standardize", "--augment", "elastic"],
+        ["--preprocess", "pixels-and-hog", "center", "standardize", "pca:9", "--augment", "flip"],
     ],
 )
 def test_runs_with_all_of_it_are_judged_drawn_and_resumed(tmp_path, flags):
@@ -270,6 +354,9 @@ def test_runs_with_all_of_it_are_judged_drawn_and_resumed(tmp_path, flags):
         (["--preprocess", "deskw"], ["deskew"]),
         (["--preprocess", "scale", "pool"], ["pool"]),
         (["--preprocess", "pca:900"], ["pca"]),
+        (["--preprocess", "scale", "hog"], ["hog", "scale"]),
+        (["--preprocess", "hog", "pixels-and-hog"], ["hog"]),
+        (["--preprocess", "hog:0"], ["hog:7"]),
         (["--smooth", "0"], []),
     ],
 )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import is_one_clear_line, refused, run, run_apart, write_dataset
 from faults import FEW, MANY, MEGA, Disk, check_hostile, damaged, outcomes, use_dataset, written
+from PIL import Image
 
 import data
 import nn
@@ -258,6 +259,26 @@ def test_split_with_a_subset_and_without_validation():
     assert kept is labels and len(val) == 0
 
 
+@pytest.mark.parametrize("val_size, train_size", [(30, None), (30, 20), (3, 3), (0, 50), (97, 3)])
+def test_a_stratified_split_has_all_classes_on_both_sides_in_proportion(val_size, train_size):
+    labels = np.repeat([0, 1, 2], [66, 32, 2]).astype(np.uint8)
+    images = np.arange(100, dtype=np.uint8)[:, None]
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        (train, kept), (val, held) = data.split(images, labels, val_size, rng, train_size, stratified=True)
+        assert not set(train[:, 0]) & set(val[:, 0]) and len(val) == val_size
+        for part in (kept, held):
+            counts = np.bincount(part, minlength=3)
+            assert counts.min() > 0 or not len(part)
+            assert np.abs(counts - len(part) * np.array([0.66, 0.32, 0.02])).max() < 3
+
+
+def test_the_only_image_of_a_class_is_trained_on():
+    labels = np.array([0] * 20 + [1])
+    (_, kept), (_, held) = data.split(labels[:, None], labels, 10, np.random.default_rng(0), stratified=True)
+    assert 1 in kept and 1 not in held
+
+
 @pytest.mark.parametrize("val, train", [(100, None), (101, None), (-1, None), (30, 71), (0, 101)])
 def test_impossible_splits(val, train):
     with refused("100", error=ValueError):
@@ -368,6 +389,41 @@ def test_titles_and_class_names_command_no_terminal(tmp_path, small_set):
     odd = small_set.rename(tmp_path / "\x1b[31mred")
     assert data.load_dataset(str(odd))["title"] == r"\x1b[31mred"
     assert data.printable("Größe 数据 \u200d") == "Größe 数据 \u200d"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_folders_on_the_command_line_command_no_terminal(tmp_path, small_set):
+    odd, picture = tmp_path / "\x1b[2Jrun\x07", tmp_path / "\x1b[2J.png"
+    data.save_png(picture, Image.fromarray(np.eye(28, dtype=np.uint8) * 255))
+    flags = ["--dataset", small_set, "--hidden", 3, "--epochs", 1]
+    for script, arguments in (
+        ("train.py", [*flags, "--out", odd]),
+        ("train.py", [*flags, "--out", odd]),  # keeps the first one
+        ("train.py", ["--resume", "--epochs", 2, "--out", odd]),
+        ("test.py", [odd]),
+        ("test.py", [odd, odd]),
+        ("test.py", [odd, odd, "--compare"]),
+        ("test.py", [odd, "--images", picture, "--save"]),
+        ("test.py", [odd, "--export", odd / "network.onnx"]),
+        ("visualize.py", [odd, "--only", "loss"]),
+        (
+            "search.py",
+            [
+                *flags[:2],
+                *flags[4:],
+                "--space",
+                "hidden=3",
+                "--trials",
+                2,
+                "--workers",
+                1,
+                "--out",
+                odd / "search",
+            ],
+        ),
+    ):
+        done = run(script, *arguments)
+        assert (done.stdout + done.stderr).replace("\n", "").isprintable(), script
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")

@@ -125,6 +125,14 @@ def test_every_setting_can_be_searched(name):
     assert train.check_setting(name, data.setting_text(checked)) == checked
 
 
+@pytest.mark.parametrize(
+    "name, value", [("hidden", []), ("preprocess", []), ("class_weight", [1.0, 0.5, 2.0])]
+)
+def test_a_list_as_one_word_is_read_again(name, value):
+    assert train.check_setting(name, data.setting_text(value)) == value
+    assert train.as_flags({**train.DEFAULTS, name: value})[1:] == (list(map(str, value)) or ["none"])
+
+
 def test_draws_lie_in_their_range():
     rng = np.random.default_rng(0)
     space = search.parse_space("lr=0.15:0.25 weight_decay=1e-7:1e-4:log hidden=200:203 batch_size=1:100:log")

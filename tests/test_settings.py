@@ -82,15 +82,17 @@ def test_extreme_settings_together(tiny, count):
         "weight_decay": [0.0, 1e-320, 1.0, 1e38, 1e308], "dropout": [0.0, 0.5, 1 - 1e-16],
         "batch_size": [1, 3, 10**30], "val_size": [0, 1, 8], "train_size": [None, 1, 7],
         "seed": [0, 2**63], "split_seed": [None, 0, 2**63],
-        "preprocess": [[], ["center"], ["standardize"], ["standardize", "center", "scale"]],
+        "preprocess": [[], ["center"], ["standardize"], ["standardize", "center", "scale"], ["hog:99"]],
         "nesterov": [False, True], "patience": [0, 10**30], "min_delta": [0.0, 1.0], "epochs": [1, 10**300],
         "activation": list(train.nn.ACTIVATIONS), "loss": list(train.nn.LOSSES),
         "init": list(train.nn.INIT_NAMES), "lr_schedule": list(train.LR_SCHEDULES),
         "dtype": list(train.DTYPES), "warmup": [0.0, 1e-320, 0.5, 1e300], "input_dropout": [0.0, 0.5],
-        "max_norm": [0.0, 1e-30, 1.0], "label_smoothing": [0.0, 0.1, 1 - 1e-16],
+        "max_norm": [0.0, 1e-30, 1.0, 1e30], "clip_norm": [0.0, 1e-30, 1e30], "eps": [1e-30, 1e-8, 1e30],
+        "class_weight": [[], ["balanced"], [0, 1e30, 1e-30], [1, 2, 3]], "optimizer": list(train.OPTIMIZERS),
+        "label_smoothing": [0.0, 0.1, 1 - 1e-16],
         "ema": [0.0, 0.5, 1 - 1e-16], "augment": [[], ["affine"], ["elastic", "flip"]],
         "max_shift": [0.0, 3.0, 1e6], "bend": [0.0, 1e6], "smooth": [1e-3, 1.0, 1e6],
-        "holdout": list(train.HOLDOUTS),
+        "holdout": list(data.HOLDOUTS), "adversarial": [0.0, 1e-320, 1.0],
     }  # fmt: skip
     good = 0
     for _ in range(count):

@@ -120,6 +120,39 @@ def test_a_committee_writes_its_predictions_beside_the_first(trained):
     assert not (trained / "predictions.csv").exists()
 
 
+@pytest.mark.parametrize("steps", [["scale"], ["deskew", "pool", "scale", "center", "pca:9"]])
+def test_an_attack_moves_every_pixel_by_as_much_against_the_network(tmp_path, steps):
+    folder = write_dataset(tmp_path / "set", shape=(8, 8))
+    given = ("--dataset", folder, "--preprocess", *steps, "--hidden", 5, "--epochs", 3, "--dtype", "float64")
+    run("train.py", *given, "--out", tmp_path / "run", "--quiet")
+    params, config = data.load_run(tmp_path / "run")
+    dataset = data.load_dataset(str(folder))
+    images, y = data.redraw(dataset["test_images"], config["steps"]), dataset["test_labels"]
+    report = json.loads(run("test.py", tmp_path / "run", "--adversarial", 0.2, "--json").stdout)
+    basis = data.affine_step(config["steps"])["basis"]
+    slope = nn.input_gradient(params, data.to_numbers(images, config["steps"], np.float64), y)
+    moved = images + 0.2 * 255 * np.sign(slope if basis is None else slope @ basis.T)
+    outputs, _ = nn.forward(params, data.to_numbers(moved, config["steps"], np.float64))
+    assert report["loss"] == pytest.approx(nn.loss(params, outputs, y))
+    assert report["accuracy"] == nn.accuracy(outputs, y) and report["adversarial"] == 0.2
+    assert report["loss"] > json.loads(run("test.py", tmp_path / "run", "--json").stdout)["loss"]
+    assert (tmp_path / "run" / "predictions-attacked.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "flags", [["--adversarial", 0.1], ["--images", "x.png", "--explain"], ["--adversarial", "nan"]]
+)
+def test_what_asks_for_pixels_is_refused_of_gradients(small_set, tmp_path, flags):
+    given = ("--dataset", small_set, "--val-size", 12, "--preprocess", "hog:2", "--epochs", 1)
+    run("train.py", *given, "--out", tmp_path / "run", "--quiet")
+    (tmp_path / "x.png").touch()
+    flags = [tmp_path / flag if flag == "x.png" else flag for flag in flags]
+    done = run("test.py", tmp_path / "run", *flags, check=2)
+    assert is_one_clear_line(done.stderr, [flag for flag in flags if str(flag)[:2] == "--"][-1])
+    done = run("train.py", *given, "--adversarial", 0.1, "--out", tmp_path / "other", check=2)
+    assert is_one_clear_line(done.stderr, "--adversarial", "--preprocess")
+
+
 @pytest.mark.parametrize("steps", [["scale"], ["deskew", "pool", "scale", "pca:9"]])
 def test_evidence_is_where_the_ink_is_and_adds_up_to_the_slope(tmp_path, steps):
     folder = write_dataset(tmp_path / "set", shape=(8, 8))
@@ -242,6 +275,9 @@ def test_params_that_no_run_wrote_are_refused(tmp_path, change):
         [{"name": "width", "shape": [4, 5]}],
         [{"name": "pool", "shape": [4, 5]}],  # leads to 6 numbers
         [{"name": "pool", "shape": [4, 5]}, {"name": "center", "mean": np.zeros(20)}],
+        [{"name": "hog", "shape": [4, 5], "number": 2}],  # leads to 32 numbers
+        [{"name": "hog", "shape": [4, 5], "number": 0}],
+        [{"name": "pixels-and-hog", "shape": [4, 5], "number": 1}],  # leads to 28
         [{"name": "pca", "mean": np.zeros(20), "basis": np.zeros((20, 3))}],
         [{"name": "pca", "mean": np.zeros(20), "basis": np.zeros(20)}],
         [{"name": "pca", "mean": np.zeros(20), "basis": np.zeros((20, 20))}, {"name": "pool"}],

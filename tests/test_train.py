@@ -273,7 +273,7 @@ def test_an_epoch_with_every_regulariser_is_their_functions_in_a_row(small_set):
     for epoch in (0, 1):
         state, _ = train.train_epoch(state, prepared, config)
         rng = np.random.default_rng([config["seed"], epoch + 1])
-        order = rng.permutation(len(images))
+        order = train.batches_by_ink(rng.permutation(len(images)), prepared["train"]["inked"], 16)
         for start in range(0, len(images), 16):
             rows = order[start : start + 16]
             x = data.augment(images[rows], how, rng, np.empty((len(rows), images.shape[1])))
@@ -287,6 +287,32 @@ def test_an_epoch_with_every_regulariser_is_their_functions_in_a_row(small_set):
     for key in params:
         np.testing.assert_allclose(state["params"][key], params[key], rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(state["average"][key], mean[key], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{}, {"preprocess": ["standardize"], "weight_decay": 0.0}])
+def test_half_of_each_batch_moves_against_the_network(small_set, settings):
+    config, prepared = small_run(
+        small_set, adversarial=0.05, input_dropout=0.2, batch_size=16, dtype="float64",
+        **{"weight_decay": 0.01, **settings},
+    )  # fmt: skip
+    state = train.init_state(prepared, config)
+    images, labels = pictures(prepared, "train")
+    params, velocity, rng = state["params"], None, np.random.default_rng([config["seed"], 1])
+    order, factor = rng.permutation(len(images)), data.affine_step(prepared["steps"])["factor"]
+    for start in range(0, len(images), 16):
+        rows = order[start : start + 16]
+        x, y = data.to_numbers(images[rows], prepared["steps"], np.float64), labels[rows]
+        half = len(rows) // 2
+        x[half:] += 0.05 * 255 * factor * np.sign(nn.input_gradient(params, x[half:], y[half:]))
+        x *= nn.dropout_mask(x.shape, 0.2, rng, np.float64)
+        _, cache = nn.forward(params, x)
+        grads = nn.backward(params, cache, y)
+        params, velocity = nn.sgd_step(
+            params, grads, velocity, config["lr"], weight_decay=config["weight_decay"]
+        )
+    state, _ = train.train_epoch(state, prepared, config)
+    for key in params:
+        np.testing.assert_allclose(state["params"][key], params[key], rtol=1e-10, atol=1e-12)
 
 
 def test_the_moving_average_is_what_is_judged_and_kept(small_set, tmp_path):
@@ -509,7 +535,7 @@ def test_class_weights_make_rare_classes_count(small_set, tmp_path):
     sets["train"]["labels"] = np.repeat(np.arange(3), [40, 6, 2])
     weights = train.class_weights(sets, config)
     np.testing.assert_allclose(weights * [40, 6, 2], 16, rtol=1e-12)
-    given = train.class_weights(sets, train.check_settings({"class_weight": "1,2,4"}))
+    given = train.class_weights(sets, train.check_settings({"class_weight": "1x2x4"}))
     np.testing.assert_allclose(given / given[0], [1, 2, 4])
     assert given @ [40, 6, 2] == pytest.approx(48)
     assert train.class_weights(sets, train.check_settings({"class_weight": "none"})) is None

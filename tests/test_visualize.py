@@ -209,7 +209,8 @@ def test_a_heat_map_of_zeros_can_be_drawn():
 
 @pytest.mark.parametrize("basis, word", [(None, "pixel"), (np.eye(4), "component")])
 def test_what_the_rows_of_w1_are_depends_on_the_preprocessing(basis, word):
-    run = held(params={"W1": np.ones((4, 3)), "b1": np.zeros(3)}, config={"steps": [{"basis": basis}]})
+    affine = {**data.UNCHANGED, "basis": basis}
+    run = held(params={"W1": np.ones((4, 3)), "b1": np.zeros(3)}, config={"steps": [affine]})
     assert word in visualize.weights_figures(run)["weights_W1"].axes[0].get_xlabel()
 
 
@@ -224,6 +225,21 @@ def test_receptive_fields_come_strongest_first_on_one_sheet():
     np.testing.assert_array_equal(sheet[:2, :3], fields[0])
     assert np.isfinite(sheet).sum() == weights.size
     assert "3 hidden units" in title_of(figure)
+
+
+@pytest.mark.parametrize("name, inputs, word", [("hog", 8, "direction"), ("pixels-and-hog", 14, "pixel")])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_weights_of_gradients_are_drawn_as_directions(name, inputs, word, hidden):
+    step = {"name": name, "shape": [2, 3], "number": 1}
+    weights = np.zeros((inputs, 3), np.float32)
+    weights[0] = 1  # of hog: to the right
+    params = dict.fromkeys(("W1", "b1", "W2", "b2") if hidden else ("W1", "b1"), weights)
+    figure = visualize.fields_figure(held(params=params, config={"steps": [step]}))
+    (drawn, *_) = images_of(figure)
+    assert word in " ".join(ax.get_xlabel() + ax.get_ylabel() for ax in figure.axes)
+    if name == "hog":
+        side = 2 * visualize.SPOKE + 1
+        np.testing.assert_array_equal(np.argwhere(drawn[:side, :side] > 0)[:, 0], side // 2)
 
 
 def test_of_many_receptive_fields_the_strongest_are_shown():
