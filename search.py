@@ -1152,7 +1152,11 @@ def add_flags(parser):
     strategies = "; ".join(f"{name}: {what}" for name, what in STRATEGIES.items())
     add("--strategy", metavar="NAME", help=f"{strategies} (default: random)")
     add("--trials", metavar="N", help="trials of random and halving (default: 50)")
-    add("--repeat", metavar="N", help="run every trial with so many seeds (default: 1); see also --folds")
+    add(
+        "--repeat",
+        metavar="N",
+        help="run every trial with so many seeds (default: 1): with 6 a difference can be beyond chance",
+    )
     add("--best", metavar="N", help="with --resume: so many of the best go on to --epochs")
     add = group.add_argument
     add("--test", action="store_true", help="at the end, the test accuracy of every trial, too")
@@ -1189,6 +1193,8 @@ def main(argv=None):
         raise ValueError("--best: goes on with a search, with --resume")
     definition, known = open_search(out, given, flags.resume)
     trials, datasets = make_trials(definition, flags.data_dir, known, 1 if flags.scheduler else count)
+    if flags.test and not all(len(dataset["test_images"]) for dataset in datasets.values()):
+        raise ValueError("--test: there are no test images")
     out.mkdir(parents=True, exist_ok=True)
     titles = " and ".join(dataset["title"] for dataset in datasets.values())
     what = f"{definition['strategy']} search on {titles}: {definition['trials']} trials"

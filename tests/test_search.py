@@ -115,6 +115,7 @@ def test_every_setting_can_be_searched(name):
         "input_dropout": "0.1:0.5",
         "label_smoothing": "0.1:0.5",
         "ema": "0.1:0.5",
+        "adversarial": "0.1:0.5",
         "max_scaling": "0.1:0.5",
         "momentum": "0.1:0.9",
         "min_delta": "0.1:0.2",
@@ -684,6 +685,14 @@ def test_the_test_accuracy_of_each_repeat_is_that_of_its_last_params(repeated, c
     before = table(out)
     search.main(["--resume", "--out", str(out)])
     assert "test accuracy" not in capsys.readouterr().out and table(out) == before
+
+
+def test_a_test_accuracy_without_test_images_is_refused(small_set, tmp_path):
+    for kind in ("images", "labels"):
+        (small_set / data.FILES[f"test_{kind}"]).unlink()
+    with refused("--test", error=ValueError):
+        search.main(flags(small_set, tmp_path / "out", "--test"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_more_repeats_end_as_if_asked_for_at_once(repeated, tmp_path):
