@@ -155,7 +155,7 @@ def best_first(group, epochs=None):
 
 
 def mean_of(rows, column):
-    return nn.mean_and_sd([row[column] for row in rows])[0]
+    return math.fsum(row[column] for row in rows) / len(rows)
 
 
 def ranking(trials):
@@ -300,15 +300,7 @@ def compare(ranked):
 
 
 def verdict(compared, kind):
-    """What the runs of a search show and what they do not, in one sentence.
-
-    Parameters
-    ----------
-    compared : list of dict
-        From ``compare``.
-    kind : str
-        ``repeat`` or ``fold``: what the runs of a group are.
-    """
+    """One sentence on what is shown and what is not by the groups of ``compare``; kind: repeat or fold."""
     best, others = compared[0], [row for row in compared[1:] if row["p"] is not None]
     first, runs, least = f"trial {best['trial']}", best["runs"], 2 / 2 ** best["runs"]
     if not others:
@@ -339,36 +331,44 @@ def named(rows):
     return text and f"trial{'s' if len(numbers) > 1 else ''} {text}"
 
 
-def judge_on_test(out, ranked, datasets):
-    """Rows of test.csv, the test accuracy of every trial: to be looked at when the ranking is fixed."""
-    found = []
-    for trial in itertools.chain(*ranked):
-        dataset = datasets[trial["config"]["dataset"]]
-        accuracy = nn.accuracy(
-            train.last_estimates(trial_folder(out, trial), dataset["test_images"]), dataset["test_labels"]
-        )
-        found.append({"trial": trial["number"], "repeat": trial["repeat"], "test_accuracy": accuracy})
-    return found
-
-
-def out_of_fold(out, group, datasets):
-    """Rows of oof.csv: for each training image what the run says that did not train on it.
+def report_folds(out, group, datasets):
+    """Write oof.csv: for each training image what the run says that did not train on it.
 
     ``probability`` is that of the image's own label; an mse network's outputs are clipped to [0, 1].
     """
-    dataset, rows = datasets[group[0]["config"]["dataset"]], []
+    dataset = datasets[group[0]["config"]["dataset"]]
     images, labels = data.all_images(dataset)
     fold = data.folds_of(dataset, group[0]["config"])
+    estimates = np.zeros((len(labels), len(dataset["class_names"])))
     for trial in group:
-        index = np.flatnonzero(fold == trial["repeat"])
-        estimates = train.last_estimates(trial_folder(out, trial), images[index]).clip(0, 1)
-        own = estimates[np.arange(len(index)), labels[index]]
-        found = zip(index.tolist(), labels[index].tolist(), estimates.argmax(axis=1).tolist(), own.tolist())
-        rows += [dict(zip(OOF_COLUMNS, row)) for row in found]
-    return sorted(rows, key=lambda row: row["index"])
+        mine = fold == trial["repeat"]
+        estimates[mine] = train.last_estimates(trial_folder(out, trial), images[mine])
+    predicted, rows = estimates.argmax(axis=1), []
+    for i in np.flatnonzero(fold):
+        own = f"{min(1, max(0, estimates[i, labels[i]])):.6g}"
+        rows.append({"index": i, "label": labels[i], "prediction": predicted[i], "probability": own})
+    data.save_rows(out / "oof.csv", rows, list(rows[0]))
+    right = nn.accuracy(estimates[fold > 0], labels[fold > 0])
+    data.say(f"out of fold trial {group[0]['number']} gets {100 * right:.2f}% right: {out / 'oof.csv'}\n")
 
 
-OOF_COLUMNS = ["index", "label", "prediction", "probability"]
+def report_test(out, ranked, datasets, top=10):
+    """Write test.csv, and print the test accuracy of the last params: looked at when the ranking is fixed."""
+    rows, lines = [], []
+    for group in ranked:
+        dataset, values = datasets[group[0]["config"]["dataset"]], []
+        for trial in group:
+            estimates = train.last_estimates(trial_folder(out, trial), dataset["test_images"])
+            values.append(nn.accuracy(estimates, dataset["test_labels"]))
+            rows.append({"trial": trial["number"], "repeat": trial["repeat"], "test_accuracy": values[-1]})
+        mean, sd = nn.mean_and_sd(values)
+        each = " ".join(f"{100 * value:.2f}" for value in values)
+        spread = f"  sd {100 * sd:.2f}  ({each})" if len(group) > 1 else ""
+        lines.append(f"  trial {group[0]['number']}: {100 * mean:.2f}%{spread}")
+    data.save_rows(out / "test.csv", rows, list(rows[0]))
+    lines = ["test accuracy of the last params, the ranking being fixed:", *lines[:top]]
+    data.say("\n".join([*lines, f"(all of them: {out / 'test.csv'})\n"]))
+
 
 # --- the definition of a search ---------------------------------------------------------------
 
@@ -1068,17 +1068,6 @@ def ranking_text(ranked, compared, searched, top=10):
     return "\n".join("  ".join(word.rjust(w) for word, w in zip(line, wide)) for line in lines)
 
 
-def test_text(rows, top=10):
-    """Test accuracy of each group in the order of the ranking: mean, standard deviation, each run."""
-    lines = []
-    for number, runs in itertools.groupby(rows, key=lambda row: row["trial"]):
-        values = [100 * row["test_accuracy"] for row in runs]
-        mean, sd = nn.mean_and_sd(values)
-        each = f"  sd {sd:.2f}  ({' '.join(f'{value:.2f}' for value in values)})" if sd is not None else ""
-        lines.append(f"  trial {number}: {mean:.2f}%{each}")
-    return "\n".join(["test accuracy of the last params, the ranking being fixed:", *lines[:top]])
-
-
 # --- command line -----------------------------------------------------------------------------
 
 
@@ -1152,11 +1141,8 @@ def add_flags(parser):
     strategies = "; ".join(f"{name}: {what}" for name, what in STRATEGIES.items())
     add("--strategy", metavar="NAME", help=f"{strategies} (default: random)")
     add("--trials", metavar="N", help="trials of random and halving (default: 50)")
-    add(
-        "--repeat",
-        metavar="N",
-        help="run every trial with so many seeds (default: 1): with 6 a difference can be beyond chance",
-    )
+    enough = "with 6 a difference can be beyond chance"
+    add("--repeat", metavar="N", help=f"run every trial with so many seeds (default: 1); {enough}")
     add("--best", metavar="N", help="with --resume: so many of the best go on to --epochs")
     add = group.add_argument
     add("--test", action="store_true", help="at the end, the test accuracy of every trial, too")
@@ -1235,16 +1221,9 @@ def conclude(out, trials, datasets, searched, test):
     data.say(f"\n{ranking_text(ranked, compared, searched)}\n(all of them: {out / table})\n")
     data.say(f"{textwrap.fill(verdict(compared, kind), 79)}\n")
     if kind == "fold":
-        rows = out_of_fold(out, ranked[0], datasets)
-        data.save_rows(out / "oof.csv", rows, OOF_COLUMNS)
-        right = sum(row["prediction"] == row["label"] for row in rows) / len(rows)
-        data.say(
-            f"out of fold trial {compared[0]['trial']} gets {100 * right:.2f}% right: {out / 'oof.csv'}\n"
-        )
+        report_folds(out, ranked[0], datasets)
     if test:
-        rows = judge_on_test(out, ranked, datasets)
-        data.save_rows(out / "test.csv", rows, list(rows[0]))
-        data.say(f"{test_text(rows)}\n(all of them: {out / 'test.csv'})\n")
+        report_test(out, ranked, datasets)
     return ranked[0]
 
 
