@@ -188,13 +188,13 @@ WIDEST = 79  # columns of a terminal
 WORST = 10  # classes, or pairs of classes, that are shown where there are too many for a matrix
 
 
-def report_text(report, config, title):
+def report_text(report, config, title, what="test images"):
     """The report as aligned text."""
     names = [name[:20] for name in config["data"]["class_names"]]
     figures = [f"loss {report['loss']:.4f}", f"accuracy {percent(report['accuracy'])}"]
     figures.append(f"errors {report['errors']:,}")
     figures += [f"top 3 {percent(report['top3'])}"] if "top3" in report else []
-    lines = [f"{title}: {report['images']:,} test images", "   ".join(figures), ""]
+    lines = [f"{title}: {report['images']:,} {what}", "   ".join(figures), ""]
     rows, wide = report["classes"], max(8, *map(len, names))
     if len(rows) > 3 * WORST:
         rows = sorted(rows, key=lambda row: row["f1"])[:WORST]
@@ -211,7 +211,8 @@ def report_text(report, config, title):
 
 def confusion_lines(confusion, names):
     """The confusion matrix, or the pairs that are confused most where it is too wide for a terminal."""
-    wide, cell = max(map(len, names)), max(5, 1 + len(str(max(map(max, confusion)))))
+    wide, longest = max(map(len, names)), len(str(max(map(max, confusion))))
+    cell = max(5, 1 + longest, 1 + min(wide, (WIDEST - wide) // len(names) - 1))
     if wide + cell * len(names) > WIDEST:
         counts = np.array(confusion) * ~np.eye(len(names), dtype=bool)
         pairs = zip(*np.unravel_index(np.argsort(-counts, axis=None, kind="stable")[:WORST], counts.shape))
@@ -281,13 +282,15 @@ def report_test_set(flags, members):
     about = {"members": each} if len(each) > 1 else {"layers": each[0]["layers"]}
     if flags.json:
         about |= {"adversarial": flags.adversarial} if flags.adversarial else {}
-        print(json.dumps({"dataset": dataset["name"], **about, **report}, indent=2))
+        print(
+            json.dumps({"dataset": dataset["name"], "judged": dataset["judged"], **about, **report}, indent=2)
+        )
     else:
         if len(each) > 1:
             print("\n".join(member_lines(each)), end="\n\n")
         title = f"committee of {len(each)}" if len(each) > 1 else each[0]["layers"]
         title += f", attacked by {flags.adversarial:g}" if flags.adversarial else ""
-        print(report_text(report, config, f"{dataset['title']}, {title}"))
+        print(report_text(report, config, f"{dataset['title']}, {title}", dataset["judged"]))
     run = pathlib.Path(flags.runs[0])  # written last: the report is there even if the folder is read-only
     kind = "-committee" * (len(each) > 1) + "-attacked" * bool(flags.adversarial)
     kind += f"-{pathlib.Path(dataset['name']).name}" * (dataset["name"] != config["dataset"])
@@ -320,7 +323,7 @@ def report_comparison(flags, members):
     if flags.json:
         print(json.dumps({"dataset": dataset["name"], "images": len(labels), "runs": rows}, indent=2))
         return
-    print(f"{dataset['title']}: {len(labels):,} test images", *member_lines(rows), sep="\n")
+    print(f"{dataset['title']}: {len(labels):,} {dataset['judged']}", *member_lines(rows), sep="\n")
     for row in rows[1:]:
         verdict = "that is hardly chance" if row["p"] < 0.05 else "that may well be chance"
         print(

@@ -612,13 +612,13 @@ def test_a_run_without_a_test_set_is_judged_on_its_validation_images(tmp_path):
     assert "12" in done.stdout and is_one_clear_line(done.stderr, "no test images", "validation")
     params, config = data.load_run(tmp_path / "run")
     dataset = data.load_dataset_of(config)
-    assert dataset["judged"] == "validation"
+    assert dataset["judged"] == "validation images"
     (_, _), (images, labels) = data.split_dataset(dataset, config)
     np.testing.assert_array_equal(dataset["test_images"], images)
     np.testing.assert_array_equal(dataset["test_labels"], labels)
     np.savez(tmp_path / "other.npz", X=IMAGES, y=LABELS)
     other = data.load_dataset_of(config, name=str(tmp_path / "other.npz"))
-    assert other["judged"] == "all" and len(other["test_images"]) == 30
+    assert other["judged"] == "images" and len(other["test_images"]) == 30
     del config["seed"]
     nn.save_params(tmp_path / "run" / "odd.pkl", params, config)
     assert is_one_clear_line(run("test.py", tmp_path / "run" / "odd.pkl", check=2).stderr, "seed")
