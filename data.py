@@ -133,14 +133,14 @@ def _load_auto(data_dir, download, form):
         return load_dataset("mnist", data_dir, download, **form)
     except OSError as error:
         reason = error
-    line = "!" * 88
-    print(
+    line = "!" * 79
+    say(
         f"{line}\nWARNING: this is NOT MNIST. MNIST could not be loaded, so the stand-in data set "
         f"`glyphs` (digits drawn from fonts) is used; its accuracy says nothing about MNIST.\n"
         f"Why: {message_of(reason)}\nTo get MNIST: connect to the internet and run again, or put its four "
         f"files into {data_dir / 'mnist'}, or name the folder above them with --data-dir or DATA_DIR."
         f"\n{line}",
-        file=sys.stderr,
+        sys.stderr,
     )
     return load_dataset("glyphs", data_dir, **form)
 
@@ -323,7 +323,7 @@ def _as_bytes(images, where):
 
 
 def _note(text):
-    print(printable(f"note: {text}"), file=sys.stderr)
+    say(f"note: {text}", sys.stderr)
 
 
 def _plain_labels(labels, what):
@@ -518,7 +518,7 @@ def _with_test_images(dataset, config, own):
         nn.check(config, SPLIT_KIND, "the config of the run")
         _, (images, labels) = split_dataset(dataset, config)
     else:
-        images, labels = _all_images(dataset)
+        images, labels = all_images(dataset)
     what = "its validation images" if own else "all of its images"
     if not len(images):
         raise ValueError(f"{dataset['title']} has no test images, and the run held none out; see --dataset")
@@ -855,6 +855,31 @@ def stratified_order(labels, rng):
     return order[np.argsort(place, kind="stable")]
 
 
+def folds(labels, count, rng, size=None):
+    """Deal images to folds for cross-validation, stratified: in each the classes have equal shares.
+
+    Parameters
+    ----------
+    labels : array (n,)
+    count : int
+        Number of folds.
+    rng : numpy.random.Generator
+    size : int, optional
+        Number of images to deal, chosen at random; default: all.
+
+    Returns
+    -------
+    int array (n,)
+        The fold of each image, from 1; 0 for those that are left out. Neither the sizes of two folds
+        nor their images of a class differ by more than one.
+    """
+    order = rng.permutation(len(labels))[:size]
+    order = order[np.argsort(labels[order], kind="stable")]
+    fold = np.zeros(len(labels), int)
+    fold[order] = 1 + np.arange(len(order)) % count
+    return fold
+
+
 def check_split(n, val_size, train_size=None):
     """The number of training images in a split of n images; ValueError where there is no such split."""
     wanted = n - val_size if train_size is None else train_size
@@ -869,25 +894,52 @@ def check_split(n, val_size, train_size=None):
 def split_dataset(dataset, config):
     """The training and the validation part of a dataset for a run's settings, as ``split``.
 
-    A validation set of its own is used as such, whatever ``val_size`` is; 0 trains on those images, too.
+    With ``folds`` the validation part is one of them. A validation set of its own is used as such, whatever
+    ``val_size`` is; 0 trains on those images, too, and folds are dealt of all images.
     """
+    check_parts(dataset, config)
+    if config.get("folds"):
+        fold, (images, labels) = folds_of(dataset, config), all_images(dataset)
+        val, train = fold == config["fold"], (fold > 0) & (fold != config["fold"])
+        return (images[train], labels[train]), (images[val], labels[val])
     images, labels = dataset["train_images"], dataset["train_labels"]
-    seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
-    rng = None if config["holdout"] == "last" else np.random.default_rng([seed, 0, 1])
+    rng = None if config["holdout"] == "last" else _split_rng(config)
     how = (rng, config["train_size"], config["holdout"] == "stratified")
     if "val_images" not in dataset:
         return split(images, labels, held_out(config, dataset), *how)
     own = dataset["val_images"], dataset["val_labels"]
     if config["val_size"]:
         return split(images, labels, 0, *how)[0], own
-    return split(*_all_images(dataset), 0, *how)
+    return split(*all_images(dataset), 0, *how)
 
 
-def _all_images(dataset):
+def _split_rng(config):
+    seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
+    return np.random.default_rng([seed, 0, 1])
+
+
+def folds_of(dataset, config):
+    """The fold of each of ``all_images`` in a run with folds, as ``folds``."""
+    return folds(all_images(dataset)[1], config["folds"], _split_rng(config), config["train_size"])
+
+
+def check_parts(dataset, config):
+    """Raise a ValueError unless a dataset can be split as a run's settings ask."""
+    n = count_images(dataset)
+    size = config["train_size"] or n
+    if not config.get("folds"):
+        check_split(n, held_out(config, dataset), config["train_size"])
+    elif not config["folds"] <= size <= n:
+        raise ValueError(f"--folds: {size} of {n} images cannot be dealt to {config['folds']} folds")
+
+
+def all_images(dataset):
     """Images and labels of the training and the validation set."""
-    parts = [part for part in ("train", "val") if f"{part}_images" in dataset]
+    if "val_images" not in dataset:
+        return dataset["train_images"], dataset["train_labels"]
     return tuple(
-        np.concatenate([dataset[f"{part}_{kind}"] for part in parts]) for kind in ("images", "labels")
+        np.concatenate([dataset[f"{part}_{kind}"] for part in ("train", "val")])
+        for kind in ("images", "labels")
     )
 
 
@@ -896,13 +948,17 @@ SPLIT_KIND = {  # what the config of a run says about it
     "val_size": (int, float),
     "train_size": (int, None),
     "holdout": str,
+    "folds?": int,
+    "fold?": int,
     "seed": int,
     "split_seed": (int, None),
 }
 
 
 def held_out(config, dataset):
-    """How many images of a dataset are for validation, its own ones where it has them."""
+    """How many images of a dataset are for validation: a fold, or its own ones where it has them."""
+    if config.get("folds"):
+        return len(range(config["fold"] - 1, config["train_size"] or count_images(dataset), config["folds"]))
     own = len(dataset.get("val_images", ()))
     return own if own and config["val_size"] else val_count(config, len(dataset["train_images"]))
 
@@ -920,9 +976,10 @@ def count_images(dataset):
 
 # --- preprocess -------------------------------------------------------------------------------
 #
-# There are three kinds of step: those that turn pictures into pictures, which is done once; those that
-# turn pictures into numbers, at most one, and those on numbers, which are both done in each batch. The
-# last are all affine maps: fitted, they are one step.
+# There are three kinds of step. Those that turn pictures into pictures are done once. So is the one that
+# turns pictures into gradients, which are kept as uint8 like grey levels; but where training distorts the
+# pictures, it is done in each batch. Those on numbers are done in each batch. They are all affine maps:
+# fitted, they are one step.
 
 
 def fit_steps(names, images, image_shape):
@@ -933,9 +990,9 @@ def fit_steps(names, images, image_shape):
     names : list of str
         Applied in this order. First those that turn pictures into pictures, rounded to whole grey
         levels: ``deskew`` shears the ink upright, by its moments; ``width:14`` brings it to 14
-        columns; ``pool`` takes the mean of each 2x2 pixels. Then pictures to numbers: ``hog:7``
-        makes histograms of gradients in 7x7 cells, see ``gradients``; ``pixels-and-hog:7`` keeps the
-        pixels, and beside them the same, brought to the spread of the pixels. Then those on numbers:
+        columns; ``pool`` takes the mean of each 2x2 pixels. Then pictures to gradients: ``hog:7``
+        makes histograms of them in 7x7 cells, see ``gradients``; ``pixels-and-hog:7`` keeps the
+        pixels, and puts the same behind them. Then those on numbers:
         ``scale`` divides by 255, ``center`` subtracts each number's mean over the images,
         ``standardize`` subtracts the mean of all numbers and divides by their standard deviation,
         ``pca:50`` keeps the 50 principal components (Pearson 1901).
@@ -958,38 +1015,26 @@ def fit_steps(names, images, image_shape):
     _check_bytes(images)
     parsed, pictures, numbers = parse_steps(names), [], []
     for name, number in parsed:
-        if name in PICTURE_STEPS or name in GRADIENT_STEPS:
+        if name in PICTURE_STEPS:
             shape = list(shape_after(pictures, image_shape))
             pictures.append({"name": name, "shape": shape} | ({"number": number} if number else {}))
     if {name for name, _ in parsed} - {*PICTURE_STEPS, "scale"}:
         images = redraw(images, pictures)
-    first = [step for step in pictures if step["name"] in GRADIENT_STEPS]
-    if first and first[0]["name"] == "pixels-and-hog":
-        first[0]["gain"] = _fit_gain(first[0], images)
     for name, number in parsed:
-        if name not in PICTURE_STEPS and name not in GRADIENT_STEPS:
-            numbers = _followed_by(numbers, **_fit_affine(name, number, images, first + numbers))
+        if name not in PICTURE_STEPS:
+            numbers = _followed_by(numbers, **_fit_affine(name, number, images, numbers))
     return pictures + numbers
-
-
-def _fit_gain(step, images):
-    """The factor that gives the gradients beside pixels the standard deviation of these."""
-    steps = [{**step, "gain": 1.0}]
-    mean, square = (_mean_over(images, steps, function) for function in (lambda x: x, np.square))
-    parts = np.split(np.maximum(square - mean**2, 0), [images.shape[1]])  # each number about its own mean
-    pixels, found = (float(np.sqrt(part.mean())) for part in parts)
-    return pixels / found if pixels and found else 1.0
 
 
 def _fit_affine(name, number, images, steps):
     """Mean, factor and basis of a step that comes after steps, fitted on images that are redrawn."""
     if name == "scale":
         return {"factor": 1 / 255}
-    mean = _mean_over(images, steps, lambda x: x)  # (d,)
+    mean, square = _moments(images, steps)  # (d,)
     if name == "center":
         return {"mean": mean}
     if name == "standardize":
-        variance = _mean_over(images, steps, np.square).mean() - mean.mean() ** 2
+        variance = square.mean() - mean.mean() ** 2
         return {"mean": float(mean.mean()), "factor": 1 / (math.sqrt(max(0.0, variance)) or 1.0)}
     if number > len(mean):
         raise ValueError(f"pca:{number}: an image has only {len(mean)} numbers there")
@@ -1000,10 +1045,12 @@ def _fit_affine(name, number, images, steps):
     return {"mean": mean, "basis": basis * np.sign(largest)}  # eigenvectors have no sign of their own
 
 
-def _mean_over(images, steps, function):
-    """Mean over all images of a function of their numbers (d,), float64, after the steps so far."""
-    taken = batches(images, None, steps, dtype=np.float64)
-    return sum(function(batch["x"]).sum(axis=0) for batch in taken) / len(images)
+def _moments(images, steps):
+    """Means over all images of their numbers and of the squares, each (d,), after the steps so far."""
+    sums = 0.0
+    for batch in batches(images, None, steps, dtype=np.float64):
+        sums += np.array([batch["x"].sum(axis=0), np.square(batch["x"]).sum(axis=0)])
+    return sums / len(images)
 
 
 UNCHANGED = {"name": "affine", "mean": None, "factor": 1.0, "basis": None}
@@ -1025,7 +1072,6 @@ def _followed_by(steps, mean=None, factor=1.0, basis=None):
     return [{"name": "affine", "mean": mean, "factor": first["factor"] * factor, "basis": basis}]
 
 
-GRADIENT_STEPS = ("hog", "pixels-and-hog")  # pictures to numbers
 STEP_NAMES = ["deskew", "width:14", "pool", "hog:7", "pixels-and-hog:7"]  # with numbers to try
 STEP_NAMES += ["scale", "center", "standardize", "pca:50"]
 STEP_EXAMPLES = {text.partition(":")[0]: text for text in STEP_NAMES}
@@ -1037,14 +1083,14 @@ def parse_steps(names):
     for text in names:
         name, colon, number = text.partition(":") if isinstance(text, str) else (text, "", "")
         example = nn.choose("preprocessing", name, STEP_EXAMPLES)
-        if name in GRADIENT_STEPS and not colon:
+        if name in GRADIENT_STEPS and not colon:  # the example's number is the default
             _, colon, number = example.partition(":")
         if ":" not in example and colon:
             raise ValueError(f"{name} takes no number, not {text:.40}")
         if ":" in example and not (number.isdecimal() and 1 <= int(number[:9]) == int(number)):
             raise ValueError(f"{name} needs a whole number above 0, as in {example}, not {text:.40}")
-        from_pictures = name in PICTURE_STEPS or name in GRADIENT_STEPS
-        if from_pictures and steps and steps[-1][0] not in PICTURE_STEPS:
+        before = steps[-1][0] if steps else name
+        if name in PICTURE_STEPS and (before not in PICTURE_STEPS or before in GRADIENT_STEPS) and steps:
             raise ValueError(f"{name} works on pictures: put it before {steps[-1][0]}")
         if name in dict(steps):
             raise ValueError("must name each step once")
@@ -1086,14 +1132,8 @@ def to_numbers(images, steps, dtype=np.float32, out=None, times=1.0):
     Returns an array (n, d') of dtype; it is ``out``, an array (n, d), where that is given and no step
     changes d.
     """
-    if found := gradient_step(steps):
-        x = gradients(images, found, dtype)
-        if found["name"] == "pixels-and-hog":
-            x *= found["gain"]
-            x = np.concatenate([images, x], axis=1, dtype=dtype)  # (n, d + those of the gradients)
-    else:
-        x = np.empty(images.shape, dtype) if out is None else out
-        x[...] = images
+    x = np.empty(images.shape, dtype) if out is None else out
+    x[...] = images
     affine = affine_step(steps)
     if affine["mean"] is not None:
         x -= np.asarray(affine["mean"], x.dtype)
@@ -1117,10 +1157,13 @@ def batches(images, labels, steps, batch_size=1000, dtype=np.float32):
 
 
 def shape_after(steps, image_shape):
-    """(rows, columns) of the images after ``redraw``."""
+    """(rows, columns) of the images after ``redraw``; gradients are one row."""
     for step in steps:
         if step["name"] == "pool":
             image_shape = [-(-n // 2) for n in image_shape]
+        elif step["name"] in GRADIENT_STEPS:
+            pixels, cells = math.prod(image_shape), [min(step["number"], side) for side in image_shape]
+            image_shape = [1, 8 * math.prod(cells) + (pixels if step["name"] == "pixels-and-hog" else 0)]
     return tuple(image_shape)
 
 
@@ -1134,6 +1177,11 @@ def gradient_step(steps):
     return next((step for step in steps if step["name"] in GRADIENT_STEPS), None)
 
 
+def without_gradients(steps):
+    """What is done to pictures before they are distorted, and what to numbers."""
+    return [step for step in steps if step["name"] not in GRADIENT_STEPS]
+
+
 def most_inputs(names, pixels):
     """How many numbers the steps make at most of an image of so many pixels."""
     cells = {name: min(number**2, pixels) for name, number in parse_steps(names) if name in GRADIENT_STEPS}
@@ -1142,8 +1190,6 @@ def most_inputs(names, pixels):
 
 def keeps_blank(steps):
     """Whether a pixel that is 0 becomes a number that is 0, in the same place (after ``redraw``)."""
-    if gradient_step(steps):
-        return False
     return all(step.get("mean") is None and step.get("basis") is None for step in steps)
 
 
@@ -1269,8 +1315,6 @@ def _resampled_columns(pictures, start, scale):
     return np.rint(mixed).astype(np.uint8)
 
 
-PICTURE_STEPS = {"deskew": _deskew, "width": _normalize_width, "pool": _pool}
-
 # --- preprocess: histograms of gradients ------------------------------------------------------
 
 GRADIENT_BLOCK = 64  # images at a time, so that they stay in cache
@@ -1282,8 +1326,8 @@ def gradients(images, step, dtype=np.float32):
     The slope of grey at a pixel is found by central differences; beyond its edges a picture goes on as
     it is there. It is the sum of two arrows in neighbouring ones of 8 directions, 45 degrees apart, the
     first to the right and the third downwards (Liu et al. 2003: no angle is needed). The lengths of the
-    arrows of each direction are averaged in each cell, see ``_windows``; the numbers are the roots of
-    that, in a range like that of grey levels.
+    arrows of each direction are averaged in each cell, see ``_windows``; the numbers are twice the roots
+    of 255 times that, or 255 at the most: in the range of grey levels.
 
     Parameters
     ----------
@@ -1307,7 +1351,8 @@ def gradients(images, step, dtype=np.float32):
         lengths[::2] -= lengths[1::2] + np.roll(lengths[1::2], 1, axis=0)  # see _arrows
         lengths[1::2] *= math.sqrt(2)
         np.maximum(lengths, 0, out=lengths)  # rounding may have led below
-        np.sqrt(lengths * (255 / 2), out=lengths)  # half of each difference over two pixels
+        np.sqrt(lengths * (4 * 255 / 2), out=lengths)  # half of each difference over two pixels
+        np.minimum(lengths, 255, out=lengths)
         found[start : start + GRADIENT_BLOCK] = lengths.reshape(-1, len(block)).T
     return found
 
@@ -1345,6 +1390,20 @@ def _windows(side, cells, dtype):
     distance = np.abs(np.arange(side) - middles) * cells / side  # in widths of a cell
     return (np.maximum(0, 1 - distance) * cells / side).astype(dtype)
 
+
+def with_gradients(images, step, dtype=np.float32):
+    """What a step of GRADIENT_STEPS makes of images (n, d), before it is rounded."""
+    found = gradients(images, step, dtype)
+    return found if step["name"] == "hog" else np.concatenate([images, found], axis=1, dtype=dtype)
+
+
+def _gradient_picture(pictures, step):
+    return np.uint8(np.rint(with_gradients(pictures.reshape(len(pictures), -1), step)))
+
+
+GRADIENT_STEPS = ("hog", "pixels-and-hog")
+PICTURE_STEPS = {"deskew": _deskew, "width": _normalize_width, "pool": _pool}
+PICTURE_STEPS |= dict.fromkeys(GRADIENT_STEPS, _gradient_picture)
 
 # --- augment ----------------------------------------------------------------------------------
 
@@ -1523,7 +1582,7 @@ STEP_KINDS = {  # what each step holds; the last four were not yet one when olde
     "width": {"shape": [int], "number": int},
     "pool": {"shape": [int]},
     "hog": {"shape": [int], "number": int},
-    "pixels-and-hog": {"shape": [int], "number": int, "gain": float},
+    "pixels-and-hog": {"shape": [int], "number": int},
     "affine": {"mean?": (float, np.ndarray), "factor": float, "basis?": np.ndarray},
     "scale": {},
     "center": {"mean": np.ndarray},
@@ -1610,29 +1669,20 @@ def read_steps(steps, image_shape, inputs):
             what = f"the preprocessing step {step['name']}"
             kinds = nn.choose("preprocessing step", step["name"], STEP_KINDS)
             nn.check(step, kinds, what)
-            if "shape" not in kinds:
+            if step["name"] not in PICTURE_STEPS:
                 held = {key: step.get(key) for key in (kind.removesuffix("?") for kind in kinds)}
                 factor = 1 / 255 if step["name"] == "scale" else held.get("factor", 1.0)
                 factor = float(np.divide(factor, held.get("std", 1.0)))
                 numbers = _followed_by(numbers, held.get("mean"), factor, held.get("basis"))
-            elif (
-                numbers
-                or gradient_step(pictures)
-                or tuple(step["shape"]) != shape
-                or step.get("number", 1) < 1
-                or not 0 < step.get("gain", 1.0) < LARGEST_NUMBER
-            ):
+            elif numbers or tuple(step["shape"]) != shape or step.get("number", 1) < 1:
                 raise ValueError(f"{what} does not fit images of {shape}")
             else:
                 pictures.append(step)
                 shape = shape_after([step], shape)
     (affine,) = numbers or [UNCHANGED]
-    mean, basis, numbers_before = affine["mean"], affine["basis"], math.prod(shape)
-    if found := gradient_step(pictures):
-        own = 8 * math.prod(min(found["number"], side) for side in shape)
-        numbers_before = own + (numbers_before if found["name"] == "pixels-and-hog" else 0)
-    leads = (numbers_before, numbers_before) if basis is None else basis.shape
-    if leads != (numbers_before, inputs) or np.shape(mean) not in ((), (numbers_before,)):
+    pixels, mean, basis = math.prod(shape), affine["mean"], affine["basis"]
+    leads = (pixels, pixels) if basis is None else basis.shape
+    if leads != (pixels, inputs) or np.shape(mean) not in ((), (pixels,)):
         raise ValueError(f"its preprocessing does not lead from {image_shape} pixels to {inputs} inputs")
     parts = [np.abs(np.float64(part)) for part in (mean, basis, affine["factor"]) if part is not None]
     if affine["factor"] < 1 / LARGEST_NUMBER or not all((part < LARGEST_NUMBER).all() for part in parts):
@@ -1919,7 +1969,7 @@ def _load_glyphs(folder, form):
     title = "glyphs (drawn)"
     if not _lacks(folder):
         return _load_idx_files(folder, "glyphs", title, DIGITS, form)
-    print("drawing the data set glyphs: 70,000 digits from fonts ...", file=sys.stderr)
+    say("drawing the data set glyphs: 70,000 digits from fonts ...", sys.stderr)
     arrays = draw_glyphs(np.random.default_rng(0))
     contents = {part: idx_bytes(array) for part, array in arrays.items()}
     try:
@@ -1927,7 +1977,7 @@ def _load_glyphs(folder, form):
         for part, content in contents.items():
             nn.save_bytes(folder / FILES[part], content)
     except OSError as error:
-        print(f"glyphs could not be kept in {folder} ({message_of(error)}); going on", file=sys.stderr)
+        say(f"glyphs could not be kept in {folder} ({message_of(error)}); going on", sys.stderr)
     digests = {part: hashlib.sha256(content).hexdigest() for part, content in contents.items()}
     return as_dataset(**arrays, name="glyphs", title=title, class_names=DIGITS, sha256=digests, **form)
 
@@ -2178,6 +2228,7 @@ def fit_pictures(picture, facts, fit=None, split=False):
     if (fit or facts["fit"]) == "digit" and picture.shape[:2] != shape:
         ink = find_ink(picture)
         digits, doubts = split_ink(ink)
+        doubts = [doubt for doubt in doubts if not (split and doubt == SEVERAL)]
         return [prepare_ink(digit, shape) for digit in (digits if split else [ink])], doubts
     grey = Image.fromarray(np.ascontiguousarray(picture)).convert("L")
     image = np.asarray(grey if picture.shape[:2] == shape else grey.resize(shape[::-1], Image.Resampling.BOX))
@@ -2502,6 +2553,11 @@ def printable(text):
     return re.sub(odd, lambda found: ascii(found[0])[1:-1], text)
 
 
+def say(text, file=None):
+    """Print lines at once, on standard output or another file; no name in them commands the terminal."""
+    print("\n".join(map(printable, text.split("\n"))), file=file, flush=True)
+
+
 def message_of(error):
     """What an error says, in one line that is never empty."""
     text = str(error)
@@ -2550,7 +2606,9 @@ def progress_line():
     def show(text):
         if not text or time.monotonic() - shown[0] > 0.2:
             shown[0] = time.monotonic()
-            text = text[: shutil.get_terminal_size().columns - 1]  # a line that wraps could not be cleared
+            text = printable(text)[
+                : shutil.get_terminal_size().columns - 1
+            ]  # a line that wraps could not be cleared
             sys.stderr.write(f"\r{text}\x1b[K")
             sys.stderr.flush()
 

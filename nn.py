@@ -566,6 +566,38 @@ def accuracy(outputs, y):
     return float(np.mean(outputs.argmax(axis=1) == _checked_labels(outputs, y)))
 
 
+def mean_and_sd(values):
+    """Mean and standard deviation of a sample (divided by n - 1); None for that of a single value."""
+    values = np.asarray(values, np.float64)
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+MOST_PAIRS = 20  # of a permutation test: it looks at 2**20 sums
+
+
+def permutation_test(differences):
+    """Exact two-sided test of paired differences by flips of their signs (Fisher 1935).
+
+    If both of each pair were alike, either sign of each difference would be as likely as the other.
+
+    Parameters
+    ----------
+    differences : sequence of at most MOST_PAIRS floats
+
+    Returns
+    -------
+    float
+        Of all 2**n choices of signs, the share whose sum is at least as far from 0 as the one there is.
+    """
+    if len(differences) > MOST_PAIRS:
+        raise ValueError(f"an exact test of {len(differences)} pairs takes too long; {MOST_PAIRS} at most")
+    sums = np.zeros(1)
+    for difference in differences:
+        sums = np.concatenate([sums + difference, sums - difference])
+    furthest = np.abs(sums).max()  # a difference in the last bits is none
+    return float(np.mean(np.abs(sums) >= abs(sum(differences)) - 1e-9 * furthest))
+
+
 def confusion_matrix(y, predicted, classes):
     """Counts (classes, classes): row is the label, column the prediction."""
     pairs = np.asarray(y, np.int64) * classes + predicted

@@ -2,7 +2,8 @@
 
     python test.py [PARAMS or RUN FOLDER]         loss, accuracy, each class, confusion matrix
     python test.py RUN1 RUN2 RUN3                 a committee: the mean of their probabilities
-    python test.py RUN1 RUN2 --compare            which is better, and whether that may be chance
+    python test.py RUN1 RUN2 --compare            which is better, and whether that may be chance;
+                                                  folders with several runs: their means
     python test.py --images digit.png photo.jpg   the likeliest classes of each picture
     python test.py --predict new.csv              the class of each image, as a table
     python test.py RUN --export digits.onnx       the network for other programs
@@ -287,49 +288,85 @@ def report_test_set(flags, members):
         )
     else:
         if len(each) > 1:
-            print("\n".join(member_lines(each)), end="\n\n")
+            data.say("\n".join([*member_lines(each), ""]))
         title = f"committee of {len(each)}" if len(each) > 1 else each[0]["layers"]
         title += f", attacked by {flags.adversarial:g}" if flags.adversarial else ""
-        print(report_text(report, config, f"{dataset['title']}, {title}", dataset["judged"]))
+        data.say(report_text(report, config, f"{dataset['title']}, {title}", dataset["judged"]))
     run = pathlib.Path(flags.runs[0])  # written last: the report is there even if the folder is read-only
     kind = "-committee" * (len(each) > 1) + "-attacked" * bool(flags.adversarial)
     kind += f"-{pathlib.Path(dataset['name']).name}" * (dataset["name"] != config["dataset"])
     target = (run if run.is_dir() else run.parent) / f"predictions{kind}.csv"
     data.save_rows(target, prediction_rows(estimates, labels, names), PREDICTION_COLUMNS)
     if not flags.json:
-        print(f"\nevery prediction is in {target}")
+        data.say(f"\nevery prediction is in {target}")
 
 
 def member_lines(each):
     wide, layers = (max(len(row[key]) for row in each) for key in ("run", "layers"))
     return [
         f"{row['run']:{wide}}   {row['layers']:{layers}}   accuracy {percent(row['accuracy'])}   "
-        f"errors {row['errors']:,}"
+        + (f"sd {100 * row['sd']:.2f}, {row['runs']} runs" if "sd" in row else f"errors {row['errors']:,}")
         for row in each
     ]
 
 
-def report_comparison(flags, members):
-    """Print how the first run and each of the others differ on the same test images."""
-    dataset = load_test_set(members, flags)
-    labels, rows, right = dataset["test_labels"], [], []
-    for run, member in zip(flags.runs, members):
-        estimates, report, _ = judge([member], dataset["test_images"], labels)
-        right.append(estimates.argmax(axis=1) == labels)
-        row = {"run": run, "layers": layers_text(member[0]), "accuracy": report["accuracy"]}
-        rows.append({**row, "errors": report["errors"]})
-    for row, those in zip(rows[1:], right[1:]):
-        row |= compare(right[0], those)
+def runs_in(path):
+    """The runs that a folder stands for: those in its folders, where it has no params of its own."""
+    path = pathlib.Path(path)
+    if not path.is_dir() or (path / "params.pkl").exists():
+        return [path]
+    return sorted(found.parent for found in path.glob("*/params.pkl")) or [path]
+
+
+def report_comparison(flags):
+    """Print how the first run, or folder of runs, and each of the others differ on the same test images."""
+    groups = [runs_in(run) for run in flags.runs]
+    members = load_members([run for group in groups for run in group])
+    dataset, judged = load_test_set(members, flags), iter(members)
+    labels, rows, right = dataset["test_labels"], [], []  # right: which images each run of a group gets right
+    for run, group in zip(flags.runs, groups):
+        own = [next(judged) for _ in group]
+        every = [judge([member], dataset["test_images"], labels)[0] for member in own]
+        right.append([estimates.argmax(axis=1) == labels for estimates in every])
+        accuracies = [float(each.mean()) for each in right[-1]]
+        mean, sd = nn.mean_and_sd(accuracies)
+        row = {"run": run, "layers": layers_text(own[0][0]), "accuracy": mean}
+        several = {"runs": len(group), "sd": sd, "accuracies": accuracies}
+        rows.append(row | (several if len(group) > 1 else {"errors": int((~right[-1][0]).sum())}))
+    for row, group, those in zip(rows[1:], groups[1:], right[1:]):
+        row |= compare_groups(groups[0], right[0], group, those)
     if flags.json:
         print(json.dumps({"dataset": dataset["name"], "images": len(labels), "runs": rows}, indent=2))
         return
-    print(f"{dataset['title']}: {len(labels):,} {dataset['judged']}", *member_lines(rows), sep="\n")
+    data.say("\n".join([f"{dataset['title']}: {len(labels):,} {dataset['judged']}", *member_lines(rows)]))
     for row in rows[1:]:
-        verdict = "that is hardly chance" if row["p"] < 0.05 else "that may well be chance"
-        print(
-            f"\n{row['only_first']:,} images only {rows[0]['run']} gets right, {row['only_second']:,} only "
-            f"{row['run']}:\n{verdict} (exact McNemar test, p = {row['p']:.2g})"
+        data.say(f"\n{comparison_text(row, rows[0]['run'])}")
+
+
+def compare_groups(first, right, group, others):
+    """How the second group of runs differs from the first: a test that is fit for one run or for pairs."""
+    if len(first) == len(group) == 1:
+        return compare(right[0], others[0])
+    if [run.name for run in first] != [run.name for run in group]:
+        return {"p": None}
+    pairs = [float(own.mean() - other.mean()) for own, other in zip(others, right)]
+    return {"difference": float(np.mean(pairs)), "p": nn.permutation_test(pairs)}
+
+
+def comparison_text(row, first):
+    if row["p"] is None:
+        return f"no test: the runs in {row['run']} and {first} are not pairs, their folders have other names"
+    verdict = "that is hardly chance" if row["p"] < 0.05 else "that may well be chance"
+    if "difference" in row:
+        more = "less" if row["difference"] < 0 else "more"
+        what = f"{row['run']} has {abs(100 * row['difference']):.2f} points {more} than {first} on average"
+        test = f"permutation test of {row['runs']} pairs"
+    else:
+        what = (
+            f"{row['only_first']:,} images only {first} gets right, {row['only_second']:,} only {row['run']}"
         )
+        test = "McNemar test"
+    return f"{what}:\n{verdict} (exact {test}, p = {row['p']:.2g})"
 
 
 # --- pictures of your own ---------------------------------------------------------------------
@@ -394,27 +431,26 @@ def report_pictures(flags, members):
             status = 2
             continue
         several += data.SEVERAL in doubts
-        doubts = [doubt for doubt in doubts if not (flags.split and doubt == data.SEVERAL)]
         best = [likeliest(members, image) for image in images]
         rows.append({"file": path, **picture_row(best, flags.split), "doubts": doubts, **files})
         if not flags.json:
             words = [picture_text(best), *(f"({doubt})" for doubt in doubts)]
             words += [f"({kind}: {file})" for kind, file in files.items()]
-            print(data.printable(f"{path}: {'   '.join(words)}"), flush=True)
+            data.say(f"{path}: {'   '.join(words)}")
     if flags.json:
         print(json.dumps(rows, indent=2))
-    if several and not flags.split:
-        warn_of_several(several)
+    warn_of_several(several)
     return status
 
 
 def complain(error):
-    print(f"test.py: {data.message_of(error)}", file=sys.stderr, flush=True)
+    data.say(f"test.py: {data.message_of(error)}", sys.stderr)
 
 
 def warn_of_several(count):
     seem = "1 picture seems" if count == 1 else f"{count:,} pictures seem"
-    print(f"note: {seem} to show several digits; --split reads them as a number", file=sys.stderr)
+    if count:
+        data.say(f"note: {seem} to show several digits; --split reads them as a number", sys.stderr)
 
 
 def picture_row(best, split):
@@ -463,7 +499,7 @@ def report_answers(flags, members):
         print(data.rows_text(rows, columns), end="")
         return status
     data.save_rows(flags.out, rows, columns)
-    print(answers_text(flags, members, [row[columns[1]] for row in rows]))
+    data.say(answers_text(flags, members, [row[columns[1]] for row in rows]))
     return status
 
 
@@ -507,16 +543,15 @@ def fitted_pictures(paths, flags, facts):
                 complain(error)
                 continue
             several += data.SEVERAL in doubts
-            doubtful += any(doubt != data.SEVERAL for doubt in doubts)
+            doubtful += bool(set(doubts) - {data.SEVERAL})
             names.append(data.printable(path))
             images += [image.ravel() for image in found]
             counts.append(len(found))
             show(f"reading {done:,}/{len(paths):,} pictures")
-    if several and not flags.split:
-        warn_of_several(several)
+    warn_of_several(several)
     if doubtful:
         are = "1 picture is" if doubtful == 1 else f"{doubtful:,} pictures are"
-        print(f"note: {are} doubtful; --images in place of --predict says why", file=sys.stderr)
+        data.say(f"note: {are} doubtful; --images in place of --predict says why", sys.stderr)
     bare = [os.path.basename(name) for name in names]
     return bare if len(set(bare)) == len(bare) else names, np.array(images), counts
 
@@ -535,15 +570,16 @@ def answer_rows(estimates, names, counts, class_names, columns):
 
 def answers_text(flags, members, answers):
     """How many there are of each answer, the most frequent ones where there are many."""
-    what = data.printable(flags.predict[0]) if len(flags.predict) == 1 else "pictures"
+    what = flags.predict[0] if len(flags.predict) == 1 else f"{len(flags.predict):,} files"
     who = f"committee of {len(members)}" if len(members) > 1 else layers_text(members[0][0])
     counted = sorted(collections.Counter(answers).items(), key=lambda pair: -pair[1])
     shown = counted[: 3 * WORST]
     wide = max(8, *(len(name[:20]) for name, _ in shown))
-    lines = [f"{what}, {who}: {len(answers):,} images", "", f"{'class':{wide}}   images"]
+    images = f"{len(answers):,} image{'s' * (len(answers) != 1)}"
+    lines = [f"{what}, {who}: {images}", "", f"{'class':{wide}}   images"]
     lines += [f"{name[:20]:{wide}}  {count:7,}" for name, count in shown]
     lines += [f"and {len(counted) - len(shown):,} more"] if len(counted) > len(shown) else []
-    return "\n".join([*lines, "", data.printable(f"the answers are in {flags.out}")])
+    return "\n".join([*lines, "", f"the answers are in {flags.out}"])
 
 
 # --- export -----------------------------------------------------------------------------------
@@ -580,7 +616,9 @@ def fold(params, config):
     Its affine step is part of the first layer. Of the config's steps only those on pictures are left.
     """
     nn.choose("activation for a file of --export:", config["activation"], EXPORTED)
-    affine = next((step for step in config["steps"] if step["name"] == "affine"), data.UNCHANGED)
+    if data.gradient_step(config["steps"]):
+        raise ValueError("--export: the network sees gradients (hog), which only .npz can keep")
+    affine = data.affine_step(config["steps"])
     W, b = params["W1"].astype(np.float64), params["b1"].astype(np.float64)
     W = affine["factor"] * (W if affine["basis"] is None else affine["basis"] @ W)  # (d, width)
     if affine["mean"] is not None:
@@ -757,17 +795,17 @@ def report_export(flags, params, config):
     form = pathlib.Path(flags.export).suffix
     if form == ".npz":
         EXPORTS[form](flags.export, params, config)
-        print(f"{flags.export}: params and config, for test.py and nn.load_params")
+        data.say(f"{flags.export}: params and config, for test.py and nn.load_params")
         return
     folded, rest = fold(params, config)
     EXPORTS[form](flags.export, folded, rest)
-    print(f"{flags.export}: {layers_text(folded)}, {usage_of(rest)}", flush=True)
+    data.say(f"{flags.export}: {layers_text(folded)}, {usage_of(rest)}")
     if form == ".h":
         dataset, (whole, scales) = load_test_set([(params, config)], flags), quantise(folded)
         rounded = folded | {key: whole[key] * scales[key] for key in whole}
         images, labels = dataset["test_images"], dataset["test_labels"]
         before, after = (judge([one], images, labels)[1] for one in ((params, config), (rounded, rest)))
-        print(
+        data.say(
             f"{dataset['title']}: accuracy {percent(after['accuracy'])} with weights of 8 bits, "
             f"{percent(before['accuracy'])} before"
         )
@@ -792,7 +830,12 @@ def main(argv=None):
         help="a run's folder or a params file (default: results); several are a committee",
     )  # fmt: skip
     parser.add_argument("--dataset", metavar="NAME", help="judge on this data set (default: the run's own)")
-    parser.add_argument("--compare", action="store_true", help="compare the first run with each other one")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="compare the first run with each other one; "
+        "a folder without params stands for the runs in its folders: their means are compared",
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
         "--images", nargs="+", metavar="FILE",
@@ -841,6 +884,8 @@ def main(argv=None):
     check_flags(flags)
     if flags.images:
         flags.images = data.expand_pictures(flags.images)
+    if flags.compare:
+        return report_comparison(flags)
     members = load_members(flags.runs)
     for name in ("explain", "adversarial", "export"):
         if getattr(flags, name) and len(members) > 1:
@@ -851,9 +896,7 @@ def main(argv=None):
         return report_export(flags, *members[0])
     if flags.images:
         return report_pictures(flags, members)
-    if flags.predict:
-        return report_answers(flags, members)
-    return report_comparison(flags, members) if flags.compare else report_test_set(flags, members)
+    return report_answers(flags, members) if flags.predict else report_test_set(flags, members)
 
 
 NEEDED = {  # flag -> of which it needs one

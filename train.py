@@ -140,7 +140,7 @@ def should_stop(rows, config):
 def init_state(sets, config):
     """The state before the first epoch."""
     dtype = DTYPES[config["dtype"]]
-    inputs = data.to_numbers(sets["train"]["images"][:1], sets["steps"]).shape[1]
+    inputs = inputs_of(sets["train"]["images"][:1], sets, dtype).shape[1]
     sizes = [inputs, *config["hidden"], sets["classes"]]
     rng = np.random.default_rng(config["seed"])
     params = nn.init_params(rng, sizes, config["activation"], config["init"], dtype)
@@ -171,11 +171,18 @@ def epoch_batches(epoch, sets, config):
         rows = order[start : start + size]
         images, blank = (distort(rows, rng), None) if distort else inked_columns(part, rows)
         x = buffer[: images.size].reshape(images.shape)
-        x = data.to_numbers(images, sets["steps"], x.dtype, out=x, times=factors["times"])
+        x = inputs_of(images, sets, x.dtype, out=x, times=factors["times"])
         yield {
             "x": x, "y": labels[start : start + size], "blank": blank, "rng": rng, "lr": lrs[step - 1],
             "step": step, "done": start + len(rows), **factors,
         }  # fmt: skip
+
+
+def inputs_of(images, sets, dtype, out=None, times=1.0):
+    """The numbers that the network gets for images of ``sets``, as ``data.to_numbers``."""
+    if sets["late"]:
+        images = out = data.with_gradients(images, sets["late"], dtype)
+    return data.to_numbers(images, sets["steps"], dtype, out, times)
 
 
 def disturbed(params, batch, sets, config):
@@ -283,23 +290,27 @@ def prepare(dataset, config, parts=tuple(PARTS)):
         For each of parts a dict of ``images``, uint8 (n, d), after the steps on pictures,
         ``labels`` (n,) and ``inked`` (n,), see ``data.sort_pixels``; ``columns`` (d,), where each
         column of the images was before they were sorted, or None: they are not; ``steps``, the
-        fitted preprocessing; ``image_shape`` after the steps on pictures; ``classes``, how many;
+        fitted preprocessing; ``late``, the one of them that has to wait until the pictures are
+        distorted, or None; ``image_shape`` after those before; ``classes``, how many;
         ``evaluate``, the parts whose loss and accuracy are worked out after each epoch.
     """
     train, val = data.split_dataset(dataset, config)
     arrays = {"train": train, "val": val, "test": (dataset["test_images"], dataset["test_labels"])}
     steps = data.fit_steps(config["preprocess"], train[0], dataset["image_shape"])
+    late = data.gradient_step(steps) if config["augment"] else None
+    early = data.without_gradients(steps) if late else steps
     sets = {
         "steps": steps,
-        "image_shape": data.shape_after(steps, dataset["image_shape"]),
+        "late": late,
+        "image_shape": data.shape_after(early, dataset["image_shape"]),
         "classes": len(dataset["class_names"]),
         "evaluate": parts,
         "columns": None,
     }
     for part in parts:
-        images, labels = data.redraw(arrays[part][0], steps), arrays[part][1]
+        images, labels = data.redraw(arrays[part][0], early), arrays[part][1]
         sets[part] = {"images": images, "labels": labels, "inked": np.full(images.shape[0], images.shape[1])}
-        if data.keeps_blank(steps) and not config["adversarial"]:  # which moves the blank pixels, too
+        if data.keeps_blank(steps) and not late and not config["adversarial"]:  # which moves blank ones too
             sorted_ = data.sort_pixels(images, sets["columns"])  # all parts as the training images
             sets["columns"] = sorted_.pop("columns")
             sets[part] |= sorted_
@@ -329,7 +340,7 @@ def evaluation_batches(part, order, sets, params):
     for start in range(0, len(order), EVALUATED_AT_ONCE):
         images, blank = inked_columns(part, order[start : start + EVALUATED_AT_ONCE])
         x = buffer[: images.size].reshape(images.shape)
-        yield {"x": data.to_numbers(images, sets["steps"], dtype, out=x), "blank": blank}
+        yield {"x": inputs_of(images, sets, dtype, out=x), "blank": blank}
 
 
 # --- settings ---------------------------------------------------------------------------------
@@ -365,6 +376,13 @@ def shown(value):
 def share_or_count(value):
     result = number(0)(value)
     return result if result < 1 else number(0, whole=True)(value)
+
+
+def fold_count(value):
+    result = number(0, whole=True)(value)
+    if result == 1:
+        raise ValueError("must be 0 for none, or at least 2")
+    return result
 
 
 def optional(check):
@@ -459,6 +477,8 @@ GROUPS = {  # group -> name -> default, check, what a value looks like, help
         "train_size": (None, optional(number(1, whole=True)), "N", "use only so many training images"),
         "holdout": ("stratified", one_of("holdout", data.HOLDOUTS), "NAME",
             "stratified: random images, of each class as large a share; random; last: the last ones"),
+        "folds": (0, fold_count, "N", "deal the training images to so many folds, and hold out one of them"),
+        "fold": (1, number(1, whole=True), "N", "the fold to hold out, with --folds; from 1"),
         "split_seed": (None, optional(SEED), "N",
             "seed of the split alone, so that runs of different seeds hold out the same images"),
         "preprocess": (["scale"], preprocess_names, "STEP",
@@ -550,7 +570,9 @@ def check_settings(settings):
         raise ValueError("--nesterov: needs a --momentum above 0")
     if config["adversarial"] and {*data.GRADIENT_STEPS} & dict(data.parse_steps(config["preprocess"])).keys():
         raise ValueError("--adversarial: moves pixels, and --preprocess makes gradients of them")
-    if config["patience"] and not config["val_size"]:
+    if config["folds"] and config["fold"] > config["folds"]:
+        raise ValueError(f"--fold: there are {config['folds']} folds (see --folds)")
+    if config["patience"] and not (config["val_size"] or config["folds"]):
         raise ValueError("--patience: needs validation images (--val-size)")
     return config
 
@@ -629,7 +651,8 @@ def available_memory():
 # --- the files of a run -----------------------------------------------------------------------
 
 RUN_FILES = ["last.pkl", "params.pkl", "history.csv", "config.json", "predictions.csv", "figures"]
-LOCKED_FILES = [*RUN_FILES[:4], "search.json", "trials.csv"]  # written by none but who holds the lock
+TABLES = ["trials.csv", "groups.csv", "oof.csv", "test.csv"]  # of a search
+LOCKED_FILES = [*RUN_FILES[:4], "search.json", *TABLES]  # written by none but who holds the lock
 STATE = {  # what last.pkl holds, beside params and what data.load_run asks for
     "velocity": (dict, None),
     "average": (dict, None),
@@ -835,7 +858,7 @@ def resume_run(out, given, data_dir):
         raise ValueError(f"--epochs: {done}, not {wanted['epochs']}")
     if wanted["epochs"] != config["epochs"] and config["lr_schedule"] in ("cosine", "linear"):
         ends = f"the {config['lr_schedule']} schedule now ends at epoch {wanted['epochs']}"
-        print(f"note: {ends}, so lr is another one from here on", file=sys.stderr)
+        data.say(f"note: {ends}, so lr is another one from here on", sys.stderr)
     dataset = data.with_classes(dataset, config["data"]["class_names"])
     config = run_config({**config, **{name: wanted[name] for name in free}}, dataset)
     return state, rows, config, prepare(dataset, config)
@@ -993,7 +1016,7 @@ def main(argv=None):
     group.add_argument("--config", metavar="FILE", help="JSON file of settings; flags that are given win")
     group.add_argument("--quiet", action="store_true", help="print only the summary")
     flags = data.parse_flags(parser, argv)
-    say = (lambda line: None) if flags.quiet else (lambda line: print(line, flush=True))
+    say = (lambda line: None) if flags.quiet else data.say
     given = {name: value for name, value in vars(flags).items() if name in SETTINGS}
     given = changed(load_settings(flags.config), given) if flags.config else given
     out = pathlib.Path(flags.out)
@@ -1010,9 +1033,9 @@ def main(argv=None):
         state, _, config, sets = run
         say(describe(config, sets, state["params"]))
         state, rows = see_through(out, run, say, goes_on=bool({"epochs", "patience"} & set(given)))
-    print(summary(rows, state["best"], config, sets))
+    data.say(summary(rows, state["best"], config, sets))
     judging = data.command_text("python", "test.py", out)
-    print(f"its params are in {out / 'params.pkl'}; judge them with: {judging}")
+    data.say(f"its params are in {out / 'params.pkl'}; judge them with: {judging}")
 
 
 def check_resumable(out, file="last.pkl", what="run"):

@@ -126,7 +126,7 @@ def run_apart(script, *arguments, check=0, **environment):
 
 def rows_of(path):
     """The rows of a history.csv or trials.csv, but for the seconds, which differ each time."""
-    rows = data.load_rows(path, words=path.name == "trials.csv")
+    rows = data.load_rows(path, words=path.name in ("trials.csv", "groups.csv"))
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import is_one_clear_line, refused, run, run_apart, write_dataset
 from faults import FEW, MANY, MEGA, Disk, check_hostile, damaged, outcomes, use_dataset, written
+from PIL import Image
 
 import data
 import nn
@@ -238,6 +239,18 @@ def test_split_is_seeded_and_disjoint():
     assert (np.sort(val_labels) != np.arange(70, 100)).any(), "shuffled, not the last ones"
 
 
+def test_folds_are_seeded_and_stratified():
+    labels = np.repeat([0, 1, 2], [17, 40, 3])
+    fold = data.folds(labels, 5, np.random.default_rng(3))
+    assert (fold == data.folds(labels, 5, np.random.default_rng(3))).all()
+    assert np.bincount(fold).tolist() == [0, 12, 12, 12, 12, 12]
+    for label in range(3):
+        counts = np.bincount(fold[labels == label], minlength=6)[1:]
+        assert counts.max() - counts.min() <= 1
+    some = data.folds(labels, 2, np.random.default_rng(3), size=11)
+    assert np.bincount(some).tolist() == [49, 6, 5]
+
+
 def test_split_with_a_subset_and_without_validation():
     images, labels = np.zeros((100, 1), np.uint8), np.arange(100, dtype=np.uint8)
     (train, kept), (val, held) = data.split(images, labels, 30, np.random.default_rng(1), train_size=20)
@@ -376,6 +389,41 @@ def test_titles_and_class_names_command_no_terminal(tmp_path, small_set):
     odd = small_set.rename(tmp_path / "\x1b[31mred")
     assert data.load_dataset(str(odd))["title"] == r"\x1b[31mred"
     assert data.printable("Größe 数据 \u200d") == "Größe 数据 \u200d"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_folders_on_the_command_line_command_no_terminal(tmp_path, small_set):
+    odd, picture = tmp_path / "\x1b[2Jrun\x07", tmp_path / "\x1b[2J.png"
+    data.save_png(picture, Image.fromarray(np.eye(28, dtype=np.uint8) * 255))
+    flags = ["--dataset", small_set, "--hidden", 3, "--epochs", 1]
+    for script, arguments in (
+        ("train.py", [*flags, "--out", odd]),
+        ("train.py", [*flags, "--out", odd]),  # keeps the first one
+        ("train.py", ["--resume", "--epochs", 2, "--out", odd]),
+        ("test.py", [odd]),
+        ("test.py", [odd, odd]),
+        ("test.py", [odd, odd, "--compare"]),
+        ("test.py", [odd, "--images", picture, "--save"]),
+        ("test.py", [odd, "--export", odd / "network.onnx"]),
+        ("visualize.py", [odd, "--only", "loss"]),
+        (
+            "search.py",
+            [
+                *flags[:2],
+                *flags[4:],
+                "--space",
+                "hidden=3",
+                "--trials",
+                2,
+                "--workers",
+                1,
+                "--out",
+                odd / "search",
+            ],
+        ),
+    ):
+        done = run(script, *arguments)
+        assert (done.stdout + done.stderr).replace("\n", "").isprintable(), script
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")

@@ -26,6 +26,37 @@ def all_bytes(value):
     return [all_bytes(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+# --- statistics -------------------------------------------------------------------------------
+
+
+def test_mean_and_standard_deviation_are_those_counted_by_hand():
+    assert nn.mean_and_sd([2, 4, 4, 6]) == (4, math.sqrt(8 / 3))
+    assert nn.mean_and_sd([0.5]) == (0.5, None)
+
+
+@pytest.mark.parametrize(
+    "differences, p",
+    [
+        ([1, 2, 3, 4, 5], 2 / 32),  # no other signs come so far
+        ([0.1, 0.2, 0.3], 2 / 8),
+        ([0.3, -0.1, -0.2], 1),
+        ([1, 1, -1], 1),  # each sum is -3, -1, 1 or 3
+        ([3, 2, -1], 4 / 8),  # sums of at least 4: 6 and 4, and their negatives
+        ([0, 0], 1),
+        ([7], 1),
+        ([], 1),
+    ],
+)
+def test_permutation_test_is_that_counted_by_hand(differences, p):
+    assert nn.permutation_test(differences) == p
+    assert nn.permutation_test([-d for d in differences]) == p
+
+
+def test_permutation_test_of_very_many_pairs_is_refused():
+    with pytest.raises(ValueError, match="21 pairs"):
+        nn.permutation_test([1] * 21)
+
+
 # --- gradients --------------------------------------------------------------------------------
 
 

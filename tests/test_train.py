@@ -339,6 +339,32 @@ def test_the_last_images_can_be_held_out(small_set):
     np.testing.assert_array_equal(prepared["train"]["labels"], dataset["train_labels"][:-12])
 
 
+def test_each_fold_is_held_out_by_one_run(small_set):
+    dataset, seen = data.load_dataset(str(small_set)), []
+    for fold in range(1, 5):
+        config = train.check_settings({"dataset": str(small_set), "folds": 4, "fold": fold, "train_size": 42})
+        sets = train.prepare(dataset, config)
+        assert len(sets["val"]["labels"]) == train.run_config(config, dataset)["val_size"]
+        assert len(sets["train"]["labels"]) + len(sets["val"]["labels"]) == 42
+        rows = data.folds_of(dataset, config) == fold
+        np.testing.assert_array_equal(pictures(sets, "val")[0], dataset["train_images"][rows])
+        seen += np.flatnonzero(rows).tolist()
+    assert len(set(seen)) == len(seen) == 42
+
+
+@pytest.mark.parametrize(
+    "words, name",
+    [
+        (["--folds", "1"], "--folds"),
+        (["--folds", "61"], "--folds"),
+        (["--folds", "2", "--fold", "3"], "--fold:"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused(small_set, tmp_path, words, name):
+    done = run("train.py", "--dataset", small_set, "--out", tmp_path / "out", *words, check=2)
+    assert is_one_clear_line(done.stderr, name) and not (tmp_path / "out").exists()
+
+
 def test_divergence_names_epoch_and_step(small_set):
     config, prepared = small_run(small_set, lr=1e30)
     with refused("--lr", "epoch 1", "step", error=FloatingPointError):
