@@ -560,7 +560,7 @@ def _load_path(path, name, title, form):
             )
     for part in ("val", "test"):
         if f"{part}_images" in arrays and f"{part}_labels" not in arrays:
-            _note(f"{path}: the {part} images have no labels and are left out")
+            _note(f"{path}: the {part} images have no labels and are left out; see test.py --predict")
         if not (f"{part}_images" in arrays and f"{part}_labels" in arrays):
             arrays = {key: array for key, array in arrays.items() if not key.startswith(part)}
     about = {"name": name, "title": title, "class_names": _read_class_names(path), "sha256": digests}

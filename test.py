@@ -817,7 +817,7 @@ EXAMPLES = """examples:
   python test.py results
   python test.py results/a results/b --compare
   python test.py results --images photos/*.jpg --save
-  python test.py results --predict test.csv --out answers.csv --columns ImageId,Label
+  python test.py results --predict new.csv --out answers.csv --probabilities
   python test.py results --export digits.onnx"""
 
 
