@@ -859,6 +859,10 @@ def make_trials(definition, data_dir, known, workers=1):
         data.check_split(data.count_images(dataset), config["val_size"], config["train_size"])
         if known is not None and known.get(config["dataset"]) != config["data"]["sha256"]:
             raise ValueError(f"the data set {config['dataset']} is not the one that the search used")
+        whole = {"train": {"labels": dataset["train_labels"]}, "classes": len(dataset["class_names"])}
+        train.class_weights(whole, config)
+    for name, steps in {(config["dataset"], tuple(config["preprocess"])) for config in configs}:
+        data.fit_steps(steps, datasets[name]["train_images"][:1], datasets[name]["image_shape"])
     empty = {"rows": [], "status": None, "seconds": 0.0}
     return [{"number": n, "config": config, **empty} for n, config in enumerate(configs, 1)], datasets
 
