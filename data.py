@@ -780,7 +780,8 @@ def _read_pictures(folder, size):
                     raise ValueError(f"{folder}: {total:,} pictures are too large; choose a --size, as 28x28")
                 pictures.append(picture)
                 labels.append(name)
-                digest.update(f"{path.relative_to(folder).as_posix()} {content_digest}\n".encode())
+                line = f"{path.relative_to(folder).as_posix()} {content_digest}\n"
+                digest.update(line.encode(errors="backslashreplace"))  # a name may be no text
                 done += 1
                 show(f"reading {folder}: {done:,}/{total:,} pictures")
             if pictures:
@@ -886,7 +887,7 @@ def check_split(n, val_size, train_size=None):
     if val_size < 0 or val_size % 1 or not 1 <= wanted <= n - val_size:
         raise ValueError(
             f"{n} images cannot be split into {val_size} for validation and "
-            f"{'at least 1' if train_size is None else train_size} for training"
+            f"{'at least 1' if train_size is None else train_size} for training (--val-size, --train-size)"
         )
     return wanted
 
@@ -1037,7 +1038,7 @@ def _fit_affine(name, number, images, steps):
         variance = square.mean() - mean.mean() ** 2
         return {"mean": float(mean.mean()), "factor": 1 / (math.sqrt(max(0.0, variance)) or 1.0)}
     if number > len(mean):
-        raise ValueError(f"pca:{number}: an image has only {len(mean)} numbers there")
+        raise ValueError(f"--preprocess pca:{number}: an image has only {len(mean)} numbers there")
     product = sum(batch["x"].T @ batch["x"] for batch in batches(images, None, steps, dtype=np.float64))
     _, vectors = np.linalg.eigh(product / len(images) - np.outer(mean, mean))
     basis = vectors[:, ::-1][:, :number]  # (d, number), the largest variance first

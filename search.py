@@ -1096,10 +1096,14 @@ def make_trials(definition, data_dir, known, workers=1):
         data.check_parts(dataset, s)
         if known is not None and known.get(dataset["name"]) != dataset["sha256"]:
             raise ValueError(f"the data set {dataset['name']} is not the one that the search used")
+        whole = {"train": {"labels": dataset["train_labels"]}, "classes": len(dataset["class_names"])}
+        train.class_weights(whole, s)
         for repeat in range(1, runs_of(definition) + 1):
             config = train.run_config(run_settings(s, definition, repeat), dataset)
             empty = {"config": config, "rows": [], "status": None, "seconds": 0.0}
             trials.append({"number": number, "repeat": repeat, **empty})
+    for name, steps in {(s["dataset"], tuple(s["preprocess"])) for s in settings}:
+        data.fit_steps(steps, loaded[name]["train_images"][:1], loaded[name]["image_shape"])
     return trials, datasets
 
 

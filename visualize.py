@@ -90,6 +90,7 @@ SATURATED = {"tanh": (-0.95, 0.95), "sigmoid": (0.025, 0.975)}  # beyond them th
 MARKED_EPOCHS = 30  # histories of up to so many epochs have a marker at each
 SHORT_RUN = 5  # a run of up to so many epochs is shown whole
 SHOWN_FIELDS = 300
+SHOWN_TEMPLATES = 100  # each with its name: Matplotlib takes minutes to lay out many axes
 SHOWN_MISTAKES = 24
 SALIENT_CLASSES = 10
 RANKED_TRIALS = 25
@@ -273,17 +274,19 @@ def weights_figures(run):
 def fields_figure(run):
     """The receptive fields of the first layer on one sheet, strongest first; or a template for each class."""
     weights, shape, start = drawn_weights(run)
-    if len(run["params"]) == 2:
+    linear = len(run["params"]) == 2
+    if linear and weights.shape[1] <= SHOWN_TEMPLATES:
         return templates_figure(weights, shape, start, run)
+    unit, units = ("class", "classes") if linear else ("hidden unit", "hidden units")
     fields = receptive_fields(weights, shape)
     shown = fields[:SHOWN_FIELDS]
-    which = f"{len(fields):,} hidden units, strongest first" if len(fields) > 1 else "hidden unit"
+    which = f"{len(fields):,} {units}, strongest first" if len(fields) > 1 else unit
     if len(shown) < len(fields):
-        which = f"strongest {len(shown)} of {len(fields):,} hidden units"
+        which = f"strongest {len(shown)} of {len(fields):,} {units}"
     figure = new_figure(f"Receptive fields of the {which}", run["title"])
     ax = figure.add_subplot()
     image = signed_image(ax, mosaic(shown, aspect=1.4), signed_limit(shown))
-    weight_colourbar(figure, image, f"weight from {start} to the unit")
+    weight_colourbar(figure, image, f"weight from {start} to the {unit.split()[-1]}")
     ax.set_axis_off()
     return figure
 

@@ -408,18 +408,7 @@ def test_folders_on_the_command_line_command_no_terminal(tmp_path, small_set):
         ("visualize.py", [odd, "--only", "loss"]),
         (
             "search.py",
-            [
-                *flags[:2],
-                *flags[4:],
-                "--space",
-                "hidden=3",
-                "--trials",
-                2,
-                "--workers",
-                1,
-                "--out",
-                odd / "search",
-            ],
+            [*flags[:2], "--epochs", 1, "--space", "hidden=3", "--workers", 1, "--out", odd / "search"],
         ),
     ):
         done = run(script, *arguments)

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import pickle
 import shutil
 import struct
@@ -366,6 +367,7 @@ def test_pictures_in_a_folder_for_each_class(tmp_path):
     save_pictures(tmp_path / "val", IMAGES[:9])
     (tmp_path / "train" / "a" / "Thumbs.db").write_bytes(b"x")
     (tmp_path / "train" / "a" / "._000.png").write_bytes(b"x")
+    (tmp_path / "train" / "a" / "000.png").rename(tmp_path / "train" / "a" / os.fsdecode(b"000\xff.png"))
     (tmp_path / "train" / "empty").mkdir()
     order = np.argsort(LABELS, kind="stable")
     dataset = load(tmp_path)
@@ -375,7 +377,7 @@ def test_pictures_in_a_folder_for_each_class(tmp_path):
     assert (len(dataset["val_images"]), len(dataset["test_images"])) == (9, 6)
     again = load(tmp_path)["sha256"]
     assert dataset["sha256"] == again
-    shutil.move(tmp_path / "train" / "a" / "000.png", tmp_path / "train" / "b" / "000.png")
+    shutil.move(tmp_path / "train" / "a" / os.fsdecode(b"000\xff.png"), tmp_path / "train" / "b" / "000.png")
     assert load(tmp_path)["sha256"] != again
 
 

@@ -435,9 +435,18 @@ def test_other_data_are_refused(done, tmp_path):
         search.main(["--resume", "--out", str(copy)])
 
 
-def test_impossible_split_is_refused_before_anything_is_written(small_set, tmp_path):
-    with refused("60", error=ValueError):
-        search.main(flags(small_set, tmp_path / "out", "--val-size", 60))
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--val-size", 60],
+        ["--class-weight", 1, 2],
+        ["--preprocess", "pca:900"],
+        ["--space", "preprocess=scale,pca:900"],
+    ],
+)
+def test_what_does_not_fit_the_data_is_refused_before_anything_is_written(small_set, tmp_path, given):
+    with refused(given[0] if given[0] != "--space" else "pca:900", error=ValueError):
+        search.main(flags(small_set, tmp_path / "out", *given))
     assert not (tmp_path / "out").exists()
 
 

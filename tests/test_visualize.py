@@ -250,6 +250,13 @@ def test_of_many_receptive_fields_the_strongest_are_shown():
     assert f"{visualize.SHOWN_FIELDS} of 2,048" in title_of(figure)
 
 
+def test_templates_of_many_classes_are_one_sheet_for_they_would_take_minutes():
+    weights = np.random.default_rng(0).normal(0, 1, (6, 4096))
+    figure = visualize.fields_figure(held(params=dict.fromkeys(("W1", "b1"), weights)))
+    assert len(figure.axes) == 2  # the sheet and its colours
+    assert f"{visualize.SHOWN_FIELDS} of 4,096 classes" in title_of(figure)
+
+
 @pytest.mark.parametrize("n, shape", [(1, (4, 5)), (3, (28, 28)), (7, (6, 19)), (2000, (28, 28))])
 def test_a_mosaic_holds_every_picture_once(n, shape):
     pictures = np.arange(n, dtype=np.float32)[:, None, None] * np.ones((1, *shape), np.float32)
