@@ -6,6 +6,7 @@ import html
 import io
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -137,6 +138,25 @@ def test_the_same_run_gives_the_same_page(trained):
     assert pages[0] == pages[1]
 
 
+@pytest.mark.parametrize("strategy", ["random", "grid"])
+def test_a_search_is_made_again_by_the_command_on_its_page(strategy, tmp_path):
+    trials = ["--trials", "5"] if strategy == "random" else []
+    given = ["--space", "lr=0.1,0.5", "hidden=3,12x5", *trials, "--strategy", strategy, "--seed", "3"]
+    given += ["--nesterov", "--momentum", "0.5", "--val-size", "6000", "--out", str(tmp_path)]
+
+    def defined(words):
+        parser = data.make_parser("")
+        search.add_flags(parser)
+        return search.define(vars(parser.parse_args(words)), search.DEFAULT_SEARCH)
+
+    told = defined(given)
+    settings = {"settings": told["settings"], **{name: told[name] for name in visualize.SEARCHED}}
+    made = {"definition": settings, "config": {}, "date": "", "title": ""}
+    command = dict(visualize.page_facts(made))["made again by"]
+    python, script, *words = shlex.split(command)
+    assert (python, script) == ("python", "search.py") and defined(words) == told
+
+
 def test_names_from_outside_are_text_and_no_more():
     run = made_up()
     run["config"]["data"]["class_names"] = [EVIL, "b", "c"]
@@ -168,10 +188,10 @@ def test_a_page_holds_a_few_images_of_each_cell_and_the_worst_mistakes(monkeypat
 
 def test_weights_of_16_bits_are_left_where_they_would_change_an_answer():
     run = made_up(["scale"], loss="mse")
-    params, config = run["params"], run["config"]
-    assert visualize.page_member(params, config, run["images"])["params"]["W1"]["type"] == "<i2"
-    large = {name: 1e4 * w for name, w in params.items()}
-    assert visualize.page_member(large, config, run["images"])["params"]["W1"]["type"] == "<f4"
+    for size, kind in ((1, "<i2"), (1e4, "<f4")):
+        params = {name: size * w for name, w in run["params"].items()}
+        (member,) = visualize.page_members({**run, "params": params}, run["images"])["members"]
+        assert member["params"]["W1"]["type"] == kind
 
 
 # --- what it does in a browser ---
