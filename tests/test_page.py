@@ -374,10 +374,14 @@ CONTRAST = """
 
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_no_text_is_cut_off_or_pale(opened, page, searched, theme, width):
+def test_no_text_is_cut_off_or_pale(opened, page, searched, theme, width, tmp_path):
+    long = made_up()
+    long["config"]["data"]["class_names"] = ["W" * 20, "ß" * 20, "emu"]
+    long |= {"title": "W" * 60, "settings": {"dataset": "W" * 300}}
+    (tmp_path / "long.html").write_text(visualize.page_of(long, {}), encoding="utf-8")
     opened("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
     opened("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
-    for path in (page, searched):
+    for path in (page, searched, tmp_path / "long.html"):
         assert open_page(opened, path) == []
         value_of(opened, "document.querySelector('#clicked button').click()")
         value_of(opened, "document.querySelector('.confusion button').click()")
