@@ -1584,8 +1584,8 @@ def page_facts(run):
     facts += [(name, short(value)) for name, value in known.items() if value != train.DEFAULTS[name]]
     facts += [("made again by", made_by(told, known))] * bool(told or known)
     versions = run["config"].get("versions") or definition.get("versions") or {}
-    facts.append(("made with", ", ".join(f"{name} {version}" for name, version in versions.items())))
-    return [*facts, ("files of", run["date"])]
+    made = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return [*facts, *[("made with", made)] * bool(made), ("files of", run["date"])]
 
 
 SEARCHED = ("space", "strategy", "trials", "repeat", "seed")  # what a search is told beside settings

@@ -91,8 +91,8 @@ def draw_line(send, *places):
     """Draw on the pad with a pressed mouse: places are shares of its width and height."""
     box = value_of(send, "$('pad').scrollIntoView(), $('pad').getBoundingClientRect().toJSON()")
     at = [{"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]} for x, y in places]
-    kinds = ["mousePressed", *["mouseMoved"] * (len(at) - 2), "mouseReleased"]
-    for kind, place in zip(kinds, [at[0], *at[1:-1], at[-1]]):
+    moves = [("mouseMoved", place) for place in at[1:]]
+    for kind, place in [("mousePressed", at[0]), *moves, ("mouseReleased", at[-1])]:
         send("Input.dispatchMouseEvent", type=kind, button="left", buttons=1, clickCount=1, **place)
 
 
