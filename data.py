@@ -232,6 +232,7 @@ def as_dataset(
     ValueError
         The message names what does not fit, and the first image or label that is wrong.
     """
+    size = parse_size(size)
     given = {"train": (train_images, train_labels), "val": (val_images, val_labels)}
     given["test"] = (test_images, test_labels)
     given = {part: pair for part, pair in given.items() if part == "train" or pair[0] is not None}
@@ -374,7 +375,7 @@ def _as_classes(labels, class_names, where):
         if not counted or len(class_names) > MOST_CLASSES:
             raise ValueError(f"{where} has {len(values)} classes, but {len(class_names)} are named")
         names, index = list(class_names), values[index]
-    names = [printable(name) for name in names]
+    names = [printable(str(name)) for name in names]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{where} has two classes that are called {twice}")
@@ -404,7 +405,7 @@ def load_dataset_of(config, data_dir=None, name=None, transpose=None):
     dict
         Its labels are the network's class numbers. Where it has no test images, ``test_images`` are the
         validation images of the run, or all images of another data set. ``judged`` says which:
-        ``test``, ``validation`` or ``all``.
+        ``test images``, ``validation images`` or ``images``.
 
     Raises
     ------
@@ -512,7 +513,7 @@ def with_classes(dataset, names):
 
 def _with_test_images(dataset, config, own):
     if len(dataset["test_images"]):
-        return {**dataset, "judged": "test"}
+        return {**dataset, "judged": "test images"}
     if own:
         nn.check(config, SPLIT_KIND, "the config of the run")
         _, (images, labels) = split_dataset(dataset, config)
@@ -522,7 +523,12 @@ def _with_test_images(dataset, config, own):
     if not len(images):
         raise ValueError(f"{dataset['title']} has no test images, and the run held none out; see --dataset")
     _note(f"{dataset['title']} has no test images; {what} are taken")
-    return {**dataset, "test_images": images, "test_labels": labels, "judged": "validation" if own else "all"}
+    return {
+        **dataset,
+        "test_images": images,
+        "test_labels": labels,
+        "judged": "validation images" if own else "images",
+    }
 
 
 # --- datasets: the files that hold them -------------------------------------------------------
@@ -554,7 +560,7 @@ def _load_path(path, name, title, form):
             )
     for part in ("val", "test"):
         if f"{part}_images" in arrays and f"{part}_labels" not in arrays:
-            _note(f"{path}: the {part} images have no labels and are left out")
+            _note(f"{path}: the {part} images have no labels and are left out; see test.py --predict")
         if not (f"{part}_images" in arrays and f"{part}_labels" in arrays):
             arrays = {key: array for key, array in arrays.items() if not key.startswith(part)}
     about = {"name": name, "title": title, "class_names": _read_class_names(path), "sha256": digests}
@@ -877,7 +883,7 @@ def folds(labels, count, rng, size=None):
 def check_split(n, val_size, train_size=None):
     """The number of training images in a split of n images; ValueError where there is no such split."""
     wanted = n - val_size if train_size is None else train_size
-    if val_size < 0 or not 1 <= wanted <= n - val_size:
+    if val_size < 0 or val_size % 1 or not 1 <= wanted <= n - val_size:
         raise ValueError(
             f"{n} images cannot be split into {val_size} for validation and "
             f"{'at least 1' if train_size is None else train_size} for training"
@@ -2235,6 +2241,7 @@ def fit_pictures(picture, facts, fit=None, split=False):
     if (fit or facts["fit"]) == "digit" and picture.shape[:2] != shape:
         ink = find_ink(picture)
         digits, doubts = split_ink(ink)
+        doubts = [doubt for doubt in doubts if not (split and doubt == SEVERAL)]
         return [prepare_ink(digit, shape) for digit in (digits if split else [ink])], doubts
     grey = Image.fromarray(np.ascontiguousarray(picture)).convert("L")
     image = np.asarray(grey if picture.shape[:2] == shape else grey.resize(shape[::-1], Image.Resampling.BOX))

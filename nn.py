@@ -456,8 +456,11 @@ def _minus_target(estimates, y, label_smoothing):
 def _checked_labels(outputs, y):
     y = np.asarray(y)
     if y.shape != outputs.shape[:1] or y.dtype.kind not in "iu" or not len(y):
-        given = f"{y.dtype} of shape {y.shape}"
-        raise ValueError(f"labels must be {len(outputs)} whole numbers, at least one, not {given}")
+        hint = "; one-hot labels become numbers by y.argmax(axis=1)" if y.shape == outputs.shape else ""
+        raise ValueError(
+            f"labels must be whole numbers of shape {outputs.shape[:1]}, at least one, "
+            f"not {y.dtype} of shape {y.shape}{hint}"
+        )
     if y.max() >= outputs.shape[1] or (y.dtype.kind == "i" and y.min() < 0):
         raise ValueError(f"labels must lie in 0 ... {outputs.shape[1] - 1}, not {y.min()} ... {y.max()}")
     return y
@@ -560,7 +563,7 @@ def estimates(outputs, loss="cross_entropy"):
 
 def accuracy(outputs, y):
     """Share of rows whose largest output is that of the label."""
-    return float(np.mean(outputs.argmax(axis=1) == y))
+    return float(np.mean(outputs.argmax(axis=1) == _checked_labels(outputs, y)))
 
 
 def mean_and_sd(values):

@@ -189,13 +189,13 @@ WIDEST = 79  # columns of a terminal
 WORST = 10  # classes, or pairs of classes, that are shown where there are too many for a matrix
 
 
-def report_text(report, config, title):
+def report_text(report, config, title, what="test images"):
     """The report as aligned text."""
     names = [name[:20] for name in config["data"]["class_names"]]
     figures = [f"loss {report['loss']:.4f}", f"accuracy {percent(report['accuracy'])}"]
     figures.append(f"errors {report['errors']:,}")
     figures += [f"top 3 {percent(report['top3'])}"] if "top3" in report else []
-    lines = [f"{title}: {report['images']:,} test images", "   ".join(figures), ""]
+    lines = [f"{title}: {report['images']:,} {what}", "   ".join(figures), ""]
     rows, wide = report["classes"], max(8, *map(len, names))
     if len(rows) > 3 * WORST:
         rows = sorted(rows, key=lambda row: row["f1"])[:WORST]
@@ -212,7 +212,8 @@ def report_text(report, config, title):
 
 def confusion_lines(confusion, names):
     """The confusion matrix, or the pairs that are confused most where it is too wide for a terminal."""
-    wide, cell = max(map(len, names)), max(5, 1 + len(str(max(map(max, confusion)))))
+    wide, longest = max(map(len, names)), len(str(max(map(max, confusion))))
+    cell = max(5, 1 + longest, 1 + min(wide, (WIDEST - wide) // len(names) - 1))
     if wide + cell * len(names) > WIDEST:
         counts = np.array(confusion) * ~np.eye(len(names), dtype=bool)
         pairs = zip(*np.unravel_index(np.argsort(-counts, axis=None, kind="stable")[:WORST], counts.shape))
@@ -282,13 +283,15 @@ def report_test_set(flags, members):
     about = {"members": each} if len(each) > 1 else {"layers": each[0]["layers"]}
     if flags.json:
         about |= {"adversarial": flags.adversarial} if flags.adversarial else {}
-        print(json.dumps({"dataset": dataset["name"], **about, **report}, indent=2))
+        print(
+            json.dumps({"dataset": dataset["name"], "judged": dataset["judged"], **about, **report}, indent=2)
+        )
     else:
         if len(each) > 1:
             data.say("\n".join([*member_lines(each), ""]))
         title = f"committee of {len(each)}" if len(each) > 1 else each[0]["layers"]
         title += f", attacked by {flags.adversarial:g}" if flags.adversarial else ""
-        data.say(report_text(report, config, f"{dataset['title']}, {title}"))
+        data.say(report_text(report, config, f"{dataset['title']}, {title}", dataset["judged"]))
     run = pathlib.Path(flags.runs[0])  # written last: the report is there even if the folder is read-only
     kind = "-committee" * (len(each) > 1) + "-attacked" * bool(flags.adversarial)
     kind += f"-{pathlib.Path(dataset['name']).name}" * (dataset["name"] != config["dataset"])
@@ -335,7 +338,7 @@ def report_comparison(flags):
     if flags.json:
         print(json.dumps({"dataset": dataset["name"], "images": len(labels), "runs": rows}, indent=2))
         return
-    data.say("\n".join([f"{dataset['title']}: {len(labels):,} test images", *member_lines(rows)]))
+    data.say("\n".join([f"{dataset['title']}: {len(labels):,} {dataset['judged']}", *member_lines(rows)]))
     for row in rows[1:]:
         data.say(f"\n{comparison_text(row, rows[0]['run'])}")
 
@@ -428,7 +431,6 @@ def report_pictures(flags, members):
             status = 2
             continue
         several += data.SEVERAL in doubts
-        doubts = [doubt for doubt in doubts if not (flags.split and doubt == data.SEVERAL)]
         best = [likeliest(members, image) for image in images]
         rows.append({"file": path, **picture_row(best, flags.split), "doubts": doubts, **files})
         if not flags.json:
@@ -437,8 +439,7 @@ def report_pictures(flags, members):
             data.say(f"{path}: {'   '.join(words)}")
     if flags.json:
         print(json.dumps(rows, indent=2))
-    if several and not flags.split:
-        warn_of_several(several)
+    warn_of_several(several)
     return status
 
 
@@ -448,7 +449,8 @@ def complain(error):
 
 def warn_of_several(count):
     seem = "1 picture seems" if count == 1 else f"{count:,} pictures seem"
-    print(f"note: {seem} to show several digits; --split reads them as a number", file=sys.stderr)
+    if count:
+        data.say(f"note: {seem} to show several digits; --split reads them as a number", sys.stderr)
 
 
 def picture_row(best, split):
@@ -541,16 +543,15 @@ def fitted_pictures(paths, flags, facts):
                 complain(error)
                 continue
             several += data.SEVERAL in doubts
-            doubtful += any(doubt != data.SEVERAL for doubt in doubts)
+            doubtful += bool(set(doubts) - {data.SEVERAL})
             names.append(data.printable(path))
             images += [image.ravel() for image in found]
             counts.append(len(found))
             show(f"reading {done:,}/{len(paths):,} pictures")
-    if several and not flags.split:
-        warn_of_several(several)
+    warn_of_several(several)
     if doubtful:
         are = "1 picture is" if doubtful == 1 else f"{doubtful:,} pictures are"
-        print(f"note: {are} doubtful; --images in place of --predict says why", file=sys.stderr)
+        data.say(f"note: {are} doubtful; --images in place of --predict says why", sys.stderr)
     bare = [os.path.basename(name) for name in names]
     return bare if len(set(bare)) == len(bare) else names, np.array(images), counts
 
@@ -569,15 +570,16 @@ def answer_rows(estimates, names, counts, class_names, columns):
 
 def answers_text(flags, members, answers):
     """How many there are of each answer, the most frequent ones where there are many."""
-    what = data.printable(flags.predict[0]) if len(flags.predict) == 1 else "pictures"
+    what = flags.predict[0] if len(flags.predict) == 1 else f"{len(flags.predict):,} files"
     who = f"committee of {len(members)}" if len(members) > 1 else layers_text(members[0][0])
     counted = sorted(collections.Counter(answers).items(), key=lambda pair: -pair[1])
     shown = counted[: 3 * WORST]
     wide = max(8, *(len(name[:20]) for name, _ in shown))
-    lines = [f"{what}, {who}: {len(answers):,} images", "", f"{'class':{wide}}   images"]
+    images = f"{len(answers):,} image{'s' * (len(answers) != 1)}"
+    lines = [f"{what}, {who}: {images}", "", f"{'class':{wide}}   images"]
     lines += [f"{name[:20]:{wide}}  {count:7,}" for name, count in shown]
     lines += [f"and {len(counted) - len(shown):,} more"] if len(counted) > len(shown) else []
-    return "\n".join([*lines, "", data.printable(f"the answers are in {flags.out}")])
+    return "\n".join([*lines, "", f"the answers are in {flags.out}"])
 
 
 # --- export -----------------------------------------------------------------------------------
@@ -811,7 +813,7 @@ EXAMPLES = """examples:
   python test.py results
   python test.py results/a results/b --compare
   python test.py results --images photos/*.jpg --save
-  python test.py results --predict test.csv --out answers.csv --columns ImageId,Label
+  python test.py results --predict new.csv --out answers.csv --probabilities
   python test.py results --export digits.onnx"""
 
 

@@ -376,7 +376,7 @@ def activations_figures(run):
         right.set(xlim=(0.5, width + 0.5), ylim=(0, 100), title=f"how often each unit is {state}")
         right.xaxis.set_major_locator(MaxNLocator(**ROUND))
         right.set_xlabel(f"hidden unit, the most often {state} first")
-        right.set_ylabel("test images (%)")
+        right.set_ylabel(f"{judged(run)} (%)")
         figures[f"activations_{layer}"] = figure
     return figures
 
@@ -416,11 +416,16 @@ def mosaic(pictures, aspect=1.0, gap=2):
 # --- predictions ------------------------------------------------------------------------------
 
 
+def judged(run):
+    """What images the network was judged on, in words."""
+    return run.get("judged", "test images")
+
+
 def confusion_figure(run):
     """Confusion matrix with counts; colours show the errors alone, which are few."""
     names = run["config"]["data"]["class_names"]
     counts = nn.confusion_matrix(run["labels"], run["estimates"].argmax(axis=1), len(names))
-    figure = new_figure("Confusion matrix of the test images", run["title"], layout="compressed")
+    figure = new_figure(f"Confusion matrix of the {judged(run)}", run["title"], layout="compressed")
     ax = figure.add_subplot()
     errors = np.ma.masked_array(counts, np.eye(len(counts), dtype=bool))
     cmap = matplotlib.colormaps["Oranges"].with_extremes(bad="#d9d9d9")
@@ -534,7 +539,7 @@ def calibration_figure(run):
     edges = np.linspace(0, 100, len(counts) + 1)
     lower.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=BLUE, edgecolor="w")
     count_axis(lower, counts, room=5)
-    lower.set(xlabel="confidence: probability of the prediction (%)", ylabel="test images", xlim=(0, 102))
+    lower.set(xlabel="confidence: probability of the prediction (%)", ylabel=judged(run), xlim=(0, 102))
     return figure
 
 
@@ -1331,6 +1336,7 @@ def add_test_set(run, data_dir):
     return {
         **run,
         "images": images,
+        "judged": dataset["judged"],
         "labels": labels,
         "estimates": estimates,
         **{name: value for name, value in optional.items() if len(value)},

@@ -645,3 +645,27 @@ def test_class_weights_are_factors_on_the_loss_of_each_image():
     weights = np.arange(1.0, outputs.shape[1] + 1)
     each = [nn.loss(params, outputs[i : i + 1], y[i : i + 1]) for i in range(len(y))]
     assert nn.loss(params, outputs, y, class_weight=weights) == pytest.approx(np.mean(weights[y] * each))
+
+
+@pytest.mark.parametrize(
+    "y, words",
+    [
+        (np.eye(4)[[0, 1, 2]], ["(3, 4)", "(3,)", "argmax"]),
+        ([0, 1], ["(2,)", "(3,)"]),
+        ([0.0, 1.0, 2.0], ["float64"]),
+        (["a", "b", "c"], ["(3,)"]),
+        ([1, 2, 4], ["0 ... 3", "1 ... 4"]),
+    ],
+)
+def test_labels_say_what_was_given_and_what_was_expected(y, words):
+    params = nn.init_params(np.random.default_rng(0), [5, 4])
+    outputs, cache = nn.forward(params, np.zeros((3, 5)))
+    for use in (
+        lambda: nn.loss(params, outputs, y),
+        lambda: nn.backward(params, cache, y),
+        lambda: nn.accuracy(outputs, y),
+    ):
+        with refused(*words, error=ValueError):
+            use()
+    with refused("(3, 2, 2)", "(n, 5)", error=ValueError):
+        nn.forward(params, np.zeros((3, 2, 2)))

@@ -530,6 +530,42 @@ def test_what_cannot_go_well_is_said(small_set, tmp_path):
     assert "few training images: 2 (1)" in done.stdout
 
 
+def test_sorted_data_whose_last_images_are_held_out_are_noted(tmp_path):
+    write_dataset(tmp_path / "sorted")
+    path = tmp_path / "sorted" / data.FILES["train_labels"]
+    path.write_bytes(data.idx_bytes(np.repeat(np.arange(3, dtype=np.uint8), 20)))
+    given = (
+        "--dataset",
+        path.parent,
+        "--val-size",
+        12,
+        "--epochs",
+        1,
+        "--hidden",
+        2,
+        "--out",
+        tmp_path / "run",
+    )
+    notes = [
+        line for line in run("train.py", *given, "--holdout", "last").stdout.splitlines() if "note" in line
+    ]
+    assert "0 (0), 1 (0)" in notes[0] and "validation" in notes[0] and "--holdout stratified" in notes[1]
+    assert "few" not in run("train.py", *given).stdout
+
+
+def test_runs_that_do_not_say_how_they_held_out_split_as_they_did(small_set, tmp_path):
+    run("train.py", "--dataset", small_set, *SMALL, "--epochs", 2, "--holdout", "random", "--out", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    last = nn.load_checkpoint(tmp_path / "last.pkl")
+    del config["holdout"], last["config"]["holdout"]
+    data.save_json(tmp_path / "config.json", config)
+    nn.save_params(tmp_path / "last.pkl", **last)
+    assert train.load_last(tmp_path)[2]["holdout"] == "random"
+    assert train.load_settings(tmp_path / "config.json")["holdout"] == "random"
+    run("train.py", "--resume", "--epochs", 3, "--out", tmp_path)
+    assert data.load_run(tmp_path)[1]["holdout"] == "random"
+
+
 def test_class_weights_make_rare_classes_count(small_set, tmp_path):
     config, sets = small_run(small_set, class_weight="balanced")
     sets["train"]["labels"] = np.repeat(np.arange(3), [40, 6, 2])
