@@ -1816,7 +1816,7 @@ button { font: inherit; color: inherit; background: var(--panel); border: 1px so
 .views canvas { width: 8.5rem; height: auto; }
 .views figure { width: 8.5rem; }
 .images { display: flex; flex-wrap: wrap; gap: 0.5rem; margin: 0.75rem 0; }
-.images button { padding: 0.25rem; width: 5rem; font-size: 0.8rem; line-height: 1.2; }
+.images button { padding: 0.25rem; width: 5rem; font-size: 0.75rem; line-height: 1.2; }
 .images canvas { width: 100%; margin-bottom: 0.2rem; }
 .wide { overflow-x: auto; }
 .figures { display: grid; gap: 1.5rem;
