@@ -1798,6 +1798,7 @@ dd { margin: 0; font-family: ui-monospace, monospace; font-size: 0.9rem; }
 figure { margin: 0; min-width: 0; }
 figcaption { margin-bottom: 0.3rem; }
 canvas { display: block; image-rendering: pixelated; border: 1px solid var(--line); background: #fff; }
+[hidden] { display: none !important; }
 button { font: inherit; color: inherit; background: var(--panel); border: 1px solid var(--line);
   border-radius: 4px; cursor: pointer; }
 :focus-visible { outline: 3px solid var(--main); outline-offset: 2px; }
@@ -1920,6 +1921,8 @@ const STEPS = {
   },
   pool: (im) => image(Math.ceil(im.rows / 2), Math.ceil(im.columns / 2), (r, c) =>
     even(sum([0, 1, 2, 3].map((i) => at(im, 2 * r + (i >> 1), 2 * c + (i & 1)))) / 4)),
+  hog,
+  "pixels-and-hog": hog,
 };
 
 function hog(im, {name, number}) {  // the arrows of each of 8 directions, averaged in each cell
@@ -1944,7 +1947,6 @@ function hog(im, {name, number}) {  // the arrows of each of 8 directions, avera
   const p = name === "hog" ? found : Float64Array.of(...im.p, ...found);
   return {rows: 1, columns: p.length, p};
 }
-Object.assign(STEPS, {hog, "pixels-and-hog": hog});
 
 // --- from a drawing to an image as the network knows them: the fits of data.py ---
 
@@ -2009,8 +2011,9 @@ const FITS = {
   whole(ink, rows, columns) {
     const grey = mapped(ink, (v) => Math.floor(255 * (1 - v)));
     const im = resized(grey, rows, columns, BOX, (v) => Math.floor(v + 0.5));
-    const rim = [[...Array(columns).keys()].flatMap((c) => [at(im, 0, c), at(im, rows - 1, c)]),
-      [...Array(rows).keys()].flatMap((r) => [at(im, r, 0), at(im, r, columns - 1)])].flat();
+    const along = (n, both) => [...Array(n).keys()].flatMap(both);
+    const rim = [...along(columns, (c) => [at(im, 0, c), at(im, rows - 1, c)]),
+      ...along(rows, (r) => [at(im, r, 0), at(im, r, columns - 1)])];
     const edge = sum(rim) / rim.length;
     return Math.abs(255 - edge - page.edge) < Math.abs(edge - page.edge) ? mapped(im, (v) => 255 - v) : im;
   },
@@ -2080,7 +2083,8 @@ const signed = ({p}) => {  // orange above 0, blue below
 function paint(canvas, im, colour) {
   Object.assign(canvas, {width: im.columns, height: im.rows});
   const pixels = new ImageData(im.columns, im.rows);
-  im.p.forEach((v, i) => pixels.data.set([...colour(v), 255], 4 * i));
+  pixels.data.fill(255);
+  im.p.forEach((v, i) => colour(v).forEach((level, k) => { pixels.data[4 * i + k] = level; }));
   canvas.getContext("2d").putImageData(pixels, 0, 0);
 }
 
@@ -2124,12 +2128,11 @@ function show(im, says = "") {
     return line;
   }));
   $("answer").textContent = `${says}${names[best]}, ${written(mean[best])}`;
-  const inner = passes.flatMap((pass, m) => {
+  $("views").replaceChildren(view("what the network sees", im, grey), ...passes.flatMap((pass, m) => {
     const [own] = order(pass.estimates);
-    const says = `member ${m + 1} (${names[own]}, ${written(pass.estimates[own])}): `;
-    return inside(members[m], pass, passes.length > 1 ? says : "", best, next);
-  });
-  $("views").replaceChildren(view("what the network sees", im, grey), ...inner);
+    const whose = `member ${m + 1} (${names[own]}, ${written(pass.estimates[own])}): `;
+    return inside(members[m], pass, passes.length > 1 ? whose : "", best, next);
+  }));
 }
 
 function inside(member, pass, whose, best, next) {  // what speaks for the answer, and the hidden units
@@ -2173,7 +2176,8 @@ function listen() {
     if (!step) return;
     event.preventDefault();
     const to = (pen ?? [SIDE / 2, SIDE / 2]).map((v, i) => clip(v + step[i], 0, SIDE - 1));
-    if (event.shiftKey) pen = to; else draw(to);
+    if (event.shiftKey) { pen = to; redraw(); } else draw(to);
+    pad.getContext("2d").strokeRect(to[0] - PEN, to[1] - PEN, 2 * PEN, 2 * PEN);  // where the pen is
   };
 }
 
@@ -2198,7 +2202,7 @@ function buttons(chosen) {
 }
 
 function sort(table, column) {
-  const head = table.tHead.rows[0].cells, down = head[column].ariaSort === "ascending";
+  const head = table.tHead.rows[0].cells, down = head[column].getAttribute("aria-sort") === "ascending";
   [...head].forEach((cell) => cell.removeAttribute("aria-sort"));
   head[column].setAttribute("aria-sort", down ? "descending" : "ascending");
   const value = (row) => row.cells[column].textContent;
@@ -2219,8 +2223,9 @@ function check() {  // that this page computes what the program does
     `largest difference from the program is ${largest.toExponential(1)}, ${others} get another class.`;
 }
 
-const unknown = members.find(({activate}) => !activate);
-const why = page.why ?? (unknown && `this page does not know the activation ${unknown.activation}`);
+const needed = members.flatMap(({activation, steps}) => [activation, ...steps.map(({name}) => name)]);
+const unknown = needed.find((name) => !(name in ACTIVATIONS || name in STEPS));
+const why = page.why ?? (unknown && `it does not know ${unknown}`);
 if (why) {
   $("why").textContent = `The network does not run in this page: ${why}.`;
 } else {
@@ -2235,7 +2240,7 @@ document.querySelectorAll("[data-label]").forEach((cell) => {
     const {label, read} = cell.dataset;
     const behind = [...page.labels.keys()].filter((i) =>
       page.labels[i] === +label && page.predicted[i] === +read);
-    const says = element("p", `${cell.ariaLabel}, ${behind.length} of them in this page:`);
+    const says = element("p", `${cell.getAttribute("aria-label")}, ${behind.length} of them in this page:`);
     $("behind").replaceChildren(says, ...buttons(behind));
   };
 });

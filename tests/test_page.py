@@ -325,10 +325,18 @@ def test_a_page_without_the_data_set_still_reads_what_is_drawn(opened, trained, 
     assert len(bars(opened)) == 3
 
 
-def test_an_activation_of_your_own_is_why_there_is_no_pad(opened, monkeypatch, tmp_path):
-    monkeypatch.setitem(nn.ACTIVATIONS, "mine", nn.ACTIVATIONS["relu"])
-    open_text(opened, visualize.page_of(made_up(activation="mine"), {}), tmp_path)
-    assert "mine" in value_of(opened, "$('why').textContent") and value_of(opened, "$('live').hidden")
+@pytest.mark.parametrize("kind", ["activation", "step"])
+def test_what_you_have_added_to_the_program_is_why_there_is_no_pad(opened, kind, monkeypatch, tmp_path):
+    if kind == "activation":
+        monkeypatch.setitem(nn.ACTIVATIONS, "mine", nn.ACTIVATIONS["relu"])
+        run = made_up(activation="mine")
+    else:
+        monkeypatch.setitem(data.PICTURE_STEPS, "mine", lambda pictures, step: pictures)
+        run = made_up()
+        run["config"]["steps"] = [{"name": "mine", "shape": [9, 8]}]
+    open_text(opened, visualize.page_of(run, {}), tmp_path)
+    assert "mine" in value_of(opened, "$('why').textContent")
+    assert value_of(opened, "getComputedStyle($('live')).display") == "none"
 
 
 def test_a_hostile_name_does_nothing(opened, tmp_path):
