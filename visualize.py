@@ -1262,8 +1262,8 @@ def load_committee(paths, data_dir):
     Returns
     -------
     dict
-        ``runs``, ``title``, ``config``; ``members``, ``images``, ``labels``, ``estimates`` and
-        ``mistakes``, or ``why`` there are none.
+        ``runs``, ``title``, ``config``; as far as there are any ``members``, ``images``, ``labels``,
+        ``estimates`` and ``mistakes``; ``why`` there are no members.
     """
     runs = [load_folder(folder) for path in paths for folder in judging.runs_in(path)]
     runs = [run for run in runs if "rows" in run]
@@ -1271,16 +1271,16 @@ def load_committee(paths, data_dir):
     try:
         members = judging.load_members([run["path"] for run in runs])
         if len({config["dataset"] for _, config in members}) > 1:
-            raise ValueError("the runs have different data sets")
+            raise ValueError("they have different data sets")
+        made |= {"members": members, "title": f"{common_title(runs)}: a committee of {len(runs)}"}
         dataset = data.load_dataset_of(members[0][1], data_dir)
-    except (OSError, ValueError) as error:
+        images, labels = dataset["test_images"], dataset["test_labels"]
+        estimates, report, _ = judging.judge(members, images, labels)
+    except (OSError, ValueError, ArithmeticError) as error:  # of the data set alone: members stay
         return {**made, "why": f"no committee can be made of these runs: {data.message_of(error)}"}
-    images, labels = dataset["test_images"], dataset["test_labels"]
-    estimates, report, _ = judging.judge(members, images, labels)
-    title = f"{common_title(runs)}: a committee of {len(runs)}, test accuracy {percent(report['accuracy'])}"
+    made["title"] += f", test accuracy {percent(report['accuracy'])}"
     mistakes = worst_mistakes(estimates, labels)
-    judged = {"members": members, "images": images, "labels": labels, "estimates": estimates}
-    return {**made, **judged, "title": title, "mistakes": mistakes}
+    return {**made, "images": images, "labels": labels, "estimates": estimates, "mistakes": mistakes}
 
 
 def mean_trial(rows):
@@ -1580,7 +1580,8 @@ def base64_text(content):
 def page_facts(run):
     """What stands at the top of the page: pairs of a name and a text."""
     if "runs" in run:
-        return [(f"member {number}", label) for number, label in enumerate(run_labels(run["runs"]), start=1)]
+        members = [(f"member {n}", label) for n, label in enumerate(run_labels(run["runs"]), start=1)]
+        return [*members, ("files of", max(one["date"] for one in run["runs"]))]
     definition, known = run.get("definition", {}), run.get("settings", {})
     told = {name: definition[name] for name in SEARCHED if name in definition}
     known = definition.get("settings") or {} if definition else known
@@ -2310,8 +2311,7 @@ def draw(flags, only):
     """Draw what the flags ask for, and write or show it."""
     first = pathlib.Path(flags.folders[0])
     if len(flags.folders) > 1:
-        figures, skipped = draw_comparison(flags.folders, only)
-        run = load_committee(flags.folders, flags.data_dir) if figures and not only else None
+        run, (figures, skipped) = None, draw_comparison(flags.folders, only)
         beside = (first if first.name.strip(".") else first.resolve()).parent  # the parent of . is not .
         apart = len({os.path.dirname(os.path.abspath(folder)) for folder in flags.folders}) > 1
         out = (first if apart or beside.resolve() == pathlib.Path.cwd() else beside) / "comparison"
@@ -2331,6 +2331,7 @@ def draw(flags, only):
         out = pathlib.Path(flags.out or out)
         pictures = save_figures(figures, out)
         if not only:
+            run = run or load_committee(flags.folders, flags.data_dir)
             headings = [figure._suptitle.get_text().partition("\n")[0] for figure in figures.values()]
             shown = dict(zip(figures, zip(headings, pictures)))
             save_file(out / "report.html", page_of(run, shown).encode())

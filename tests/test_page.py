@@ -319,6 +319,14 @@ def test_a_committee_is_a_page_of_its_members(opened, trained, small, tmp_path):
     assert len(titles) == 1 + 3 + 2 and "member 2" in titles[-1]
 
 
+def test_runs_that_are_no_committee_have_a_page_that_says_why(trained, tmp_path):
+    other = write_dataset(tmp_path / "other", classes=4)
+    other = make_run(tmp_path / "b", other, "--hidden", 4, "--epochs", 1)
+    made = visualize.load_committee([trained, other], None)
+    assert "classes" in visualize.page_content(made)["why"]
+    assert "why" not in visualize.page_content(visualize.load_committee([trained, trained], None))
+
+
 def test_a_page_without_the_data_set_still_reads_what_is_drawn(opened, trained, tmp_path):
     open_text(opened, visualize.page_of(visualize.load_folder(trained), {}), tmp_path)
     draw_line(opened, (0.2, 0.3), (0.5, 0.4), (0.8, 0.9))
