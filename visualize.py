@@ -1818,6 +1818,7 @@ button { font: inherit; color: inherit; background: var(--panel); border: 1px so
 .views canvas { width: 8.5rem; height: auto; }
 .views figure { width: 8.5rem; }
 .images { display: flex; flex-wrap: wrap; gap: 0.5rem; margin: 0.75rem 0; }
+.images p { flex-basis: 100%; margin: 0; }
 .images button { padding: 0.25rem; width: 5rem; font-size: 0.75rem; line-height: 1.2; }
 .images canvas { width: 100%; margin-bottom: 0.2rem; }
 .wide { overflow-x: auto; }
