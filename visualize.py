@@ -90,7 +90,7 @@ ROUND = {"integer": True, "steps": [1, 2, 5, 10]}  # of ticks
 SATURATED = {"tanh": (-0.95, 0.95), "sigmoid": (0.025, 0.975)}  # beyond them the slope is below a tenth
 MARKED_EPOCHS = 30  # histories of up to so many epochs have a marker at each
 SHORT_RUN = 5  # a run of up to so many epochs is shown whole
-SHOWN_FIELDS = 300
+SHOWN_FIELDS, SHOWN_STARS = 300, 54
 SHOWN_TEMPLATES = 100  # each with its name: Matplotlib takes minutes to lay out many axes
 SHOWN_MISTAKES = 24
 SALIENT_CLASSES = 10
@@ -280,7 +280,8 @@ def fields_figure(run):
         return templates_figure(weights, shape, start, run)
     unit, units = ("class", "classes") if linear else ("hidden unit", "hidden units")
     fields = receptive_fields(weights, shape)
-    shown = fields[:SHOWN_FIELDS]
+    of_stars = shape != run["config"]["data"]["image_shape"]  # they need more room
+    shown = fields[: SHOWN_STARS if of_stars else SHOWN_FIELDS]
     which = f"{len(fields):,} {units}, strongest first" if len(fields) > 1 else unit
     if len(shown) < len(fields):
         which = f"strongest {len(shown)} of {len(fields):,} {units}"
