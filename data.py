@@ -462,15 +462,19 @@ def load_images(path, image_shape, transpose=False):
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}")
     arrays, _ = _read_files(path, math.prod(shape))
-    found = [arrays[f"{part}_images"] for part in ("test", "train", "val") if f"{part}_images" in arrays]
-    if not found or not found[0].size:
+    part = next((part for part in ("test", "train", "val") if f"{part}_images" in arrays), None)
+    if part is None or not arrays[f"{part}_images"].size:
         raise ValueError(f"{path} holds no images")
-    images = found[0][None] if found[0].shape in (shape, (math.prod(shape),)) else found[0]  # it is one
+    images = arrays[f"{part}_images"]
+    images = images[None] if images.shape in (shape, (math.prod(shape),)) else images  # it is one
     if math.prod(images.shape[1:]) != math.prod(shape):
         sizes = ["x".join(map(str, sides)) for sides in (images.shape[1:], shape)]
         raise ValueError(f"{path} has images of {sizes[0]} pixels, but the network takes {sizes[1]}")
     images = _as_pictures(images, f"{path}: the images", shape, transpose)
-    return _as_bytes({"new": images}, path)["new"].reshape(len(images), -1)
+    images = _as_bytes({"new": images}, path)["new"].reshape(len(images), -1)
+    if f"{part}_labels" in arrays:
+        _note(f"the labels in {path} are not looked at; to judge by them, see --dataset")
+    return images
 
 
 def holds_arrays(path):
