@@ -1216,6 +1216,19 @@ def weights_in_pixels(weights, steps):
     return weights
 
 
+def on_grey_levels(params, steps):
+    """The same network in float64 for images that ``redraw`` has made, its affine step in its first layer.
+
+    ((x - mean) factor) basis W + b is x V + b - mean V, with V = factor basis W.
+    """
+    affine, params = affine_step(steps), {key: w.astype(np.float64) for key, w in params.items()}
+    first = params["W1"] if affine["basis"] is None else affine["basis"] @ params["W1"]
+    params["W1"] = affine["factor"] * first  # (d, width)
+    if affine["mean"] is not None:
+        params["b1"] -= np.broadcast_to(affine["mean"], len(first)) @ params["W1"]
+    return params
+
+
 def slope_in_pixels(slope, steps):
     """The loss's slope at the inputs (n, inputs) as that at the pixels (n, d), but for the scale.
 

@@ -65,26 +65,18 @@ ETA = 3  # of the trials of a rung, one in so many goes on to the next
 
 
 def run_search(trials, plan, workers, out, searched, show):
-    """Run what is missing of all trials; write and print each as it ends.
+    """Run what is missing of all trials; write and print each as it ends; returns them as they are then.
 
     Parameters
     ----------
-    trials : list of dict
     plan : list of tuple
         From ``rungs``.
     workers : dict
         From ``local_workers`` or ``cluster_workers``.
-    out : Path
-        The folder of the search.
     searched : list of str
         Names of the settings that differ from trial to trial.
     show : function
         From ``data.progress_line``.
-
-    Returns
-    -------
-    list of dict
-        The trials as they are now.
     """
     found = {trial_name(trial): trial for trial in trials}
     started, reached, worked = time.perf_counter(), 0, 0
@@ -163,7 +155,7 @@ def best_first(group, epochs=None):
 
 
 def mean_of(rows, column):
-    return nn.mean_and_sd([row[column] for row in rows])[0]
+    return math.fsum(row[column] for row in rows) / len(rows)
 
 
 def ranking(trials):
@@ -247,11 +239,8 @@ def run_trial(config, state, rows, until, source):
 
     Parameters
     ----------
-    config : dict
-    state : dict or None
-        Where to go on from; None is the beginning.
-    rows : list of dict
-        The history so far.
+    state, rows
+        Where to go on from, and the history so far; None and no rows are the beginning.
     until : int or None
         The epoch to pause after; None is the trial's last.
     source : function
@@ -260,10 +249,9 @@ def run_trial(config, state, rows, until, source):
     Returns
     -------
     dict
-        ``state``, ``rows``, ``status`` (``finished``; ``stopped`` before its last epoch;
-        ``diverged``), ``steps`` of the preprocessing, and the ``seconds`` that this took. Only the
-        last row has the loss and accuracy of the training images: they take as long as half a
-        training epoch.
+        ``state``, ``rows``, ``status``, ``steps`` of the preprocessing, and the ``seconds`` that this
+        took. Only the last row has the loss and accuracy of the training images: they take as long as
+        half a training epoch.
     """
     started = time.perf_counter()
     sets = {**source(), "evaluate": ("val",)}
@@ -312,23 +300,13 @@ def compare(ranked):
 
 
 def verdict(compared, kind):
-    """What the runs of a search show and what they do not, in one sentence.
-
-    Parameters
-    ----------
-    compared : list of dict
-        From ``compare``.
-    kind : str
-        ``repeat`` or ``fold``: what the runs of a group are.
-    """
+    """One sentence on what is shown and what is not by the groups of ``compare``; kind: repeat or fold."""
     best, others = compared[0], [row for row in compared[1:] if row["p"] is not None]
     first, runs, least = f"trial {best['trial']}", best["runs"], 2 / 2 ** best["runs"]
     if not others:
         return f"There is nothing to compare {first} with."
     if runs == 1:
-        return (
-            f"One run of each does not show whether {first} is better or had the luckier seed: see --repeat."
-        )
+        return f"One run of each does not show whether {first} is better or luckier: see --repeat."
     clear = named(row for row in others if row["p"] <= LIKELY)
     always = named(row for row in others if row["p"] > LIKELY and row["p"] == least)
     unclear = named(row for row in others if row["p"] > max(LIKELY, least))
@@ -339,6 +317,7 @@ def verdict(compared, kind):
         words.append(f"that it is better than {unclear} is not shown: the {kind}s differ by as much")
     why = f"with {runs} {kind}s the smallest possible p is 2/{2**runs} = {least:.2g}"
     why += f", above the usual limit of {LIKELY}" if least > LIKELY else ""
+    why += "; each p is that of one comparison alone" if len(others) > 1 and clear else ""
     why += "; folds share training images, so that p comes out too small" if kind == "fold" else ""
     sentence = f"{'; '.join(words)} ({why})."
     return sentence[0].upper() + sentence[1:]
@@ -352,44 +331,44 @@ def named(rows):
     return text and f"trial{'s' if len(numbers) > 1 else ''} {text}"
 
 
-def last_estimates(out, trial, images):
-    """Estimates (n, k) by a trial's last params, or by their average with --ema."""
-    folder = trial_folder(out, trial)
-    state, _, _ = train.load_last(folder)
-    _, config = data.load_run(folder / "last.pkl")
-    params = state["average"] or state["params"]
-    batches = data.batches(images, None, config["steps"], dtype=params["W1"].dtype)
-    return nn.estimates(nn.outputs_of(params, batches, config["activation"]), config["loss"])
-
-
-def judge_on_test(out, ranked, datasets):
-    """Rows of test.csv, the test accuracy of every trial: to be looked at when the ranking is fixed."""
-    found = []
-    for trial in itertools.chain(*ranked):
-        dataset = datasets[trial["config"]["dataset"]]
-        accuracy = nn.accuracy(last_estimates(out, trial, dataset["test_images"]), dataset["test_labels"])
-        found.append({"trial": trial["number"], "repeat": trial["repeat"], "test_accuracy": accuracy})
-    return found
-
-
-def out_of_fold(out, group, datasets):
-    """Rows of oof.csv: for each training image what the run says that did not train on it.
+def report_folds(out, group, datasets):
+    """Write oof.csv: for each training image what the run says that did not train on it.
 
     ``probability`` is that of the image's own label; an mse network's outputs are clipped to [0, 1].
     """
-    dataset, rows = datasets[group[0]["config"]["dataset"]], []
+    dataset = datasets[group[0]["config"]["dataset"]]
     images, labels = data.all_images(dataset)
     fold = data.folds_of(dataset, group[0]["config"])
+    estimates = np.zeros((len(labels), len(dataset["class_names"])))
     for trial in group:
-        index = np.flatnonzero(fold == trial["repeat"])
-        estimates = last_estimates(out, trial, images[index]).clip(0, 1)
-        own = estimates[np.arange(len(index)), labels[index]]
-        found = zip(index.tolist(), labels[index].tolist(), estimates.argmax(axis=1).tolist(), own.tolist())
-        rows += [dict(zip(OOF_COLUMNS, row)) for row in found]
-    return sorted(rows, key=lambda row: row["index"])
+        mine = fold == trial["repeat"]
+        estimates[mine] = train.last_estimates(trial_folder(out, trial), images[mine])
+    predicted, rows = estimates.argmax(axis=1), []
+    for i in np.flatnonzero(fold):
+        own = f"{min(1, max(0, estimates[i, labels[i]])):.6g}"
+        rows.append({"index": i, "label": labels[i], "prediction": predicted[i], "probability": own})
+    data.save_rows(out / "oof.csv", rows, list(rows[0]))
+    right = nn.accuracy(estimates[fold > 0], labels[fold > 0])
+    data.say(f"out of fold trial {group[0]['number']} gets {100 * right:.2f}% right: {out / 'oof.csv'}\n")
 
 
-OOF_COLUMNS = ["index", "label", "prediction", "probability"]
+def report_test(out, ranked, datasets, top=10):
+    """Write test.csv, and print the test accuracy of the last params: looked at when the ranking is fixed."""
+    rows, lines = [], []
+    for group in ranked:
+        dataset, values = datasets[group[0]["config"]["dataset"]], []
+        for trial in group:
+            estimates = train.last_estimates(trial_folder(out, trial), dataset["test_images"])
+            values.append(nn.accuracy(estimates, dataset["test_labels"]))
+            rows.append({"trial": trial["number"], "repeat": trial["repeat"], "test_accuracy": values[-1]})
+        mean, sd = nn.mean_and_sd(values)
+        each = " ".join(f"{100 * value:.2f}" for value in values)
+        spread = f"  sd {100 * sd:.2f}  ({each})" if len(group) > 1 else ""
+        lines.append(f"  trial {group[0]['number']}: {100 * mean:.2f}%{spread}")
+    data.save_rows(out / "test.csv", rows, list(rows[0]))
+    lines = ["test accuracy of the last params, the ranking being fixed:", *lines[:top]]
+    data.say("\n".join([*lines, f"(all of them: {out / 'test.csv'})\n"]))
+
 
 # --- the definition of a search ---------------------------------------------------------------
 
@@ -420,11 +399,11 @@ def define(given, base):
     """
     found = {**base, **{name: given[name] for name in base if name in given}}
     found["space"] = " ".join(given["space"]) if "space" in given else base["space"]
-    space, grid = parse_space(found["space"]), found["strategy"] == "grid"
+    space = parse_space(found["space"])
     nn.choose("strategy", found["strategy"], STRATEGIES)
     found["seed"] = train.check_setting("seed", found["seed"])
     fixed = {name: value for name, value in given.items() if name in train.SETTINGS and name != "seed"}
-    rung = [given["best"], fixed.pop("epochs", 1)] if "best" in given else None
+    rung = [[given["best"], fixed.pop("epochs", 1)]] if "best" in given else []
     for name in fixed:
         if name in space:
             raise ValueError(f"{train.flag(name)}: {name} is searched: {found['space']} (see --space)")
@@ -432,28 +411,26 @@ def define(given, base):
     found["settings"] = {name: train.check_setting(name, settings[name]) for name in settings}
     if found["strategy"] == "halving" and "epochs" in space:
         raise ValueError("--space: halving itself finds the epochs of each trial; see --epochs")
-    if grid and "trials" in given:
+    if found["strategy"] == "grid" and "trials" in given:
         raise ValueError("--trials: a grid has one for each combination of its lists")
-    found["repeat"] = check_count("--repeat", found["repeat"], nn.MOST_PAIRS)
-    check_runs(found, space, fixed)
-    most = MOST_IN_ALL // runs_of(found)
-    found["trials"] = check_count("--trials", grid_size(space) if grid else found["trials"], most)
+    runs = check_runs(found, space, fixed)
+    found["paired"] = runs > 1 if found["paired"] is None else found["paired"]
+    found["trials"] = check_count("--trials", found["trials"], MOST_IN_ALL // runs)
     if (every := combinations(found, space)) is not None:
-        found["trials"] = min(most if grid else found["trials"], len(every))
-    found["further"] = further_rungs(found, space, rung)
+        found["trials"] = len(every) if found["strategy"] == "grid" else min(found["trials"], len(every))
+    found["further"] = check_further([*base["further"], *rung], found, space)
     return found
 
 
 def check_runs(definition, space, fixed):
-    """Check that repeats and folds go with the rest of a search; complete its ``paired``."""
+    """How many runs each combination of settings has, which must go with the rest of the search."""
+    definition["repeat"] = check_count("--repeat", definition["repeat"], nn.MOST_PAIRS)
     runs, folds = runs_of(definition), definition["settings"].get("folds")
     if "fold" in fixed or (folds and "val_size" in {**space, **fixed}) or (runs > 1 and "seed" in space):
         raise ValueError("--repeat or --folds: they go with no --fold, --val-size or seeds of your own")
     if folds and definition["repeat"] > 1:
         raise ValueError("--repeat: the folds are the repeats; leave out --repeat, or --folds")
-    check_count("--folds", runs, nn.MOST_PAIRS)
-    if definition["paired"] is None:
-        definition["paired"] = runs > 1
+    return check_count("--folds", runs, nn.MOST_PAIRS)
 
 
 def runs_of(definition):
@@ -461,27 +438,20 @@ def runs_of(definition):
     return definition["settings"].get("folds") or definition["repeat"]
 
 
-def further_rungs(definition, space, new):
-    """The rungs of --best, checked, with a new one if it is not the last of them already."""
+def check_further(rungs, definition, space):
+    """The checked rungs of --best; the same command again, after it was stopped, adds none."""
     settings = {**train.DEFAULTS, **definition["settings"]}
-    rungs, done = [], settings["epochs"]
-    for count, epochs in [*definition["further"], *([new] if new else [])]:
+    found, done = [], settings["epochs"]
+    for count, epochs in rungs:
         rung = [check_count("--best", count, definition["trials"]), train.check_setting("epochs", epochs)]
-        if rung in rungs[-1:]:  # the same command again, after it was stopped
+        if rung in found[-1:]:
             continue
         if rung[1] <= done or "epochs" in space:
             raise ValueError(f"--best: needs --epochs above {done}, the same for all trials")
         if {"linear", "cosine"} & {settings["lr_schedule"], *space.get("lr_schedule", ())}:
             raise ValueError("--best: lr has fallen to 0 along the schedule; search anew with more --epochs")
-        rungs, done = [*rungs, rung], rung[1]
-    return rungs
-
-
-def grid_size(space):
-    for name, dimension in space.items():
-        if isinstance(dimension, dict):
-            raise ValueError(f"--space: a grid needs a list of values for {name}, not a range")
-    return math.prod(map(len, space.values()))
+        found, done = [*found, rung], rung[1]
+    return found
 
 
 def check_count(flag, value, most=math.inf):
@@ -510,11 +480,9 @@ def trial_settings(definition):
             drawn = every.pop(rng.integers(len(every)))
         else:
             drawn = {name: draw(dimension, rng) for name, dimension in space.items()}
-        used = {**fixed, **drawn}
-        off = idle(used) if SWITCHES & space.keys() and definition["distinct"] else ()
-        used = seeds | {name: used[name] for name in used if name not in off}
+        used = without({**fixed, **drawn}, switched_off(definition, space, drawn))
         try:
-            settings = run_settings(train.check_settings(used), definition, 1)
+            settings = run_settings(train.check_settings(seeds | used), definition, 1)
             if not settings["val_size"]:
                 raise ValueError("--val-size: a search needs validation images")
         except ValueError as error:
@@ -537,7 +505,7 @@ def run_settings(settings, definition, repeat):
 
 
 def parse_space(text):
-    """Read a search space.
+    """Read a search space; ValueError where it cannot be one.
 
     Parameters
     ----------
@@ -551,12 +519,6 @@ def parse_space(text):
     -------
     dict
         Name of a setting -> list of its choices, or dict of ``low``, ``high`` and ``log``.
-
-    Raises
-    ------
-    ValueError
-        An unknown or repeated setting, a value it cannot have, an empty or reversed range, a range
-        of something without an order, a log range that does not start above 0.
     """
     space = {}
     for part in text.split():
@@ -632,14 +594,28 @@ def idle(settings):
 
 def combinations(definition, space):
     """The different combinations of lists, as dicts; None where a random search has a range, or too many."""
-    grid, lists = definition["strategy"] == "grid", all(isinstance(d, list) for d in space.values())
-    if not lists or math.prod(map(len, space.values())) > MOST_IN_ALL or not (grid or definition["distinct"]):
+    grid = definition["strategy"] == "grid"
+    ranges = [name for name, dimension in space.items() if isinstance(dimension, dict)]
+    size = 0 if ranges else math.prod(map(len, space.values()))
+    if grid and ranges:
+        raise ValueError(f"--space: a grid needs a list of values for {ranges[0]}, not a range")
+    if grid:
+        check_count("--trials", size, MOST_IN_ALL // runs_of(definition))
+    elif not 0 < size <= MOST_IN_ALL or not definition["distinct"]:
         return None
     every = [dict(zip(space, values)) for values in itertools.product(*space.values())]
-    if SWITCHES & space.keys() and definition["distinct"]:
-        off = [idle({**definition["settings"], **drawn}) for drawn in every]
-        every = [{n: v for n, v in drawn.items() if n not in o} for drawn, o in zip(every, off)]
+    every = [without(drawn, switched_off(definition, space, drawn)) for drawn in every]
     return list({str(sorted(drawn.items())): drawn for drawn in every}.values())
+
+
+def switched_off(definition, space, drawn):
+    """The settings to leave out beside what is drawn: none where nothing that is searched is a switch."""
+    switches = SWITCHES & space.keys() and definition["distinct"]
+    return idle({**definition["settings"], **drawn}) if switches else ()
+
+
+def without(settings, names):
+    return {name: value for name, value in settings.items() if name not in names}
 
 
 def draw(dimension, rng):
@@ -968,16 +944,15 @@ def load_trial(out, trial):
 
 def save_table(out, trials, searched):
     """Write trials.csv: the ranking, and below it the trials that are not ranked."""
-    ranked = list(itertools.chain(*ranking(trials)))
-    names = {trial_name(trial) for trial in ranked}
-    trials = [*ranked, *(t for t in trials if t["status"] and trial_name(t) not in names)]
-    runs = [run_column(trials[0])] if any(trial["repeat"] > 1 for trial in trials) else []
-    columns = ["trial", *runs, "status", "seed", *without(searched, "seed", "epochs"), "epochs", *FIGURES]
-    data.save_rows(out / "trials.csv", map(table_row, trials), [*columns, "seconds"])
+    ranked = {trial_name(trial): trial for trial in itertools.chain(*ranking(trials))}
+    trials = {**ranked, **{trial_name(trial): trial for trial in trials if trial["status"]}}.values()
+    runs = [run_column(trial) for trial in trials if trial["repeat"] > 1][:1]
+    columns = ["trial", *runs, "status", "seed", *setting_columns(searched), *FIGURES, "seconds"]
+    data.save_rows(out / "trials.csv", map(table_row, trials), columns)
 
 
-def without(names, *others):
-    return [name for name in names if name not in others]
+def setting_columns(searched):
+    return [*(name for name in searched if name not in ("seed", "epochs")), "epochs"]
 
 
 def run_column(trial):
@@ -1000,14 +975,12 @@ def table_row(trial):
 
 def save_groups(out, trials, ranked, compared, searched):
     """Write groups.csv: a row for each combination, the best first, those that cannot win last."""
-    rows = [{**table_row(group[0]), **row} for group, row in zip(ranked, compared)]
-    numbers = {row["trial"] for row in rows}
-    for group in groups_of(trials):
-        if group[0]["number"] not in numbers:
-            worst = next(trial for trial in group if trial["status"] not in RANKED)
-            rows.append({**table_row(worst), **dict.fromkeys(FIGURES), "runs": len(group)})
-    columns = ["trial", "status", "runs", *without(searched, "seed", "epochs"), "epochs", *FIGURES]
-    data.save_rows(out / "groups.csv", rows, [*columns, "val_sd", "difference", "p"])
+    rows = {row["trial"]: table_row(group[0]) | row for group, row in zip(ranked, compared)}
+    for trial in trials:
+        if trial["number"] not in rows and trial["status"] not in RANKED:
+            rows[trial["number"]] = table_row(trial) | dict.fromkeys(FIGURES)
+    columns = ["trial", "status", "runs", *setting_columns(searched), *FIGURES, "val_sd", "difference", "p"]
+    data.save_rows(out / "groups.csv", rows.values(), columns)
 
 
 def load_trials(out, trials):
@@ -1080,33 +1053,19 @@ def duration(seconds):
 
 def ranking_text(ranked, compared, searched, top=10):
     """The first rows of the ranking as an aligned table."""
-    searched = without(searched, "epochs")  # shown anyway: those done
+    searched = [name for name in searched if name != "epochs"]  # shown anyway: those done
     spread = ["sd", "to best", "p"] if len(ranked[0]) > 1 else []
     lines = [["rank", "trial", *searched, "epochs", "train %", "val %", *spread, "val loss"]]
     for rank, (group, row) in enumerate(zip(ranked[:top], compared), start=1):
         words = [str(rank), str(row["trial"]), *(short(group[0]["config"][name]) for name in searched)]
-        words += [
-            str(row["epochs"]),
-            f"{100 * row['train_accuracy']:.2f}",
-            f"{100 * row['val_accuracy']:.2f}",
-        ]
+        shares = [f"{100 * row[name]:.2f}" for name in ("train_accuracy", "val_accuracy")]
+        words += [str(row["epochs"]), *shares]
         if spread:
             words.append(f"{100 * row['val_sd']:.2f}")
             words += ["", ""] if row["p"] is None else [f"{100 * row['difference']:+.2f}", f"{row['p']:.2g}"]
         lines.append([*words, f"{row['val_loss']:.4f}"])
     wide = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join(word.rjust(w) for word, w in zip(line, wide)) for line in lines)
-
-
-def test_text(rows, top=10):
-    """Test accuracy of each group in the order of the ranking: mean, standard deviation, each run."""
-    lines = []
-    for number, runs in itertools.groupby(rows, key=lambda row: row["trial"]):
-        values = [100 * row["test_accuracy"] for row in runs]
-        mean, sd = nn.mean_and_sd(values)
-        each = f"  sd {sd:.2f}  ({' '.join(f'{value:.2f}' for value in values)})" if sd is not None else ""
-        lines.append(f"  trial {number}: {mean:.2f}%{each}")
-    return "\n".join(["test accuracy of the last params, the ranking being fixed:", *lines[:top]])
 
 
 # --- command line -----------------------------------------------------------------------------
@@ -1182,17 +1141,15 @@ def add_flags(parser):
     strategies = "; ".join(f"{name}: {what}" for name, what in STRATEGIES.items())
     add("--strategy", metavar="NAME", help=f"{strategies} (default: random)")
     add("--trials", metavar="N", help="trials of random and halving (default: 50)")
-    add("--repeat", metavar="N", help="run every trial with so many seeds (default: 1); see also --folds")
+    enough = "with 6 a difference can be beyond chance"
+    add("--repeat", metavar="N", help=f"run every trial with so many seeds (default: 1); {enough}")
     add("--best", metavar="N", help="with --resume: so many of the best go on to --epochs")
     add = group.add_argument
     add("--test", action="store_true", help="at the end, the test accuracy of every trial, too")
     add("--workers", metavar="N", help="processes on this machine (default: one for each core)")
     add("--scheduler", metavar="ADDRESS", help="run on this Dask cluster: tcp://host:8786")
-    add(
-        "--resume",
-        action="store_true",
-        help="run what the search in --out is missing, or more --trials or --repeat",
-    )
+    more = "or more --trials or --repeat"
+    add("--resume", action="store_true", help=f"run what the search in --out is missing, {more}")
     folder = "results/search"
     add("--out", metavar="DIR", default=folder, help=f"folder of the search (default: {folder})")
     train.add_settings(parser, {"val_size": 0.2, "seed": "0, of the whole search"})
@@ -1222,13 +1179,13 @@ def main(argv=None):
         raise ValueError("--best: goes on with a search, with --resume")
     definition, known = open_search(out, given, flags.resume)
     trials, datasets = make_trials(definition, flags.data_dir, known, 1 if flags.scheduler else count)
+    if flags.test and not all(len(dataset["test_images"]) for dataset in datasets.values()):
+        raise ValueError("--test: there are no test images")
     out.mkdir(parents=True, exist_ok=True)
     titles = " and ".join(dataset["title"] for dataset in datasets.values())
     what = f"{definition['strategy']} search on {titles}: {definition['trials']} trials"
-    what += f" of {definition['space']}"
-    if trials[-1]["repeat"] > 1:
-        what += f", {trials[-1]['repeat']} {run_column(trials[0])}s of each"
-    data.say(what)
+    each = f", {runs_of(definition)} {run_column(trials[0])}s of each" if runs_of(definition) > 1 else ""
+    data.say(f"{what} of {definition['space']}{each}")
     if flags.scheduler:
         opened = cluster_workers(flags.scheduler, flags.data_dir)
     else:
@@ -1264,16 +1221,9 @@ def conclude(out, trials, datasets, searched, test):
     data.say(f"\n{ranking_text(ranked, compared, searched)}\n(all of them: {out / table})\n")
     data.say(f"{textwrap.fill(verdict(compared, kind), 79)}\n")
     if kind == "fold":
-        rows = out_of_fold(out, ranked[0], datasets)
-        data.save_rows(out / "oof.csv", rows, OOF_COLUMNS)
-        right = sum(row["prediction"] == row["label"] for row in rows) / len(rows)
-        data.say(
-            f"out of fold trial {compared[0]['trial']} gets {100 * right:.2f}% right: {out / 'oof.csv'}\n"
-        )
+        report_folds(out, ranked[0], datasets)
     if test:
-        rows = judge_on_test(out, ranked, datasets)
-        data.save_rows(out / "test.csv", rows, list(rows[0]))
-        data.say(f"{test_text(rows)}\n(all of them: {out / 'test.csv'})\n")
+        report_test(out, ranked, datasets)
     return ranked[0]
 
 

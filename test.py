@@ -618,16 +618,12 @@ def fold(params, config):
     nn.choose("activation for a file of --export:", config["activation"], EXPORTED)
     if data.gradient_step(config["steps"]):
         raise ValueError("--export: the network sees gradients (hog), which only .npz can keep")
-    affine = data.affine_step(config["steps"])
-    W, b = params["W1"].astype(np.float64), params["b1"].astype(np.float64)
-    W = affine["factor"] * (W if affine["basis"] is None else affine["basis"] @ W)  # (d, width)
-    if affine["mean"] is not None:
-        b -= np.broadcast_to(affine["mean"], len(W)) @ W
+    exact = data.on_grey_levels(params, config["steps"])
     with np.errstate(over="ignore"):
-        folded = {key: w.astype(np.float32) for key, w in {**params, "W1": W, "b1": b}.items()}
+        folded = {key: w.astype(np.float32) for key, w in exact.items()}
     if not all(np.isfinite(w).all() for w in folded.values()):
         raise ValueError("--export: the network's numbers are too large for float32; .npz keeps them all")
-    return folded, {**config, "steps": [step for step in config["steps"] if step is not affine]}
+    return folded, {**config, "steps": [step for step in config["steps"] if step["name"] != "affine"]}
 
 
 def usage_of(config):

@@ -477,7 +477,8 @@ GROUPS = {  # group -> name -> default, check, what a value looks like, help
         "train_size": (None, optional(number(1, whole=True)), "N", "use only so many training images"),
         "holdout": ("stratified", one_of("holdout", data.HOLDOUTS), "NAME",
             "stratified: random images, of each class as large a share; random; last: the last ones"),
-        "folds": (0, fold_count, "N", "deal the training images to so many folds, and hold out one of them"),
+        "folds": (0, fold_count, "N",
+            "deal the training images to so many folds, and hold out one; a search: each in turn"),
         "fold": (1, number(1, whole=True), "N", "the fold to hold out, with --folds; from 1"),
         "split_seed": (None, optional(SEED), "N",
             "seed of the split alone, so that runs of different seeds hold out the same images"),
@@ -692,6 +693,15 @@ def load_last(out):
     except ValueError as error:
         raise ValueError(f"{path} cannot be resumed: {error}") from error
     return state, rows, {**settings, "data": stored["data"]}
+
+
+def last_estimates(out, images):
+    """Estimates (n, k) by the last params of a run's folder, or by their average with --ema."""
+    state, _, _ = load_last(out)
+    _, config = data.load_run(out / "last.pkl")
+    params = state["average"] or state["params"]
+    batches = data.batches(images, None, config["steps"], dtype=params["W1"].dtype)
+    return nn.estimates(nn.outputs_of(params, batches, config["activation"]), config["loss"])
 
 
 def check_state(state, config):

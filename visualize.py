@@ -1078,10 +1078,10 @@ def draw_comparison(paths, only):
 def save_figures(figures, folder):
     """Write each figure as PNG and SVG, and all of them as report.pdf; prints a line for each file.
 
-    The same figures give the same bytes: nothing written holds a date. Returns the PNGs by name.
+    The same figures give the same bytes: nothing written holds a date. Returns the PNGs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {}
+    pictures = []
     report = io.BytesIO()
     with PdfPages(report, metadata={"CreationDate": None}) as pages:
         for name, figure in figures.items():
@@ -1091,7 +1091,7 @@ def save_figures(figures, folder):
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=suffix, metadata=metadata)
                 save_file(folder / f"{name}.{suffix}", buffer.getvalue())
-                pictures.setdefault(name, buffer.getvalue())  # the first is the PNG
+                pictures += [buffer.getvalue()] * (suffix == "png")
             pages.savefig(figure)
     save_file(folder / "report.pdf", report.getvalue())
     return pictures
@@ -1264,7 +1264,8 @@ def load_committee(paths, data_dir):
         ``runs``, ``title``, ``config``; ``members``, ``images``, ``labels``, ``estimates`` and
         ``mistakes``, or ``why`` there are none.
     """
-    runs = [run for run in map(load_folder, paths) if "rows" in run]
+    runs = [load_folder(folder) for path in paths for folder in judging.runs_in(path)]
+    runs = [run for run in runs if "rows" in run]
     made = {"runs": runs, "title": f"{common_title(runs)}: {len(runs)} runs", "config": runs[0]["config"]}
     try:
         members = judging.load_members([run["path"] for run in runs])
@@ -1522,7 +1523,6 @@ PAGE_BYTES = 600_000  # of test images in it
 CELL_IMAGES = 12  # of each cell of the confusion matrix
 CLICKED_IMAGES = 12  # to click on, of those that are right and of those that are wrong
 CHECKED_IMAGES = 100  # that the page runs through its network when it is opened
-IN_PAGE = ("summary", "confusion")  # figures of which a page itself says more
 CLOSE = 5e-4  # how near weights of 16 bits must come to the estimates; whole numbers are nearer than float16
 
 
@@ -1534,7 +1534,7 @@ def page_of(run, pictures):
     run : dict
         What a folder holds, see ``load_folder`` and ``add_test_set``.
     pictures : dict
-        Heading of each figure -> the bytes of its PNG.
+        Name of each figure -> its heading and the bytes of its PNG.
 
     Returns
     -------
@@ -1542,10 +1542,12 @@ def page_of(run, pictures):
     """
     searched, tested = "trials" in run, "images" in run
     title = run["search_title"] if searched else run["title"] or "A run"
+    matrix = confusion_table(run) if tested else ""
+    said = ["summary", *["confusion"] * bool(matrix)]  # what the page itself says better than a figure
+    figures = [page_figure(*picture) for name, picture in pictures.items() if name not in said]
     sections = [search_table(run)] if searched else []
-    sections += [confusion_table(run), classes_table(run)] if tested else []
-    figures = "\n".join(page_figure(*picture) for picture in pictures.items())
-    sections += [section("Figures", f'<div class="figures">{figures}</div>')] if figures else []
+    sections += [matrix, classes_table(run)] if tested else []
+    sections += [section("Figures", f'<div class="figures">{"".join(figures)}</div>')] if figures else []
     parts = {
         "policy": page_policy(),
         "title": safe(title),
@@ -1585,10 +1587,10 @@ def page_facts(run):
         told, versions = run["definition"], run["definition"].get("versions") or versions
         told = {name: value for name, value in told.items() if name not in ("data", "versions")}
         told |= told.pop("settings", None) or {}
+        told |= {"network": run["title"]} if "params" in run else {}
     changed = {k: v for k, v in told.items() if k not in train.DEFAULTS or v != train.DEFAULTS[k]}
     facts = [(name, short(value)) for name, value in changed.items()]
-    facts += [("settings", "those of the default")] * (not changed and bool(told))
-    facts += [("made again by", made_by(run))] * bool(told)
+    facts += [("made again by", made_by(run))] if told else []
     facts += [("made with", ", ".join(f"{name} {version}" for name, version in versions.items()))]
     return [*facts, ("files of", run["date"])]
 
@@ -1676,36 +1678,25 @@ def page_member(params, config, images):
     drawn = data.redraw(images, steps)
     if len(images):
         exact = nn.predict(params, data.to_numbers(drawn, steps, params["W1"].dtype), *kinds)
+    grey = data.on_grey_levels(params, steps)
     for dtype in ("<i2", "<f4"):
-        rounded, packed = folded(params, steps, dtype)
+        pairs = {name: packed(w, dtype if name[0] == "W" else "<f4") for name, w in grey.items()}
         if not len(images):
             break
-        near = nn.predict(rounded, drawn, *kinds)
+        near = nn.predict({name: rounded for name, (rounded, _) in pairs.items()}, drawn, *kinds)
         if np.abs(near - exact).max() < CLOSE and (near.argmax(axis=1) == exact.argmax(axis=1)).all():
             break
     pictures = [step for step in steps if step["name"] in data.PICTURE_STEPS]
-    return {"activation": kinds[0], "loss": kinds[1], "steps": pictures, "params": packed}
+    held = {name: kept for name, (_, kept) in pairs.items()}
+    return {"activation": kinds[0], "loss": kinds[1], "steps": pictures, "params": held}
 
 
-def folded(params, steps, dtype):
-    """A network on grey levels, its weights rounded to dtype, and the same as the page has them.
-
-    ((x - mean) factor) basis W + b is x V + (b - mean V), with V = factor basis W.
-    """
-    affine = next((step for step in steps if step["name"] == "affine"), data.UNCHANGED)
-    first = params["W1"].astype(np.float64) * affine["factor"]
-    params = {**params, "W1": first if affine["basis"] is None else affine["basis"] @ first}
-    rounded, packed = {}, {}
-    for name, w in params.items():
-        w = w.astype(np.float64)
-        if name == "b1" and affine["mean"] is not None:
-            w = w - np.broadcast_to(affine["mean"], len(rounded["W1"])) @ rounded["W1"]
-        kind = np.dtype(dtype if name[0] == "W" else "<f4")
-        unit = (float(np.abs(w).max()) or 1.0) / (np.iinfo(kind).max if kind.kind == "i" else 1)
-        small = (np.rint(w / unit) if kind.kind == "i" else w / unit).astype(kind)
-        rounded[name] = small * np.float64(unit)
-        packed[name] = {"type": kind.str, "unit": unit, "text": base64_text(small.tobytes())}
-    return rounded, packed
+def packed(w, dtype):
+    """An array rounded to numbers of dtype times a unit, and the same as the page has it."""
+    kind = np.dtype(dtype)
+    unit = (float(np.abs(w).max()) or 1.0) / (np.iinfo(kind).max if kind.kind == "i" else 1)
+    small = (np.rint(w / unit) if kind.kind == "i" else w / unit).astype(kind)
+    return small * np.float64(unit), {"type": dtype, "unit": unit, "text": base64_text(small.tobytes())}
 
 
 def classes_table(run):
@@ -1848,7 +1839,7 @@ tbody tr { border-top: 1px solid var(--line); }
 <main>
 <section aria-labelledby="try">
 <h2 id="try">The network, live</h2>
-<p id="why" class="soft">The network runs in this page: draw, or click on a test image.</p>
+<p id="why" class="soft">The network runs in this page, on what you draw or click on.</p>
 <div id="live" hidden>
   <div>
     <p id="help" class="soft">Draw with mouse, finger or pen. Keys: the arrows draw, with Shift they move
@@ -1866,8 +1857,7 @@ tbody tr { border-top: 1px solid var(--line); }
 <div id="clicked" class="images" role="group" aria-label="Test images"></div>
 <p id="check" class="soft"></p>
 </section>
-{{sections}}
-</main>
+{{sections}}</main>
 <noscript><p>The network and the images need JavaScript; all else does not.</p></noscript>
 <script type="application/json" id="data">{{content}}</script>
 <script>
@@ -1925,6 +1915,30 @@ const STEPS = {
   pool: (im) => image(Math.ceil(im.rows / 2), Math.ceil(im.columns / 2), (r, c) =>
     even(sum([0, 1, 2, 3].map((i) => at(im, 2 * r + (i >> 1), 2 * c + (i & 1)))) / 4)),
 };
+
+function hog(im, {name, number}) {  // the arrows of each of 8 directions, averaged in each cell
+  const windows = (side, cells = Math.min(number, side)) => Array.from({length: cells}, (_, cell) =>
+    Array.from({length: side}, (_, i) =>
+      Math.max(0, 1 - Math.abs((i + 0.5) * cells / side - cell - 0.5)) * cells / side));
+  const [down, across] = [windows(im.rows), windows(im.columns)];
+  const near = (r, c) => at(im, clip(r, 0, im.rows - 1), clip(c, 0, im.columns - 1));
+  const lengths = new Float64Array(8 * down.length * across.length);
+  im.p.forEach((_, i) => {
+    const r = Math.floor(i / im.columns), c = i % im.columns;
+    const [right, lower] = [near(r, c + 1) - near(r, c - 1), near(r + 1, c) - near(r - 1, c)];
+    const straight = [right, lower, -right, -lower].map((v) => Math.max(0, v));
+    const slanted = straight.map((v, d) => Math.min(v, straight[(d + 1) % 4]));
+    const arrows = straight.flatMap((v, d) =>
+      [v - slanted[d] - slanted[(d + 3) % 4], Math.SQRT2 * slanted[d]]);
+    arrows.forEach((length, d) => { if (length) down.forEach((rows, y) => across.forEach((columns, x) => {
+      lengths[(d * down.length + y) * across.length + x] += length * rows[r] * columns[c];
+    })); });
+  });
+  const found = lengths.map((length) => even(Math.min(255, Math.sqrt(length * 510))));
+  const p = name === "hog" ? found : Float64Array.of(...im.p, ...found);
+  return {rows: 1, columns: p.length, p};
+}
+Object.assign(STEPS, {hog, "pixels-and-hog": hog});
 
 // --- from a drawing to an image as the network knows them: the fits of data.py ---
 
@@ -2078,6 +2092,8 @@ function square(values) {  // on a sheet about as wide as it is high
 
 const names = page.class_names ?? [];
 const members = (page.members ?? []).map(loaded);
+const probable = members.every(({loss}) => loss === "cross_entropy");  // or outputs that may be below 0
+const written = (value) => (probable ? percent(value) : value.toFixed(3).replace("-", "−"));
 const [rows, columns] = page.image_shape ?? [];
 const [SIDE, PEN] = [140, 5.5];  // pixels of the pad, and the radius of its pen
 const blank = () => image(SIDE, SIDE, () => 0);
@@ -2097,18 +2113,24 @@ function show(im, says = "") {
     bar.className = "bar";
     bar.style.width = `${100 * clip(mean[k], 0, 1)}%`;
     track.className = "track";
-    const line = element("li", element("span", names[k]), track, element("span", percent(mean[k])));
+    const line = element("li", element("span", names[k]), track, element("span", written(mean[k])));
     line.className = k === best ? "first" : "";
     return line;
   }));
-  $("answer").textContent = `${says}${names[best]}, ${percent(mean[best])}`;
-  $("views").replaceChildren(view("what the network sees", im, grey), ...passes.flatMap((pass, m) => {
+  $("answer").textContent = `${says}${names[best]}, ${written(mean[best])}`;
+  const inner = passes.flatMap((pass, m) => {
     const [own] = order(pass.estimates);
-    const says = `member ${m + 1} (${names[own]}, ${percent(pass.estimates[own])}): `;
-    const whose = passes.length > 1 ? says : "", why = evidence(members[m], pass, best, next);
-    return [view(`${whose}for ${names[best]} (orange), ${names[next]} (blue)`, why),
-      ...pass.hidden.map((values, l) => view(`${whose}hidden layer ${l + 1}`, square(values)))];
-  }));
+    const says = `member ${m + 1} (${names[own]}, ${written(pass.estimates[own])}): `;
+    return inside(members[m], pass, passes.length > 1 ? says : "", best, next);
+  });
+  $("views").replaceChildren(view("what the network sees", im, grey), ...inner);
+}
+
+function inside(member, pass, whose, best, next) {  // what speaks for the answer, and the hidden units
+  const hidden = pass.hidden.map((values, l) => view(`${whose}hidden layer ${l + 1}`, square(values)));
+  if (member.steps.some(({name}) => name.endsWith("hog"))) return hidden;  // it sees no pixels
+  const other = next === undefined ? "" : ` or ${names[next]} (blue)`;
+  return [view(`${whose}for ${names[best]} (orange)${other}`, evidence(member, pass, best, next)), ...hidden];
 }
 
 function redraw() {
@@ -2298,8 +2320,8 @@ def draw(flags, only):
         out = pathlib.Path(flags.out or out)
         pictures = save_figures(figures, out)
         if not only:
-            headings = {name: figure._suptitle.get_text().splitlines()[0] for name, figure in figures.items()}
-            shown = {headings[name]: pictures[name] for name in pictures if name not in IN_PAGE}
+            headings = [figure._suptitle.get_text().partition("\n")[0] for figure in figures.values()]
+            shown = dict(zip(figures, zip(headings, pictures)))
             save_file(out / "report.html", page_of(run, shown).encode())
 
 

@@ -79,6 +79,7 @@ def value_of(send, expression):
 
 def open_page(send, path):
     """Open a file and wait until all that its script does at first is done; returns what went wrong in it."""
+    send.events.clear()
     send("Page.navigate", url=path.resolve().as_uri())
     value_of(send, "new Promise((done) => document.readyState === 'complete' ? done() : onload = done)")
     value_of(send, "new Promise((done) => setTimeout(() => setTimeout(done)))")

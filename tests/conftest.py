@@ -11,7 +11,7 @@ train      test_train (runs), test_settings (settings, memory, numbers at the ed
            (full disks, locks, signals, damaged runs)
 search     test_search, test_search_faults
 test       test_test, test_test_faults, test_export
-visualize  test_visualize, test_visualize_faults
+visualize  test_visualize, test_visualize_faults, test_page (report.html, in the browser of browser.py)
 tests      test_reproduce (reproduce.py)
 """
 

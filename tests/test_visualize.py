@@ -608,7 +608,7 @@ def test_runs_are_overlaid_with_the_settings_in_which_they_differ(small, tmp_pat
     assert written == [
         str(tmp_path / "comparison" / name)
         for name in ["loss.png", "loss.svg", "accuracy.png", "accuracy.svg", "error.png", "error.svg"]
-        + ["report.pdf"]
+        + ["report.pdf", "report.html"]
     ]
     figures, _ = visualize.draw_comparison(runs, None)
     panels = figures["loss"].axes[:3]
