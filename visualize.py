@@ -1011,7 +1011,7 @@ LACKING = {  # why a folder has no such thing
     "rows": "there is no history.csv with an epoch",
     "params": "there is no params.pkl",
     "hidden": "the network has no hidden layer",
-    "mistakes": "no test image is classified wrongly",
+    "mistakes": "no image is classified wrongly",
     "explained": "the network sees gradients (hog), not pixels",
     "distorted": "the run has no --augment",
     "trials": "there is no trials.csv with a trial that ended well",
@@ -1278,8 +1278,9 @@ def load_committee(paths, data_dir):
     estimates, report, _ = judging.judge(members, images, labels)
     title = f"{common_title(runs)}: a committee of {len(runs)}, test accuracy {percent(report['accuracy'])}"
     mistakes = worst_mistakes(estimates, labels)
-    judged = {"members": members, "images": images, "labels": labels, "estimates": estimates}
-    return {**made, **judged, "title": title, "mistakes": mistakes}
+    whole = {"members": members, "images": images, "labels": labels, "estimates": estimates}
+    whole |= {"judged": dataset["judged"], "title": title, "mistakes": mistakes}
+    return {**made, **whole}
 
 
 def mean_trial(rows):
@@ -1705,7 +1706,7 @@ def classes_table(run):
     scores = judging.class_scores(nn.confusion_matrix(run["labels"], predicted, len(names)))
     shares = [[f"{100 * score[name]:.2f}" for name in judging.SCORES] for score in scores]
     rows = [[name, *row, score["support"]] for name, row, score in zip(names, shares, scores)]
-    head = ["class", *(f"{name} (%)" for name in judging.SCORES), "test images"]
+    head = ["class", *(f"{name} (%)" for name in judging.SCORES), judged(run)]
     return section("Classes", sortable(head, rows))
 
 
@@ -1745,7 +1746,7 @@ def confusion_table(run):
         cells = []
         for column, count in enumerate(counts[row]):
             kind = "right" if row == column else f"wrong{math.ceil(3 * count / most)}"
-            says = f"{name} read as {names[column]}: {count} test images"
+            says = f"{name} read as {names[column]}: {count} {judged(run)}"
             button = (
                 f'<button type="button" class="{kind}" data-label="{row}" data-read="{column}" '
                 f'aria-label="{safe(says)}">{count}</button>'
@@ -2181,9 +2182,9 @@ function buttons(chosen) {
     paint(canvas, testImage(i), inked);
     const button = element("button", canvas, says);
     button.type = "button";
-    button.setAttribute("aria-label", `test image ${page.numbers[i]}: ${says}`);
+    button.setAttribute("aria-label", `image ${page.numbers[i]}: ${says}`);
     button.onclick = () => {
-      show(testImage(i), `Test image ${page.numbers[i]}, label ${label}: `);
+      show(testImage(i), `Image ${page.numbers[i]}, label ${label}: `);
       $("answer").scrollIntoView({block: "nearest"});
     };
     button.disabled = Boolean(why);
@@ -2209,7 +2210,7 @@ function check() {  // that this page computes what the program does
     others += order(mean)[0] !== page.predicted[i];
   });
   Object.assign($("check").dataset, {images: page.checked.length, largest, others});
-  $("check").textContent = `Checked as this page was opened, with ${page.checked.length} test images: the ` +
+  $("check").textContent = `Checked as this page was opened, with ${page.checked.length} images: the ` +
     `largest difference from the program is ${largest.toExponential(1)}, ${others} get another class.`;
 }
 
