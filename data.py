@@ -1,7 +1,7 @@
 """Datasets: load, split, preprocess, augment; pictures of your own; the edges that every script has.
 
 In this order, after a few lines for scripts that are still importing: data sets (``load_dataset``,
-``as_dataset``, READERS), ``split``, preprocessing (``fit_steps``, ``preprocess``, ``batches``),
+``as_dataset``, ``load_images``, READERS), ``split``, preprocessing (``fit_steps``, ``preprocess``, ``batches``),
 distortions (``augment``), saved networks (``load_run``) and other files, the download, digits drawn from
 fonts, pictures of your own (``load_picture``, ``prepare_picture``), and what every script needs at its
 edges (``make_parser``, ``run_script``).
