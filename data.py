@@ -1,10 +1,10 @@
 """Datasets: load, split, preprocess, augment; pictures of your own; the edges that every script has.
 
 In this order, after a few lines for scripts that are still importing: data sets (``load_dataset``,
-``as_dataset``, READERS), ``split``, preprocessing (``fit_steps``, ``preprocess``, ``batches``),
-distortions (``augment``), saved networks (``load_run``) and other files, the download, digits drawn from
-fonts, pictures of your own (``load_picture``, ``prepare_picture``), and what every script needs at its
-edges (``make_parser``, ``run_script``).
+``as_dataset``, ``load_images``, READERS), ``split``, preprocessing (``fit_steps``, ``preprocess``,
+``batches``), distortions (``augment``), saved networks (``load_run``) and other files, the download,
+digits drawn from fonts, pictures of your own (``load_picture``, ``prepare_picture``), and what every script
+needs at its edges (``make_parser``, ``run_script``).
 
 A dataset is a plain dict: ``name``, ``title``, ``train_images`` and ``test_images`` (uint8,
 ``(n, rows * cols)``), ``train_labels`` and ``test_labels`` (``(n,)``, uint8 up to 256 classes),
@@ -462,15 +462,19 @@ def load_images(path, image_shape, transpose=False):
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}")
     arrays, _ = _read_files(path, math.prod(shape))
-    found = [arrays[f"{part}_images"] for part in ("test", "train", "val") if f"{part}_images" in arrays]
-    if not found or not found[0].size:
+    part = next((part for part in ("test", "train", "val") if f"{part}_images" in arrays), None)
+    if part is None or not arrays[f"{part}_images"].size:
         raise ValueError(f"{path} holds no images")
-    images = found[0][None] if found[0].shape in (shape, (math.prod(shape),)) else found[0]  # it is one
+    images = arrays[f"{part}_images"]
+    images = images[None] if images.shape in (shape, (math.prod(shape),)) else images  # it is one
     if math.prod(images.shape[1:]) != math.prod(shape):
         sizes = ["x".join(map(str, sides)) for sides in (images.shape[1:], shape)]
         raise ValueError(f"{path} has images of {sizes[0]} pixels, but the network takes {sizes[1]}")
     images = _as_pictures(images, f"{path}: the images", shape, transpose)
-    return _as_bytes({"new": images}, path)["new"].reshape(len(images), -1)
+    images = _as_bytes({"new": images}, path)["new"].reshape(len(images), -1)
+    if f"{part}_labels" in arrays:
+        _note(f"the labels in {path} are not looked at; to judge by them, see --dataset")
+    return images
 
 
 def holds_arrays(path):

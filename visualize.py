@@ -1016,7 +1016,7 @@ LACKING = {  # why a folder has no such thing
     "rows": "there is no history.csv with an epoch",
     "params": "there is no params.pkl",
     "hidden": "the network has no hidden layer",
-    "mistakes": "no test image is classified wrongly",
+    "mistakes": "no image is classified wrongly",
     "explained": "the network sees gradients (hog), not pixels",
     "distorted": "the run has no --augment",
     "trials": "there is no trials.csv with a trial that ended well",
@@ -1284,7 +1284,8 @@ def load_committee(paths, data_dir):
         return {**made, "why": f"no committee can be made of these runs: {data.message_of(error)}"}
     made["title"] += f", test accuracy {percent(report['accuracy'])}"
     mistakes = worst_mistakes(estimates, labels)
-    return {**made, "images": images, "labels": labels, "estimates": estimates, "mistakes": mistakes}
+    whole = {"images": images, "labels": labels, "estimates": estimates}
+    return {**made, **whole, "judged": dataset["judged"], "mistakes": mistakes}
 
 
 def mean_trial(rows):
@@ -1710,7 +1711,7 @@ def classes_table(run):
     scores = judging.class_scores(nn.confusion_matrix(run["labels"], predicted, len(names)))
     shares = [[f"{100 * score[name]:.2f}" for name in judging.SCORES] for score in scores]
     rows = [[name, *row, score["support"]] for name, row, score in zip(names, shares, scores)]
-    head = ["class", *(f"{name} (%)" for name in judging.SCORES), "test images"]
+    head = ["class", *(f"{name} (%)" for name in judging.SCORES), judged(run)]
     return section("Classes", sortable(head, rows))
 
 
@@ -1737,7 +1738,7 @@ def confusion_table(run):
     def cell(row, column):
         count = counts[row, column]
         kind = "right" if row == column else f"wrong{math.ceil(3 * count / most)}"
-        says = safe(f"{names[row]} read as {names[column]}: {count} test images")
+        says = safe(f"{names[row]} read as {names[column]}: {count} {judged(run)}")
         where = f'class="{kind}" data-label="{row}" data-read="{column}"'
         return f'<button type="button" {where} aria-label="{says}">{count}</button>' if count else ""
 
@@ -2197,9 +2198,9 @@ function buttons(chosen) {
     paint(canvas, testImage(i), inked);
     const button = element("button", canvas, says);
     button.type = "button";
-    button.setAttribute("aria-label", `test image ${page.numbers[i]}: ${says}`);
+    button.setAttribute("aria-label", `image ${page.numbers[i]}: ${says}`);
     button.onclick = () => {
-      show(testImage(i), `Test image ${page.numbers[i]}, label ${label}: `);
+      show(testImage(i), `Image ${page.numbers[i]}, label ${label}: `);
       $("answer").scrollIntoView({block: "nearest"});
     };
     button.disabled = Boolean(why);
@@ -2225,7 +2226,7 @@ function check() {  // that this page computes what the program does
     others += order(mean)[0] !== page.predicted[i];
   });
   Object.assign($("check").dataset, {images: page.checked.length, largest, others});
-  $("check").textContent = `Checked as this page was opened, with ${page.checked.length} test images: the ` +
+  $("check").textContent = `Checked as this page was opened, with ${page.checked.length} images: the ` +
     `largest difference from the program is ${largest.toExponential(1)}, ${others} get another class.`;
 }
 

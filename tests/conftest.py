@@ -10,7 +10,7 @@ data       test_data (IDX files, splits, preprocessing), test_datasets (every ot
 train      test_train (runs), test_settings (settings, memory, numbers at the edge), test_train_faults
            (full disks, locks, signals, damaged runs)
 search     test_search, test_search_faults
-test       test_test, test_test_faults, test_export
+test       test_test, test_predict (new images, numbers), test_test_faults, test_export
 visualize  test_visualize, test_visualize_faults, test_page (report.html, in the browser of browser.py)
 tests      test_reproduce (reproduce.py)
 """

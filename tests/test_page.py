@@ -276,7 +276,7 @@ def test_the_bars_follow_mouse_and_keys_and_are_cleared(opened, page):
 def test_a_test_image_and_a_cell_of_the_matrix_can_be_clicked(opened, page):
     assert open_page(opened, page) == []
     value_of(opened, "document.querySelector('#clicked button').click()")
-    assert value_of(opened, "$('answer').textContent").startswith("Test image ")
+    assert value_of(opened, "$('answer').textContent").startswith("Image ")
     assert len(bars(opened)) == 3
     value_of(opened, "document.querySelector('.confusion .right').click()")
     behind = value_of(opened, "[...$('behind').querySelectorAll('button')].map((b) => b.textContent)")

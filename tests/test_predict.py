@@ -81,7 +81,9 @@ FORMS = {  # name of a file -> what writes images (20, 4, 5) to it
 def test_images_without_labels_in_every_form(trained, images, tmp_path, name):
     FORMS[name](tmp_path / name, images)
     answers = tmp_path / "answers.csv"
-    out = run("test.py", trained / "run0", "--predict", tmp_path / name, "--out", answers).stdout
+    done = run("test.py", trained / "run0", "--predict", tmp_path / name, "--out", answers)
+    assert ("the labels in" in done.stderr) == (name == "labelled.csv")
+    out = done.stdout
     expected = estimates(images, trained / "run0")
     header, *rows = rows_of(answers)
     assert header == ["index", "class", "probability"] and len(rows) == 20
