@@ -232,6 +232,7 @@ def as_dataset(
     ValueError
         The message names what does not fit, and the first image or label that is wrong.
     """
+    size = parse_size(size)
     given = {"train": (train_images, train_labels), "val": (val_images, val_labels)}
     given["test"] = (test_images, test_labels)
     given = {part: pair for part, pair in given.items() if part == "train" or pair[0] is not None}
@@ -374,7 +375,7 @@ def _as_classes(labels, class_names, where):
         if not counted or len(class_names) > MOST_CLASSES:
             raise ValueError(f"{where} has {len(values)} classes, but {len(class_names)} are named")
         names, index = list(class_names), values[index]
-    names = [printable(name) for name in names]
+    names = [printable(str(name)) for name in names]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{where} has two classes that are called {twice}")
@@ -404,7 +405,7 @@ def load_dataset_of(config, data_dir=None, name=None, transpose=None):
     dict
         Its labels are the network's class numbers. Where it has no test images, ``test_images`` are the
         validation images of the run, or all images of another data set. ``judged`` says which:
-        ``test``, ``validation`` or ``all``.
+        ``test images``, ``validation images`` or ``images``.
 
     Raises
     ------
@@ -434,6 +435,58 @@ def load_dataset_of(config, data_dir=None, name=None, transpose=None):
     return _with_test_images(dataset, config, same or name in (None, own))
 
 
+def load_images(path, image_shape, transpose=False):
+    """New images for a network, without regard to labels, of a file or folder of a form of READERS.
+
+    Parameters
+    ----------
+    path : path
+        Of several sets of images in it those named test are taken.
+    image_shape : (rows, columns)
+        Of the network's images.
+    transpose : bool
+        Whether rows and columns were swapped for the training.
+
+    Returns
+    -------
+    uint8 array (n, d)
+
+    Raises
+    ------
+    ValueError
+        A damaged file, no images, or of another size.
+    OSError
+        The file cannot be read.
+    """
+    path, shape = pathlib.Path(path), tuple(image_shape)[::-1] if transpose else tuple(image_shape)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file or folder {path}")
+    arrays, _ = _read_files(path, math.prod(shape))
+    found = [arrays[f"{part}_images"] for part in ("test", "train", "val") if f"{part}_images" in arrays]
+    if not found or not found[0].size:
+        raise ValueError(f"{path} holds no images")
+    images = found[0][None] if found[0].shape in (shape, (math.prod(shape),)) else found[0]  # it is one
+    if math.prod(images.shape[1:]) != math.prod(shape):
+        sizes = ["x".join(map(str, sides)) for sides in (images.shape[1:], shape)]
+        raise ValueError(f"{path} has images of {sizes[0]} pixels, but the network takes {sizes[1]}")
+    images = _as_pictures(images, f"{path}: the images", shape, transpose)
+    return _as_bytes({"new": images}, path)["new"].reshape(len(images), -1)
+
+
+def holds_arrays(path):
+    """Whether a path is one for ``load_images``, and not of pictures."""
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        return _form_of(path) is not None or (path.is_file() and not _is_picture(path))
+    return bool(_data_files(path)) and not any(map(_is_picture, path.iterdir()))
+
+
+def _is_picture(path):
+    """Whether a file has the name of a picture."""
+    suffixes = tuple(suffix for suffixes in PICTURES.values() for suffix in suffixes)
+    return path.name.lower().endswith(suffixes) and not path.name.startswith(".")
+
+
 def with_classes(dataset, names):
     """A dataset with the classes of a network: its labels count these names.
 
@@ -460,17 +513,22 @@ def with_classes(dataset, names):
 
 def _with_test_images(dataset, config, own):
     if len(dataset["test_images"]):
-        return {**dataset, "judged": "test"}
+        return {**dataset, "judged": "test images"}
     if own:
         nn.check(config, SPLIT_KIND, "the config of the run")
         _, (images, labels) = split_dataset(dataset, config)
     else:
-        images, labels = _all_images(dataset)
+        images, labels = all_images(dataset)
     what = "its validation images" if own else "all of its images"
     if not len(images):
         raise ValueError(f"{dataset['title']} has no test images, and the run held none out; see --dataset")
     _note(f"{dataset['title']} has no test images; {what} are taken")
-    return {**dataset, "test_images": images, "test_labels": labels, "judged": "validation" if own else "all"}
+    return {
+        **dataset,
+        "test_images": images,
+        "test_labels": labels,
+        "judged": "validation images" if own else "images",
+    }
 
 
 # --- datasets: the files that hold them -------------------------------------------------------
@@ -502,7 +560,7 @@ def _load_path(path, name, title, form):
             )
     for part in ("val", "test"):
         if f"{part}_images" in arrays and f"{part}_labels" not in arrays:
-            _note(f"{path}: the {part} images have no labels and are left out")
+            _note(f"{path}: the {part} images have no labels and are left out; see test.py --predict")
         if not (f"{part}_images" in arrays and f"{part}_labels" in arrays):
             arrays = {key: array for key, array in arrays.items() if not key.startswith(part)}
     about = {"name": name, "title": title, "class_names": _read_class_names(path), "sha256": digests}
@@ -550,19 +608,20 @@ def _words_of(name, meanings):
     return next((meanings[word.lower()] for word in words if word.lower() in meanings), None)
 
 
-def _read_files(path):
-    """``(arrays, sha256)`` of a file, or of the files of a folder.
+def _read_files(path, pixels=None):
+    """``(arrays, sha256)`` of a file, or of the files of a folder; CSV rows of so many pixels have no label.
 
     Arrays by part: train_images, train_labels, and perhaps those of val and test. SHA-256 by part, or by
     file where that holds several.
     """
     arrays, digests, origins = {}, {}, {}
     for file in [path] if path.is_file() else _data_files(path):
-        found, digest = _read_file(file)
+        found, digest = _read_file(file, pixels)
         parts = []
         for key, array in found.items():
             key, stem = (file.name, "") if re.fullmatch(r"arr_\d+", key) else (key, file.name)
             part, kind = _words_of(key, PARTS) or _words_of(stem, PARTS) or "train", _words_of(key, KINDS)
+            kind = "images" if file == path and len(found) == 1 and not kind else kind
             if kind and f"{part}_{kind}" in arrays:
                 both = f"{origins[f'{part}_{kind}']} and {file.name}"
                 raise ValueError(f"{path} holds more than one data set: {part} {kind} are in {both}")
@@ -573,7 +632,7 @@ def _read_files(path):
     return arrays, digests
 
 
-def _read_file(path):
+def _read_file(path, pixels=None):
     """``(arrays by name, sha256)`` of a file of one of the forms of READERS."""
     form = _form_of(path)
     if form is None:
@@ -583,7 +642,7 @@ def _read_file(path):
         return {path.name: array}, digest
     content, digest = load_content(path)
     with nn.reading(path, "cannot be read"):
-        found = READERS[form](content)
+        found = READERS[form](content, pixels) if form == CSV else READERS[form](content)
     return ({path.name: found[None]} if None in found else found), digest
 
 
@@ -622,8 +681,11 @@ def _label_array(labels):
 MOST_LABEL, MOST_FIELDS = 100, 300_000  # characters of a label, fields in a row
 
 
-def _parse_csv(content):
-    """Images (n, d), a row each, and labels: of the column ``label``, else of the first."""
+def _parse_csv(content, pixels=None):
+    """Images (n, d), a row each, and labels: of the column ``label``, else of the first.
+
+    There are none where so many columns are pixels, or where all have the same name but for a number.
+    """
     file = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig")
     first = file.readline()
     delimiter = max(",;\t", key=first.count)
@@ -632,7 +694,8 @@ def _parse_csv(content):
     names = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
     header, labels = not all(map(_is_number, names[1:])), []
     column = names.index("label") if "label" in names else 0
-    unlabelled = header and len({re.sub(r"\d+", "", name) for name in names}) == 1  # pixel0, pixel1, ...
+    alike = header and len({re.sub(r"\d+", "", name) for name in names}) == 1  # pixel0, pixel1, ...
+    unlabelled = alike or ("label" not in names and len(names) == pixels)
 
     def keep_label(text):
         labels.append(text.strip())
@@ -652,6 +715,7 @@ def _parse_csv(content):
         except ValueError:
             table = load(np.float32)
     except ValueError as error:
+        column = None if unlabelled else column
         raise ValueError(_wrong_line(content, delimiter, column, header) or error) from None
     if len(names) < 2 or not len(table):
         raise ValueError("it has no rows of a label and pixels")
@@ -681,12 +745,13 @@ def _wrong_line(content, delimiter, column, header):
     return None
 
 
+CSV = r"\.csv$"
 READERS = {  # what a file's name is like -> what makes arrays by name of its content
     r"idx\d|ubyte": None,  # load_idx, which looks at the header first
     r"\.npz$": _parse_npz,
     r"\.npy$": _parse_npy,
     r"\.(pkl|pickle)$": _parse_pickle,
-    r"\.csv$": _parse_csv,
+    CSV: _parse_csv,
 }
 
 
@@ -727,19 +792,17 @@ def _read_pictures(folder, size):
 
 def _class_folders(folder):
     """{name: files} of the folders in a folder that hold pictures."""
-    suffixes = tuple(suffix for suffixes in PICTURES.values() for suffix in suffixes)
     found = {}
     for inner in sorted(folder.iterdir()):
         if inner.is_dir() and not inner.name.startswith("."):
-            files = [file for file in sorted(inner.iterdir()) if file.name.lower().endswith(suffixes)]
-            found[inner.name] = [file for file in files if not file.name.startswith(".")]
+            found[inner.name] = list(filter(_is_picture, sorted(inner.iterdir())))
     return {name: files for name, files in found.items() if files}
 
 
 # --- split ------------------------------------------------------------------------------------
 
 
-def split(images, labels, val_size, rng, train_size=None):
+def split(images, labels, val_size, rng, train_size=None, stratified=False):
     """Hold out validation images, chosen by a shuffle, or the last ones.
 
     Parameters
@@ -751,6 +814,9 @@ def split(images, labels, val_size, rng, train_size=None):
         None: no shuffle, the last images are held out.
     train_size : int, optional
         Number of training images to keep of the others; default: all of them.
+    stratified : bool
+        Whether both parts have as large a share of each class as all images, and at least one image of a
+        class with two, as far as the sizes allow.
 
     Returns
     -------
@@ -765,15 +831,60 @@ def split(images, labels, val_size, rng, train_size=None):
     wanted = check_split(len(images), val_size, train_size)
     if wanted == len(images):
         return (images, labels), (images[:0], labels[:0])
-    order = np.arange(len(images))[::-1] if rng is None else rng.permutation(len(images))
+    if stratified:
+        order = stratified_order(labels, rng)
+        order = np.concatenate([order[:val_size], order[val_size:][::-1]])  # both its ends have all classes
+    else:
+        order = np.arange(len(images))[::-1] if rng is None else rng.permutation(len(images))
     val, train = np.sort(order[:val_size]), np.sort(order[val_size : val_size + wanted])
     return (images[train], labels[train]), (images[val], labels[val])
+
+
+def stratified_order(labels, rng):
+    """A shuffled order (n,) of images whose beginning and end have each class in proportion.
+
+    First comes one image of each class that has two or more, last one of each class.
+    """
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]  # class by class
+    sizes = np.bincount(labels)
+    rank = np.arange(len(labels)) - (np.cumsum(sizes) - sizes)[labels[order]]  # within the class
+    sizes = sizes[labels[order]]
+    place = (rank + rng.random(len(labels))) / sizes
+    place[rank == 0] = -1
+    place[rank == sizes - 1] = 2
+    return order[np.argsort(place, kind="stable")]
+
+
+def folds(labels, count, rng, size=None):
+    """Deal images to folds for cross-validation, stratified: in each the classes have equal shares.
+
+    Parameters
+    ----------
+    labels : array (n,)
+    count : int
+        Number of folds.
+    rng : numpy.random.Generator
+    size : int, optional
+        Number of images to deal, chosen at random; default: all.
+
+    Returns
+    -------
+    int array (n,)
+        The fold of each image, from 1; 0 for those that are left out. Neither the sizes of two folds
+        nor their images of a class differ by more than one.
+    """
+    order = rng.permutation(len(labels))[:size]
+    order = order[np.argsort(labels[order], kind="stable")]
+    fold = np.zeros(len(labels), int)
+    fold[order] = 1 + np.arange(len(order)) % count
+    return fold
 
 
 def check_split(n, val_size, train_size=None):
     """The number of training images in a split of n images; ValueError where there is no such split."""
     wanted = n - val_size if train_size is None else train_size
-    if val_size < 0 or not 1 <= wanted <= n - val_size:
+    if val_size < 0 or val_size % 1 or not 1 <= wanted <= n - val_size:
         raise ValueError(
             f"{n} images cannot be split into {val_size} for validation and "
             f"{'at least 1' if train_size is None else train_size} for training (--val-size, --train-size)"
@@ -784,38 +895,71 @@ def check_split(n, val_size, train_size=None):
 def split_dataset(dataset, config):
     """The training and the validation part of a dataset for a run's settings, as ``split``.
 
-    A validation set of its own is used as such, whatever ``val_size`` is; 0 trains on those images, too.
+    With ``folds`` the validation part is one of them. A validation set of its own is used as such, whatever
+    ``val_size`` is; 0 trains on those images, too, and folds are dealt of all images.
     """
+    check_parts(dataset, config)
+    if config.get("folds"):
+        fold, (images, labels) = folds_of(dataset, config), all_images(dataset)
+        val, train = fold == config["fold"], (fold > 0) & (fold != config["fold"])
+        return (images[train], labels[train]), (images[val], labels[val])
     images, labels = dataset["train_images"], dataset["train_labels"]
-    seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
-    rng = np.random.default_rng([seed, 0, 1]) if config["holdout"] == "random" else None
+    rng = None if config["holdout"] == "last" else _split_rng(config)
+    how = (rng, config["train_size"], config["holdout"] == "stratified")
     if "val_images" not in dataset:
-        return split(images, labels, held_out(config, dataset), rng, config["train_size"])
+        return split(images, labels, held_out(config, dataset), *how)
     own = dataset["val_images"], dataset["val_labels"]
     if config["val_size"]:
-        return split(images, labels, 0, rng, config["train_size"])[0], own
-    return split(*_all_images(dataset), 0, rng, config["train_size"])
+        return split(images, labels, 0, *how)[0], own
+    return split(*all_images(dataset), 0, *how)
 
 
-def _all_images(dataset):
+def _split_rng(config):
+    seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
+    return np.random.default_rng([seed, 0, 1])
+
+
+def folds_of(dataset, config):
+    """The fold of each of ``all_images`` in a run with folds, as ``folds``."""
+    return folds(all_images(dataset)[1], config["folds"], _split_rng(config), config["train_size"])
+
+
+def check_parts(dataset, config):
+    """Raise a ValueError unless a dataset can be split as a run's settings ask."""
+    n = count_images(dataset)
+    size = config["train_size"] or n
+    if not config.get("folds"):
+        check_split(n, held_out(config, dataset), config["train_size"])
+    elif not config["folds"] <= size <= n:
+        raise ValueError(f"--folds: {size} of {n} images cannot be dealt to {config['folds']} folds")
+
+
+def all_images(dataset):
     """Images and labels of the training and the validation set."""
-    parts = [part for part in ("train", "val") if f"{part}_images" in dataset]
+    if "val_images" not in dataset:
+        return dataset["train_images"], dataset["train_labels"]
     return tuple(
-        np.concatenate([dataset[f"{part}_{kind}"] for part in parts]) for kind in ("images", "labels")
+        np.concatenate([dataset[f"{part}_{kind}"] for part in ("train", "val")])
+        for kind in ("images", "labels")
     )
 
 
+HOLDOUTS = ("stratified", "random", "last")
 SPLIT_KIND = {  # what the config of a run says about it
     "val_size": (int, float),
     "train_size": (int, None),
     "holdout": str,
+    "folds?": int,
+    "fold?": int,
     "seed": int,
     "split_seed": (int, None),
 }
 
 
 def held_out(config, dataset):
-    """How many images of a dataset are for validation, its own ones where it has them."""
+    """How many images of a dataset are for validation: a fold, or its own ones where it has them."""
+    if config.get("folds"):
+        return len(range(config["fold"] - 1, config["train_size"] or count_images(dataset), config["folds"]))
     own = len(dataset.get("val_images", ()))
     return own if own and config["val_size"] else val_count(config, len(dataset["train_images"]))
 
@@ -833,9 +977,10 @@ def count_images(dataset):
 
 # --- preprocess -------------------------------------------------------------------------------
 #
-# There are three kinds of step: those that turn pictures into pictures, which is done once; those that
-# turn pictures into numbers, at most one, and those on numbers, which are both done in each batch. The
-# last are all affine maps: fitted, they are one step.
+# There are three kinds of step. Those that turn pictures into pictures are done once. So is the one that
+# turns pictures into gradients, which are kept as uint8 like grey levels; but where training distorts the
+# pictures, it is done in each batch. Those on numbers are done in each batch. They are all affine maps:
+# fitted, they are one step.
 
 
 def fit_steps(names, images, image_shape):
@@ -846,9 +991,9 @@ def fit_steps(names, images, image_shape):
     names : list of str
         Applied in this order. First those that turn pictures into pictures, rounded to whole grey
         levels: ``deskew`` shears the ink upright, by its moments; ``width:14`` brings it to 14
-        columns; ``pool`` takes the mean of each 2x2 pixels. Then pictures to numbers: ``hog:7``
-        makes histograms of gradients in 7x7 cells, see ``gradients``; ``pixels-and-hog:7`` keeps the
-        pixels, and beside them the same, brought to the spread of the pixels. Then those on numbers:
+        columns; ``pool`` takes the mean of each 2x2 pixels. Then pictures to gradients: ``hog:7``
+        makes histograms of them in 7x7 cells, see ``gradients``; ``pixels-and-hog:7`` keeps the
+        pixels, and puts the same behind them. Then those on numbers:
         ``scale`` divides by 255, ``center`` subtracts each number's mean over the images,
         ``standardize`` subtracts the mean of all numbers and divides by their standard deviation,
         ``pca:50`` keeps the 50 principal components (Pearson 1901).
@@ -871,38 +1016,26 @@ def fit_steps(names, images, image_shape):
     _check_bytes(images)
     parsed, pictures, numbers = parse_steps(names), [], []
     for name, number in parsed:
-        if name in PICTURE_STEPS or name in GRADIENT_STEPS:
+        if name in PICTURE_STEPS:
             shape = list(shape_after(pictures, image_shape))
             pictures.append({"name": name, "shape": shape} | ({"number": number} if number else {}))
     if {name for name, _ in parsed} - {*PICTURE_STEPS, "scale"}:
         images = redraw(images, pictures)
-    first = [step for step in pictures if step["name"] in GRADIENT_STEPS]
-    if first and first[0]["name"] == "pixels-and-hog":
-        first[0]["gain"] = _fit_gain(first[0], images)
     for name, number in parsed:
-        if name not in PICTURE_STEPS and name not in GRADIENT_STEPS:
-            numbers = _followed_by(numbers, **_fit_affine(name, number, images, first + numbers))
+        if name not in PICTURE_STEPS:
+            numbers = _followed_by(numbers, **_fit_affine(name, number, images, numbers))
     return pictures + numbers
-
-
-def _fit_gain(step, images):
-    """The factor that gives the gradients beside pixels the standard deviation of these."""
-    steps = [{**step, "gain": 1.0}]
-    mean, square = (_mean_over(images, steps, function) for function in (lambda x: x, np.square))
-    parts = np.split(np.maximum(square - mean**2, 0), [images.shape[1]])  # each number about its own mean
-    pixels, found = (float(np.sqrt(part.mean())) for part in parts)
-    return pixels / found if pixels and found else 1.0
 
 
 def _fit_affine(name, number, images, steps):
     """Mean, factor and basis of a step that comes after steps, fitted on images that are redrawn."""
     if name == "scale":
         return {"factor": 1 / 255}
-    mean = _mean_over(images, steps, lambda x: x)  # (d,)
+    mean, square = _moments(images, steps)  # (d,)
     if name == "center":
         return {"mean": mean}
     if name == "standardize":
-        variance = _mean_over(images, steps, np.square).mean() - mean.mean() ** 2
+        variance = square.mean() - mean.mean() ** 2
         return {"mean": float(mean.mean()), "factor": 1 / (math.sqrt(max(0.0, variance)) or 1.0)}
     if number > len(mean):
         raise ValueError(f"--preprocess pca:{number}: an image has only {len(mean)} numbers there")
@@ -913,10 +1046,12 @@ def _fit_affine(name, number, images, steps):
     return {"mean": mean, "basis": basis * np.sign(largest)}  # eigenvectors have no sign of their own
 
 
-def _mean_over(images, steps, function):
-    """Mean over all images of a function of their numbers (d,), float64, after the steps so far."""
-    taken = batches(images, None, steps, dtype=np.float64)
-    return sum(function(batch["x"]).sum(axis=0) for batch in taken) / len(images)
+def _moments(images, steps):
+    """Means over all images of their numbers and of the squares, each (d,), after the steps so far."""
+    sums = 0.0
+    for batch in batches(images, None, steps, dtype=np.float64):
+        sums += np.array([batch["x"].sum(axis=0), np.square(batch["x"]).sum(axis=0)])
+    return sums / len(images)
 
 
 UNCHANGED = {"name": "affine", "mean": None, "factor": 1.0, "basis": None}
@@ -938,7 +1073,6 @@ def _followed_by(steps, mean=None, factor=1.0, basis=None):
     return [{"name": "affine", "mean": mean, "factor": first["factor"] * factor, "basis": basis}]
 
 
-GRADIENT_STEPS = ("hog", "pixels-and-hog")  # pictures to numbers
 STEP_NAMES = ["deskew", "width:14", "pool", "hog:7", "pixels-and-hog:7"]  # with numbers to try
 STEP_NAMES += ["scale", "center", "standardize", "pca:50"]
 STEP_EXAMPLES = {text.partition(":")[0]: text for text in STEP_NAMES}
@@ -950,14 +1084,14 @@ def parse_steps(names):
     for text in names:
         name, colon, number = text.partition(":") if isinstance(text, str) else (text, "", "")
         example = nn.choose("preprocessing", name, STEP_EXAMPLES)
-        if name in GRADIENT_STEPS and not colon:
+        if name in GRADIENT_STEPS and not colon:  # the example's number is the default
             _, colon, number = example.partition(":")
         if ":" not in example and colon:
             raise ValueError(f"{name} takes no number, not {text:.40}")
         if ":" in example and not (number.isdecimal() and 1 <= int(number[:9]) == int(number)):
             raise ValueError(f"{name} needs a whole number above 0, as in {example}, not {text:.40}")
-        from_pictures = name in PICTURE_STEPS or name in GRADIENT_STEPS
-        if from_pictures and steps and steps[-1][0] not in PICTURE_STEPS:
+        before = steps[-1][0] if steps else name
+        if name in PICTURE_STEPS and (before not in PICTURE_STEPS or before in GRADIENT_STEPS) and steps:
             raise ValueError(f"{name} works on pictures: put it before {steps[-1][0]}")
         if name in dict(steps):
             raise ValueError("must name each step once")
@@ -999,14 +1133,8 @@ def to_numbers(images, steps, dtype=np.float32, out=None, times=1.0):
     Returns an array (n, d') of dtype; it is ``out``, an array (n, d), where that is given and no step
     changes d.
     """
-    if found := gradient_step(steps):
-        x = gradients(images, found, dtype)
-        if found["name"] == "pixels-and-hog":
-            x *= found["gain"]
-            x = np.concatenate([images, x], axis=1, dtype=dtype)  # (n, d + those of the gradients)
-    else:
-        x = np.empty(images.shape, dtype) if out is None else out
-        x[...] = images
+    x = np.empty(images.shape, dtype) if out is None else out
+    x[...] = images
     affine = affine_step(steps)
     if affine["mean"] is not None:
         x -= np.asarray(affine["mean"], x.dtype)
@@ -1030,10 +1158,13 @@ def batches(images, labels, steps, batch_size=1000, dtype=np.float32):
 
 
 def shape_after(steps, image_shape):
-    """(rows, columns) of the images after ``redraw``."""
+    """(rows, columns) of the images after ``redraw``; gradients are one row."""
     for step in steps:
         if step["name"] == "pool":
             image_shape = [-(-n // 2) for n in image_shape]
+        elif step["name"] in GRADIENT_STEPS:
+            pixels, cells = math.prod(image_shape), [min(step["number"], side) for side in image_shape]
+            image_shape = [1, 8 * math.prod(cells) + (pixels if step["name"] == "pixels-and-hog" else 0)]
     return tuple(image_shape)
 
 
@@ -1047,6 +1178,11 @@ def gradient_step(steps):
     return next((step for step in steps if step["name"] in GRADIENT_STEPS), None)
 
 
+def without_gradients(steps):
+    """What is done to pictures before they are distorted, and what to numbers."""
+    return [step for step in steps if step["name"] not in GRADIENT_STEPS]
+
+
 def most_inputs(names, pixels):
     """How many numbers the steps make at most of an image of so many pixels."""
     cells = {name: min(number**2, pixels) for name, number in parse_steps(names) if name in GRADIENT_STEPS}
@@ -1055,8 +1191,6 @@ def most_inputs(names, pixels):
 
 def keeps_blank(steps):
     """Whether a pixel that is 0 becomes a number that is 0, in the same place (after ``redraw``)."""
-    if gradient_step(steps):
-        return False
     return all(step.get("mean") is None and step.get("basis") is None for step in steps)
 
 
@@ -1077,6 +1211,19 @@ def weights_in_pixels(weights, steps):
             spread = pooled.repeat(2, axis=0).repeat(2, axis=1)[:rows, :columns]
             weights = spread.reshape(rows * columns, -1)
     return weights
+
+
+def on_grey_levels(params, steps):
+    """The same network in float64 for images that ``redraw`` has made, its affine step in its first layer.
+
+    ((x - mean) factor) basis W + b is x V + b - mean V, with V = factor basis W.
+    """
+    affine, params = affine_step(steps), {key: w.astype(np.float64) for key, w in params.items()}
+    first = params["W1"] if affine["basis"] is None else affine["basis"] @ params["W1"]
+    params["W1"] = affine["factor"] * first  # (d, width)
+    if affine["mean"] is not None:
+        params["b1"] -= np.broadcast_to(affine["mean"], len(first)) @ params["W1"]
+    return params
 
 
 def slope_in_pixels(slope, steps):
@@ -1182,8 +1329,6 @@ def _resampled_columns(pictures, start, scale):
     return np.rint(mixed).astype(np.uint8)
 
 
-PICTURE_STEPS = {"deskew": _deskew, "width": _normalize_width, "pool": _pool}
-
 # --- preprocess: histograms of gradients ------------------------------------------------------
 
 GRADIENT_BLOCK = 64  # images at a time, so that they stay in cache
@@ -1195,8 +1340,8 @@ def gradients(images, step, dtype=np.float32):
     The slope of grey at a pixel is found by central differences; beyond its edges a picture goes on as
     it is there. It is the sum of two arrows in neighbouring ones of 8 directions, 45 degrees apart, the
     first to the right and the third downwards (Liu et al. 2003: no angle is needed). The lengths of the
-    arrows of each direction are averaged in each cell, see ``_windows``; the numbers are the roots of
-    that, in a range like that of grey levels.
+    arrows of each direction are averaged in each cell, see ``_windows``; the numbers are twice the roots
+    of 255 times that, or 255 at the most: in the range of grey levels.
 
     Parameters
     ----------
@@ -1220,7 +1365,8 @@ def gradients(images, step, dtype=np.float32):
         lengths[::2] -= lengths[1::2] + np.roll(lengths[1::2], 1, axis=0)  # see _arrows
         lengths[1::2] *= math.sqrt(2)
         np.maximum(lengths, 0, out=lengths)  # rounding may have led below
-        np.sqrt(lengths * (255 / 2), out=lengths)  # half of each difference over two pixels
+        np.sqrt(lengths * (4 * 255 / 2), out=lengths)  # half of each difference over two pixels
+        np.minimum(lengths, 255, out=lengths)
         found[start : start + GRADIENT_BLOCK] = lengths.reshape(-1, len(block)).T
     return found
 
@@ -1258,6 +1404,20 @@ def _windows(side, cells, dtype):
     distance = np.abs(np.arange(side) - middles) * cells / side  # in widths of a cell
     return (np.maximum(0, 1 - distance) * cells / side).astype(dtype)
 
+
+def with_gradients(images, step, dtype=np.float32):
+    """What a step of GRADIENT_STEPS makes of images (n, d), before it is rounded."""
+    found = gradients(images, step, dtype)
+    return found if step["name"] == "hog" else np.concatenate([images, found], axis=1, dtype=dtype)
+
+
+def _gradient_picture(pictures, step):
+    return np.uint8(np.rint(with_gradients(pictures.reshape(len(pictures), -1), step)))
+
+
+GRADIENT_STEPS = ("hog", "pixels-and-hog")
+PICTURE_STEPS = {"deskew": _deskew, "width": _normalize_width, "pool": _pool}
+PICTURE_STEPS |= dict.fromkeys(GRADIENT_STEPS, _gradient_picture)
 
 # --- augment ----------------------------------------------------------------------------------
 
@@ -1436,7 +1596,7 @@ STEP_KINDS = {  # what each step holds; the last four were not yet one when olde
     "width": {"shape": [int], "number": int},
     "pool": {"shape": [int]},
     "hog": {"shape": [int], "number": int},
-    "pixels-and-hog": {"shape": [int], "number": int, "gain": float},
+    "pixels-and-hog": {"shape": [int], "number": int},
     "affine": {"mean?": (float, np.ndarray), "factor": float, "basis?": np.ndarray},
     "scale": {},
     "center": {"mean": np.ndarray},
@@ -1475,6 +1635,7 @@ def read_config(params, config):
         "augment": [],
         "size": None,
         "transpose": False,
+        "holdout": "random",
         **STRENGTHS,
         **config,
         "data": {**own, **config["data"]},
@@ -1522,29 +1683,20 @@ def read_steps(steps, image_shape, inputs):
             what = f"the preprocessing step {step['name']}"
             kinds = nn.choose("preprocessing step", step["name"], STEP_KINDS)
             nn.check(step, kinds, what)
-            if "shape" not in kinds:
+            if step["name"] not in PICTURE_STEPS:
                 held = {key: step.get(key) for key in (kind.removesuffix("?") for kind in kinds)}
                 factor = 1 / 255 if step["name"] == "scale" else held.get("factor", 1.0)
                 factor = float(np.divide(factor, held.get("std", 1.0)))
                 numbers = _followed_by(numbers, held.get("mean"), factor, held.get("basis"))
-            elif (
-                numbers
-                or gradient_step(pictures)
-                or tuple(step["shape"]) != shape
-                or step.get("number", 1) < 1
-                or not 0 < step.get("gain", 1.0) < LARGEST_NUMBER
-            ):
+            elif numbers or tuple(step["shape"]) != shape or step.get("number", 1) < 1:
                 raise ValueError(f"{what} does not fit images of {shape}")
             else:
                 pictures.append(step)
                 shape = shape_after([step], shape)
     (affine,) = numbers or [UNCHANGED]
-    mean, basis, numbers_before = affine["mean"], affine["basis"], math.prod(shape)
-    if found := gradient_step(pictures):
-        own = 8 * math.prod(min(found["number"], side) for side in shape)
-        numbers_before = own + (numbers_before if found["name"] == "pixels-and-hog" else 0)
-    leads = (numbers_before, numbers_before) if basis is None else basis.shape
-    if leads != (numbers_before, inputs) or np.shape(mean) not in ((), (numbers_before,)):
+    pixels, mean, basis = math.prod(shape), affine["mean"], affine["basis"]
+    leads = (pixels, pixels) if basis is None else basis.shape
+    if leads != (pixels, inputs) or np.shape(mean) not in ((), (pixels,)):
         raise ValueError(f"its preprocessing does not lead from {image_shape} pixels to {inputs} inputs")
     parts = [np.abs(np.float64(part)) for part in (mean, basis, affine["factor"]) if part is not None]
     if affine["factor"] < 1 / LARGEST_NUMBER or not all((part < LARGEST_NUMBER).all() for part in parts):
@@ -1636,11 +1788,15 @@ def load_json(path):
 
 def save_rows(path, rows, columns):
     """Write a list of dicts as CSV; None becomes an empty field."""
+    nn.save_bytes(path, rows_text(rows, columns).encode(errors="backslashreplace"))
+
+
+def rows_text(rows, columns):
     text = io.StringIO()
     table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
-    nn.save_bytes(path, text.getvalue().encode(errors="backslashreplace"))
+    return text.getvalue()
 
 
 def load_rows(path, words=False):
@@ -1909,18 +2065,20 @@ PICTURES = {  # Pillow's name -> suffixes; of its other formats some run what is
 MOST_PICTURE_BYTES = 1 << 28
 
 
-def expand_pictures(paths):
+def expand_pictures(paths, flag="--images"):
     """Files of pictures: those of a folder, those that a pattern fits, as ``photos/*.jpg``, or the path.
 
-    What test.py has written beside pictures is left out, unless there is nothing else. A path that is
-    not there remains. ValueError for a folder without pictures.
+    A folder without pictures stands for the folders in it. What test.py has written beside pictures is
+    left out, unless there is nothing else. A path that is not there remains. ValueError for a folder
+    without pictures.
     """
-    files, suffixes = [], tuple(suffix for suffixes in PICTURES.values() for suffix in suffixes)
+    files = []
     for path in map(str, paths):
         if os.path.isdir(path):
-            found = [os.path.join(path, name) for name in os.listdir(path) if name.lower().endswith(suffixes)]
+            levels = (filter(_is_picture, pathlib.Path(path).glob(pattern)) for pattern in ("*", "*/*"))
+            found = next(filter(None, (list(map(str, level)) for level in levels)), [])
             if not found:
-                raise ValueError(f"--images: the folder {path} holds no pictures; name a run before --images")
+                raise ValueError(f"{flag}: the folder {path} holds no pictures; name a run before {flag}")
         else:
             found = [] if os.path.exists(path) else glob.glob(path)  # cmd and PowerShell leave it to us
         files += sorted(found) or [path]
@@ -1996,7 +2154,9 @@ def _without_stderr():
 def _as_rgb(picture):
     from PIL import Image
 
-    if picture.mode[0] in "IF":  # more than 8 bits of grey
+    if picture.mode.startswith("I"):  # 16 bits of grey
+        return np.repeat(_as_grey(picture)[:, :, None], 3, axis=2)
+    if picture.mode == "F":
         grey = np.asarray(picture, np.float32)
         grey = np.uint8(255 * (grey - grey.min()) / max(1e-9, np.ptp(grey)))
         return np.repeat(grey[:, :, None], 3, axis=2)
@@ -2028,11 +2188,17 @@ def picture_facts(dataset):
     -------
     dict
         ``fit``: ``digit`` where the training images are digits as MNIST's are, or centred like them,
-        else ``whole``; ``edge``, the mean grey level along the edges of the training images.
+        else ``whole``; ``edge``, the mean grey level along the edges of the training images, or 127.5
+        where they are neither all dark nor all light: then no picture is inverted.
     """
     (rows, columns), images = dataset["image_shape"], dataset["train_images"][:2000]
     pictures = images.reshape(-1, rows, columns).astype(np.float32)
-    edge = float(np.concatenate([pictures[:, [0, -1]].ravel(), pictures[:, :, [0, -1]].ravel()]).mean())
+    edges = np.hstack(
+        [pictures[:, [0, -1]].reshape(len(pictures), -1), pictures[:, :, 0], pictures[:, :, -1]]
+    )
+    edges = edges.mean(axis=1)  # (n,)
+    dark, light = np.quantile(edges, [0.1, 0.9])
+    edge = float(edges.mean()) if light < 64 or dark > 191 else 127.5
     mass = np.maximum(pictures.sum(axis=(1, 2)), 1)
     centred = np.ones(len(pictures), bool)
     for axis, size in ((1, rows), (2, columns)):
@@ -2044,7 +2210,12 @@ def picture_facts(dataset):
 
 
 def fit_picture(picture, facts, fit=None):
-    """Bring a picture into the form of a network's images.
+    """Bring a picture into the form of a network's images: the first of ``fit_pictures``."""
+    return fit_pictures(picture, facts, fit)[0][0]
+
+
+def fit_pictures(picture, facts, fit=None, split=False):
+    """Bring what is on a picture into the form of a network's images.
 
     Parameters
     ----------
@@ -2055,20 +2226,29 @@ def fit_picture(picture, facts, fit=None):
         ``digit``: see ``prepare_picture``. ``whole``: grey, resized, inverted where its edges are then
         more like those of the training images. Default: the network's own. A picture that has the
         network's size already is not cut out or resized.
+    split : bool
+        Whether the digits on a picture are several images, from left to right.
 
     Returns
     -------
-    uint8 array of image_shape
+    images : list of uint8 arrays of image_shape
+        One, without split.
+    doubts : list of str
+        Why they may not be what was meant.
     """
     from PIL import Image
 
     shape = tuple(facts["image_shape"])
     if (fit or facts["fit"]) == "digit" and picture.shape[:2] != shape:
-        return prepare_picture(picture, shape)
+        ink = find_ink(picture)
+        digits, doubts = split_ink(ink)
+        doubts = [doubt for doubt in doubts if not (split and doubt == SEVERAL)]
+        return [prepare_ink(digit, shape) for digit in (digits if split else [ink])], doubts
     grey = Image.fromarray(np.ascontiguousarray(picture)).convert("L")
     image = np.asarray(grey if picture.shape[:2] == shape else grey.resize(shape[::-1], Image.Resampling.BOX))
     edge = np.concatenate([image[[0, -1]].ravel(), image[:, [0, -1]].ravel()]).mean()
-    return 255 - image if abs(255 - edge - facts["edge"]) < abs(edge - facts["edge"]) else image
+    inverted = abs(255 - edge - facts["edge"]) < abs(edge - facts["edge"]) - 1  # not by rounding
+    return [255 - image if inverted else image], []
 
 
 def prepare_picture(picture, image_shape=(28, 28)):
@@ -2093,15 +2273,51 @@ def prepare_picture(picture, image_shape=(28, 28)):
     ValueError
         There is nothing on the picture.
     """
+    return prepare_ink(find_ink(picture), image_shape)
+
+
+def find_ink(picture):
+    """How much ink there is at each pixel of the part of a picture where there is most: see ``_find_ink``."""
     pixels = _shrunk(picture)
     ink = _find_ink(pixels)
     box, scale = _box_of(ink), max(picture.shape) / max(pixels.shape)
     extent = max(part.stop - part.start for part in box)
     if _is_sheet(ink[box]) and ink[box].size > 0.2 * ink.size:  # of paper, on a desk
-        return prepare_picture(picture[_grown_box(box, -extent / 12, scale)], image_shape)
+        return find_ink(picture[_grown_box(box, -extent / 12, scale)])
     if scale > 1 and extent < SEARCHED_SIDE / 2:  # a small digit on a large picture: look again, closer
         ink = _find_ink(_shrunk(picture[_grown_box(box, extent / 2, scale)]))
-    return prepare_ink(ink, image_shape)
+    return ink
+
+
+def split_ink(ink):
+    """The ink of each digit, from left to right, and what is doubtful about them.
+
+    Parts of ink are one digit where they lie above each other; a low part belongs to the nearest digit.
+    """
+    labels = _connected_parts(ink > 0.4)
+    parts, digits = sorted(_boxes(labels), key=lambda p: p[4]), []
+    tallest = max(bottom - top + 1 for _, _, top, bottom, *_ in parts)
+    for part in [p for p in parts if p[3] - p[2] + 1 > 0.4 * tallest]:
+        shared = min(part[5], digits[-1][-1][5]) - part[4] + 1 if digits else 0
+        if digits and shared > 0.5 * min(p[5] - p[4] + 1 for p in (part, digits[-1][-1])):
+            digits[-1].append(part)
+        else:
+            digits.append([part])
+    for part in [p for p in parts if p[3] - p[2] + 1 <= 0.4 * tallest]:
+        min(digits, key=lambda digit: abs(part[4] + part[5] - digit[0][4] - digit[0][5])).append(part)
+    inks = [np.where(_grown(np.isin(labels, [p[0] for p in digit])), ink, 0) for digit in digits]
+    edges = np.concatenate([ink[[0, -1]].ravel(), ink[:, [0, -1]].ravel()])
+    shapes = [ink[_box_of(digit)].shape for digit in inks]
+    doubts = {
+        SEVERAL: len(digits) > 1,
+        "digits that touch?": any(columns > 1.3 * rows for rows, columns in shapes),
+        "many parts": len(parts) > 2 * len(digits),
+        "ink up to the edge": (edges > 0.4).any(),
+    }
+    return inks, [doubt for doubt, there in doubts.items() if there]
+
+
+SEVERAL = "several digits?"
 
 
 def prepare_ink(ink, image_shape=(28, 28)):
@@ -2164,11 +2380,7 @@ def _digit(mask):
     another part lies in, a line below all else, or a small part beside the largest.
     """
     labels = _connected_parts(mask)
-    parts = []
-    for label, size in enumerate(np.bincount(labels.ravel())[1:], start=1):
-        if size:
-            rows, columns = (np.flatnonzero((labels == label).any(axis=axis)) for axis in (1, 0))
-            parts.append((label, int(size), rows[0], rows[-1], columns[0], columns[-1]))
+    parts = _boxes(labels)
     rows, columns = (n - 1 for n in mask.shape)
     inside = [p for p in parts if p[2] > 0 and p[3] < rows and p[4] > 0 and p[5] < columns]
     largest = max(size for _, size, *_ in parts)
@@ -2186,6 +2398,16 @@ def _digit(mask):
     extent = max(main[3] - main[2], main[5] - main[4]) + 1
     kept = [p[0] for p in parts if max(p[3] - p[2], p[5] - p[4]) + 1 > extent / 4 or _encloses(main, p, 0)]
     return np.isin(labels, kept)
+
+
+def _boxes(labels):
+    """``(label, pixels, top, bottom, left, right)`` of each part that is numbered from 1."""
+    parts = []
+    for label, size in enumerate(np.bincount(labels.ravel())[1:], start=1):
+        if size:
+            rows, columns = (np.flatnonzero((labels == label).any(axis=axis)) for axis in (1, 0))
+            parts.append((label, int(size), rows[0], rows[-1], columns[0], columns[-1]))
+    return parts
 
 
 def _encloses(part, other, least=0.05):

@@ -456,8 +456,11 @@ def _minus_target(estimates, y, label_smoothing):
 def _checked_labels(outputs, y):
     y = np.asarray(y)
     if y.shape != outputs.shape[:1] or y.dtype.kind not in "iu" or not len(y):
-        given = f"{y.dtype} of shape {y.shape}"
-        raise ValueError(f"labels must be {len(outputs)} whole numbers, at least one, not {given}")
+        hint = "; one-hot labels become numbers by y.argmax(axis=1)" if y.shape == outputs.shape else ""
+        raise ValueError(
+            f"labels must be whole numbers of shape {outputs.shape[:1]}, at least one, "
+            f"not {y.dtype} of shape {y.shape}{hint}"
+        )
     if y.max() >= outputs.shape[1] or (y.dtype.kind == "i" and y.min() < 0):
         raise ValueError(f"labels must lie in 0 ... {outputs.shape[1] - 1}, not {y.min()} ... {y.max()}")
     return y
@@ -560,7 +563,39 @@ def estimates(outputs, loss="cross_entropy"):
 
 def accuracy(outputs, y):
     """Share of rows whose largest output is that of the label."""
-    return float(np.mean(outputs.argmax(axis=1) == y))
+    return float(np.mean(outputs.argmax(axis=1) == _checked_labels(outputs, y)))
+
+
+def mean_and_sd(values):
+    """Mean and standard deviation of a sample (divided by n - 1); None for that of a single value."""
+    values = np.asarray(values, np.float64)
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+MOST_PAIRS = 20  # of a permutation test: it looks at 2**20 sums
+
+
+def permutation_test(differences):
+    """Exact two-sided test of paired differences by flips of their signs (Fisher 1935).
+
+    If both of each pair were alike, either sign of each difference would be as likely as the other.
+
+    Parameters
+    ----------
+    differences : sequence of at most MOST_PAIRS floats
+
+    Returns
+    -------
+    float
+        Of all 2**n choices of signs, the share whose sum is at least as far from 0 as the one there is.
+    """
+    if len(differences) > MOST_PAIRS:
+        raise ValueError(f"an exact test of {len(differences)} pairs takes too long; {MOST_PAIRS} at most")
+    sums = np.zeros(1)
+    for difference in differences:
+        sums = np.concatenate([sums + difference, sums - difference])
+    furthest = np.abs(sums).max()  # a difference in the last bits is none
+    return float(np.mean(np.abs(sums) >= abs(sum(differences)) - 1e-9 * furthest))
 
 
 def confusion_matrix(y, predicted, classes):

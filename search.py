@@ -1,8 +1,9 @@
-"""Many training runs: find the best settings by random search, grid or successive halving.
+"""Many training runs: find the best settings, and see how far they can be told apart.
 
     python search.py                                     50 random trials of 50 epochs
     python search.py --strategy halving                  most trials end early: a sixth of the epochs
     python search.py --strategy grid --space momentum=0,0.9 batch_size=10,100 --lr 0.1
+    python search.py --strategy grid --space activation=relu,tanh --repeat 5    five seeds of each
     python search.py --scheduler tcp://host:8786         the same trials on a Dask cluster
 
 A trial is a run of ``train.py`` in a folder of its own. Its settings and its seed come from the
@@ -10,7 +11,8 @@ search's seed and the trial's number alone, so it does not matter where or when 
 are ranked by their accuracy on the same validation images; the best one is trained again on all
 training images. The test set is first looked at after that.
 
-In this order: the search, its definition and space, workers, files, what is printed, command line.
+In this order: the search, what its runs show, its definition and space, workers, files, what is
+printed, command line.
 """
 
 import data  # first: while the rest is imported, Ctrl-C is one line already
@@ -35,6 +37,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import types
@@ -47,8 +50,9 @@ import train
 
 # --- the search -------------------------------------------------------------------------------
 #
-# A trial is a dict: ``number``, ``config``, ``rows`` (its history), ``status`` (of STATUSES; None
-# before it has run) and ``seconds``. Its params are on disk only.
+# A trial is a dict: ``number``, that of its settings; ``repeat``, that of its seed or its fold, from 1;
+# ``config``, ``rows`` (its history), ``status`` (of STATUSES; None before it has run) and ``seconds``.
+# Its params are on disk only. The trials with one number are a group: they are ranked together.
 
 STRATEGIES = {
     "random": "as many trials as --trials, drawn from the space",
@@ -60,76 +64,73 @@ STATUSES = (*RANKED, "diverged", "failed")
 ETA = 3  # of the trials of a rung, one in so many goes on to the next
 
 
-def run_search(trials, strategy, workers, out, searched, show):
-    """Run what is missing of all trials; write and print each as it ends.
+def run_search(trials, plan, workers, out, searched, show):
+    """Run what is missing of all trials; write and print each as it ends; returns them as they are then.
 
     Parameters
     ----------
-    trials : list of dict
-    strategy : str
-        One of STRATEGIES.
+    plan : list of tuple
+        From ``rungs``.
     workers : dict
         From ``local_workers`` or ``cluster_workers``.
-    out : Path
-        The folder of the search.
     searched : list of str
         Names of the settings that differ from trial to trial.
     show : function
         From ``data.progress_line``.
-
-    Returns
-    -------
-    list of dict
-        The trials as they are now.
     """
-    found = {trial["number"]: trial for trial in trials}
-    plan = rungs(strategy, len(trials), trials[0]["config"]["epochs"])
+    found = {trial_name(trial): trial for trial in trials}
     started, reached, worked = time.perf_counter(), 0, 0
     for rung, (count, until) in enumerate(plan):
-        chosen = best_at(list(found.values()), reached, count)
-        missing = {trial["number"]: trial for trial in chosen if is_missing(trial, until)}
+        chosen = best_at(found.values(), reached, count)
+        missing = {trial_name(trial): trial for trial in chosen if is_missing(trial, until)}
         for running, ended in run_trials(list(missing.values()), until, workers, out):
             for trial, result in ended:
-                before = missing.pop(trial["number"])
+                before = missing.pop(trial_name(trial))
                 save_trial(out, trial, result, len(before["rows"]))
-                found[trial["number"]] = trial
-                save_table(out, list(found.values()), searched)
+                found[trial_name(trial)] = trial
+                save_table(out, found.values(), searched)
                 worked += len(trial["rows"]) - len(before["rows"])
                 show("")
                 done = f"{len(chosen) - len(missing)}/{len(chosen)}"
                 data.say(trial_line(trial, found.values(), searched, done))
-            seconds = time.perf_counter() - started
-            left = seconds / worked * epochs_left(missing.values(), plan[rung:]) if worked else None
+            left = epochs_left(missing.values(), plan[rung:], len(trials) // plan[0][0])
+            seconds = (time.perf_counter() - started) / worked * left if worked else None
             done = f"{len(chosen) - len(missing)}/{len(chosen)}"
-            show(live_line(found.values(), done, running, until, left))
+            show(live_line(found.values(), done, running, until, seconds))
         reached = until
     return list(found.values())
 
 
-def rungs(strategy, trials, epochs):
+def trial_name(trial):
+    """``7``; ``7-2`` where it is a repeat after the first, or another fold."""
+    return f"{trial['number']}-{trial['repeat']}" if trial["repeat"] > 1 else str(trial["number"])
+
+
+def rungs(strategy, trials, epochs, further=()):
     """How many trials go on to which epoch: ``[(50, 2), (17, 6), (6, 50)]``.
 
     Successive halving (Jamieson & Talwalkar 2016) with the third instead of the half, as advised
     for Hyperband (Li et al. 2018): a third of the trials, rounded up, get three times the epochs.
     The last few are not thinned out again but trained to the end: by then they differ less than
     the same settings with another seed. The other strategies have one rung; its epoch None stands
-    for the last of each trial.
+    for the last of each trial. ``further`` are the rungs of --best.
     """
     if strategy != "halving":
-        return [(trials, None)]
+        return [(trials, epochs if further else None), *further]
     counts, budgets = [trials], [epochs]
     while counts[-1] >= ETA and budgets[-1] > 1:
         counts.append(math.ceil(counts[-1] / ETA))
         budgets.append(math.ceil(budgets[-1] / ETA))
     plan = list(zip(counts, reversed(budgets)))
-    return plan if len(plan) < 3 else [*plan[:-2], (plan[-2][0], epochs)]
+    return [*(plan if len(plan) < 3 else [*plan[:-2], (plan[-2][0], epochs)]), *further]
 
 
-def epochs_left(missing, plan):
+def epochs_left(missing, plan, repeats=1):
     """The epochs that ``missing`` trials of a plan's first rung lack, and those of its later rungs."""
     until = plan[0][1]
     left = sum((until or trial["config"]["epochs"]) - len(trial["rows"]) for trial in missing)
-    return left + sum(count * (end - start) for (_, start), (count, end) in itertools.pairwise(plan))
+    later = sum(count * (end - start) for (_, start), (count, end) in itertools.pairwise(plan))
+    return left + repeats * later
 
 
 def is_missing(trial, until):
@@ -139,33 +140,51 @@ def is_missing(trial, until):
     return trial["status"] == "stopped" and len(trial["rows"]) < (until or trial["config"]["epochs"])
 
 
-def best_first(trial, epochs=None):
-    """Sort key: validation accuracy after so many epochs (None: the last), ties by validation loss."""
-    row = trial["rows"][:epochs][-1]
-    return -row["val_accuracy"], row["val_loss"], trial["number"]
+def groups_of(trials):
+    """The trials of each number, as a list of lists in order of number and repeat."""
+    found = {}
+    for trial in sorted(trials, key=lambda trial: (trial["number"], trial["repeat"])):
+        found.setdefault(trial["number"], []).append(trial)
+    return list(found.values())
+
+
+def best_first(group, epochs=None):
+    """Sort key: mean validation accuracy after so many epochs (None: the last), ties by mean loss."""
+    rows = [trial["rows"][:epochs][-1] for trial in group]
+    return -mean_of(rows, "val_accuracy"), mean_of(rows, "val_loss"), group[0]["number"]
+
+
+def mean_of(rows, column):
+    return math.fsum(row[column] for row in rows) / len(rows)
 
 
 def ranking(trials):
-    """The trials that can win, best first; behind all that finished, those that came further."""
+    """The groups that can win, best first; behind all that finished, those that came further.
 
-    def furthest_first(trial):
-        came = math.inf if trial["status"] == "finished" else len(trial["rows"])
-        return -came, *best_first(trial)
+    A group of which one has diverged or failed cannot win; trials that have not run do not count yet.
+    """
+    groups = groups_of(trial for trial in trials if trial["status"])
+    able = [group for group in groups if all(trial["status"] in RANKED for trial in group)]
+    return sorted(able, key=lambda group: (-came(group), *best_first(group)))
 
-    return sorted((trial for trial in trials if trial["status"] in RANKED), key=furthest_first)
+
+def came(group):
+    """The epoch that a group has come to; infinity where it finished, be it by early stopping."""
+    return min(math.inf if t["status"] == "finished" else len(t["rows"]) for t in group)
 
 
 def best_at(trials, epochs, count):
-    """The ``count`` best trials after ``epochs``, in order of number.
+    """The trials of the ``count`` best groups after ``epochs``, first repeats first.
 
-    A trial that ended by early stopping before that counts with its last epoch; one that diverged
-    or failed before that is out.
+    A trial that ended by early stopping before that counts with its last epoch; a group with one that
+    diverged or failed before that is out.
     """
-    if not epochs:
-        return trials[:count]
-    able = [trial for trial in trials if len(trial["rows"]) >= epochs or trial["status"] in RANKED]
-    chosen = sorted(able, key=lambda trial: best_first(trial, epochs))[:count]
-    return sorted(chosen, key=lambda trial: trial["number"])
+    groups = groups_of(trials)
+    if epochs:
+        able = [all(len(t["rows"]) >= epochs or t["status"] in RANKED for t in group) for group in groups]
+        groups = sorted(itertools.compress(groups, able), key=lambda group: best_first(group, epochs))
+    chosen = itertools.chain(*groups[:count])
+    return sorted(chosen, key=lambda trial: (trial["repeat"], trial["number"]))
 
 
 def wait_for_one(futures, seconds):
@@ -191,7 +210,7 @@ def run_trials(trials, until, workers, out):
         failed: whose worker died, and the next one too.
     """
     waiting, running, ended = collections.deque(trials), {}, []
-    deaths = collections.Counter()
+    deaths = collections.Counter()  # by name
     while waiting or running or ended:
         while waiting and len(running) < workers["capacity"]():
             trial = waiting.popleft()
@@ -208,8 +227,8 @@ def run_trials(trials, until, workers, out):
                 new = {"rows": result["rows"], "status": result["status"], "seconds": seconds}
                 ended.append(({**trial, **new}, result))
             except workers["lost"]:
-                deaths[trial["number"]] += 1
-                if deaths[trial["number"]] < workers["tries"]:
+                deaths[trial_name(trial)] += 1
+                if deaths[trial_name(trial)] < workers["tries"]:
                     waiting.appendleft(trial)
                 else:
                     ended.append(({**trial, "status": "failed"}, None))
@@ -220,11 +239,8 @@ def run_trial(config, state, rows, until, source):
 
     Parameters
     ----------
-    config : dict
-    state : dict or None
-        Where to go on from; None is the beginning.
-    rows : list of dict
-        The history so far.
+    state, rows
+        Where to go on from, and the history so far; None and no rows are the beginning.
     until : int or None
         The epoch to pause after; None is the trial's last.
     source : function
@@ -233,10 +249,9 @@ def run_trial(config, state, rows, until, source):
     Returns
     -------
     dict
-        ``state``, ``rows``, ``status`` (``finished``; ``stopped`` before its last epoch;
-        ``diverged``), ``steps`` of the preprocessing, and the ``seconds`` that this took. Only the
-        last row has the loss and accuracy of the training images: they take as long as half a
-        training epoch.
+        ``state``, ``rows``, ``status``, ``steps`` of the preprocessing, and the ``seconds`` that this
+        took. Only the last row has the loss and accuracy of the training images: they take as long as
+        half a training epoch.
     """
     started = time.perf_counter()
     sets = {**source(), "evaluate": ("val",)}
@@ -245,8 +260,7 @@ def run_trial(config, state, rows, until, source):
     try:
         for after, row in itertools.islice(train.fit(state, sets, config, rows), epochs):
             state, rows = after, [*rows, row]
-        ended = state["epoch"] == config["epochs"] or train.should_stop(rows, config)
-        status = "finished" if ended else "stopped"
+        status = "finished" if has_ended(rows, config) else "stopped"
     except FloatingPointError:
         status = "diverged"
     if rows and rows[-1]["train_loss"] is None:
@@ -256,16 +270,120 @@ def run_trial(config, state, rows, until, source):
     return {"state": state, "rows": rows, "status": status, "steps": sets["steps"], "seconds": seconds}
 
 
+def has_ended(rows, config):
+    return len(rows) == config["epochs"] or train.should_stop(rows, config)
+
+
+# --- what the runs show -----------------------------------------------------------------------
+
+LIKELY = 0.05  # a p above this is no evidence, by custom
+
+
+def compare(ranked):
+    """What there is to say of each group, the best first: rows of groups.csv without the settings.
+
+    ``difference`` is that of the mean accuracy to the best group's, ``p`` that of an exact permutation
+    test over the pairs of runs with the same seed or fold. They are None for the best itself, and where
+    the epochs differ.
+    """
+    found, best = [], [trial["rows"][-1]["val_accuracy"] for trial in ranked[0]]
+    for group in ranked:
+        rows = [trial["rows"][-1] for trial in group]
+        sd = nn.mean_and_sd([row["val_accuracy"] for row in rows])[1]
+        row = {"trial": group[0]["number"], "runs": len(group), "epochs": max(len(t["rows"]) for t in group)}
+        row |= {name: mean_of(rows, name) for name in FIGURES} | {"val_sd": sd, "difference": None, "p": None}
+        if group is not ranked[0] and came(group) == came(ranked[0]):
+            pairs = [own["val_accuracy"] - other for own, other in zip(rows, best)]
+            row |= {"difference": sum(pairs) / len(pairs), "p": nn.permutation_test(pairs)}
+        found.append(row)
+    return found
+
+
+def verdict(compared, kind):
+    """One sentence on what is shown and what is not by the groups of ``compare``; kind: repeat or fold."""
+    best, others = compared[0], [row for row in compared[1:] if row["p"] is not None]
+    first, runs, least = f"trial {best['trial']}", best["runs"], 2 / 2 ** best["runs"]
+    if not others:
+        return f"There is nothing to compare {first} with."
+    if runs == 1:
+        return f"One run of each does not show whether {first} is better or luckier: see --repeat."
+    clear = named(row for row in others if row["p"] <= LIKELY)
+    always = named(row for row in others if row["p"] > LIKELY and row["p"] == least)
+    unclear = named(row for row in others if row["p"] > max(LIKELY, least))
+    words = [f"{first} is better than {clear} by more than chance explains"] if clear else []
+    if always:
+        words.append(f"{first} was better than {always} in each {kind}, which is a hint but may be chance")
+    if unclear:
+        words.append(f"that it is better than {unclear} is not shown: the {kind}s differ by as much")
+    why = f"with {runs} {kind}s the smallest possible p is 2/{2**runs} = {least:.2g}"
+    why += f", above the usual limit of {LIKELY}" if least > LIKELY else ""
+    why += "; each p is that of one comparison alone" if len(others) > 1 and clear else ""
+    why += "; folds share training images, so that p comes out too small" if kind == "fold" else ""
+    sentence = f"{'; '.join(words)} ({why})."
+    return sentence[0].upper() + sentence[1:]
+
+
+def named(rows):
+    """``trials 3, 4 and 7``; the first five of many; nothing of none."""
+    numbers = [str(row["trial"]) for row in rows]
+    numbers[5:] = [f"{len(numbers) - 5} more"] if len(numbers) > 5 else []
+    text = " and ".join(filter(None, [", ".join(numbers[:-1]), *numbers[-1:]]))
+    return text and f"trial{'s' if len(numbers) > 1 else ''} {text}"
+
+
+def report_folds(out, group, datasets):
+    """Write oof.csv: for each training image what the run says that did not train on it.
+
+    ``probability`` is that of the image's own label; an mse network's outputs are clipped to [0, 1].
+    """
+    dataset = datasets[group[0]["config"]["dataset"]]
+    images, labels = data.all_images(dataset)
+    fold = data.folds_of(dataset, group[0]["config"])
+    estimates = np.zeros((len(labels), len(dataset["class_names"])))
+    for trial in group:
+        mine = fold == trial["repeat"]
+        estimates[mine] = train.last_estimates(trial_folder(out, trial), images[mine])
+    predicted, rows = estimates.argmax(axis=1), []
+    for i in np.flatnonzero(fold):
+        own = f"{min(1, max(0, estimates[i, labels[i]])):.6g}"
+        rows.append({"index": i, "label": labels[i], "prediction": predicted[i], "probability": own})
+    data.save_rows(out / "oof.csv", rows, list(rows[0]))
+    right = nn.accuracy(estimates[fold > 0], labels[fold > 0])
+    data.say(f"out of fold trial {group[0]['number']} gets {100 * right:.2f}% right: {out / 'oof.csv'}\n")
+
+
+def report_test(out, ranked, datasets, top=10):
+    """Write test.csv, and print the test accuracy of the last params: looked at when the ranking is fixed."""
+    rows, lines = [], []
+    for group in ranked:
+        dataset, values = datasets[group[0]["config"]["dataset"]], []
+        for trial in group:
+            estimates = train.last_estimates(trial_folder(out, trial), dataset["test_images"])
+            values.append(nn.accuracy(estimates, dataset["test_labels"]))
+            rows.append({"trial": trial["number"], "repeat": trial["repeat"], "test_accuracy": values[-1]})
+        mean, sd = nn.mean_and_sd(values)
+        each = " ".join(f"{100 * value:.2f}" for value in values)
+        spread = f"  sd {100 * sd:.2f}  ({each})" if len(group) > 1 else ""
+        lines.append(f"  trial {group[0]['number']}: {100 * mean:.2f}%{spread}")
+    data.save_rows(out / "test.csv", rows, list(rows[0]))
+    lines = ["test accuracy of the last params, the ranking being fixed:", *lines[:top]]
+    data.say("\n".join([*lines, f"(all of them: {out / 'test.csv'})\n"]))
+
+
 # --- the definition of a search ---------------------------------------------------------------
 
 DEFAULT_SEARCH = {
     "space": "lr=0.15:0.25 weight_decay=1e-7:1e-4:log hidden=200:300",
     "strategy": "random",
     "trials": 50,
+    "repeat": 1,
     "seed": 0,
-    "settings": {"val_size": 0.2},
+    "settings": {"val_size": 0.2, "holdout": train.DEFAULTS["holdout"]},
+    "further": [],  # rungs of --best, as [trials, epochs]
+    "paired": None,  # whether the first runs of all trials have the same seed, as later repeats do
+    "distinct": True,  # no combination is run twice
 }
-MOST_IN_ALL = 100_000  # trials of a search
+MOST_IN_ALL = 100_000  # runs of a search
 
 
 def define(given, base):
@@ -274,38 +392,66 @@ def define(given, base):
     Parameters
     ----------
     given : dict
-        ``space`` (list of words), ``strategy``, ``trials``, ``seed``, and any other of
-        ``train.SETTINGS``, which is then the same in all trials.
+        ``space`` (list of words), ``strategy``, ``trials``, ``repeat``, ``seed``, ``best`` (a number of
+        trials that go on to ``epochs``), and any other of ``train.SETTINGS``, the same in all trials.
     base : dict
         Such as DEFAULT_SEARCH, with the same keys as the result.
     """
-    definition = {**base, **{name: given[name] for name in base if name in given}}
-    if "space" in given:
-        definition["space"] = " ".join(given["space"])
-    space = parse_space(definition["space"])
-    nn.choose("strategy", definition["strategy"], STRATEGIES)
-    definition["seed"] = train.check_setting("seed", definition["seed"])
+    found = {**base, **{name: given[name] for name in base if name in given}}
+    found["space"] = " ".join(given["space"]) if "space" in given else base["space"]
+    space = parse_space(found["space"])
+    nn.choose("strategy", found["strategy"], STRATEGIES)
+    found["seed"] = train.check_setting("seed", found["seed"])
     fixed = {name: value for name, value in given.items() if name in train.SETTINGS and name != "seed"}
+    rung = [[given["best"], fixed.pop("epochs", 1)]] if "best" in given else []
     for name in fixed:
         if name in space:
-            raise ValueError(f"{train.flag(name)}: {name} is searched: {definition['space']} (see --space)")
+            raise ValueError(f"{train.flag(name)}: {name} is searched: {found['space']} (see --space)")
     settings = {**base["settings"], **fixed}
-    definition["settings"] = {name: train.check_setting(name, settings[name]) for name in settings}
-    if definition["strategy"] == "halving" and "epochs" in space:
+    found["settings"] = {name: train.check_setting(name, settings[name]) for name in settings}
+    if found["strategy"] == "halving" and "epochs" in space:
         raise ValueError("--space: halving itself finds the epochs of each trial; see --epochs")
-    if definition["strategy"] == "grid":
-        definition["trials"] = grid_size(space)
-        if "trials" in given:
-            raise ValueError("--trials: a grid has one for each combination of its lists")
-    definition["trials"] = check_count("--trials", definition["trials"], MOST_IN_ALL)
-    return definition
+    if found["strategy"] == "grid" and "trials" in given:
+        raise ValueError("--trials: a grid has one for each combination of its lists")
+    runs = check_runs(found, space, fixed)
+    found["paired"] = runs > 1 if found["paired"] is None else found["paired"]
+    found["trials"] = check_count("--trials", found["trials"], MOST_IN_ALL // runs)
+    if (every := combinations(found, space)) is not None:
+        found["trials"] = len(every) if found["strategy"] == "grid" else min(found["trials"], len(every))
+    found["further"] = check_further([*base["further"], *rung], found, space)
+    return found
 
 
-def grid_size(space):
-    for name, dimension in space.items():
-        if isinstance(dimension, dict):
-            raise ValueError(f"--space: a grid needs a list of values for {name}, not a range")
-    return math.prod(map(len, space.values()))
+def check_runs(definition, space, fixed):
+    """How many runs each combination of settings has, which must go with the rest of the search."""
+    definition["repeat"] = check_count("--repeat", definition["repeat"], nn.MOST_PAIRS)
+    runs, folds = runs_of(definition), definition["settings"].get("folds")
+    if "fold" in fixed or (folds and "val_size" in {**space, **fixed}) or (runs > 1 and "seed" in space):
+        raise ValueError("--repeat or --folds: they go with no --fold, --val-size or seeds of your own")
+    if folds and definition["repeat"] > 1:
+        raise ValueError("--repeat: the folds are the repeats; leave out --repeat, or --folds")
+    return check_count("--folds", runs, nn.MOST_PAIRS)
+
+
+def runs_of(definition):
+    """How many runs each combination of settings has."""
+    return definition["settings"].get("folds") or definition["repeat"]
+
+
+def check_further(rungs, definition, space):
+    """The checked rungs of --best; the same command again, after it was stopped, adds none."""
+    settings = {**train.DEFAULTS, **definition["settings"]}
+    found, done = [], settings["epochs"]
+    for count, epochs in rungs:
+        rung = [check_count("--best", count, definition["trials"]), train.check_setting("epochs", epochs)]
+        if rung in found[-1:]:
+            continue
+        if rung[1] <= done or "epochs" in space:
+            raise ValueError(f"--best: needs --epochs above {done}, the same for all trials")
+        if {"linear", "cosine"} & {settings["lr_schedule"], *space.get("lr_schedule", ())}:
+            raise ValueError("--best: lr has fallen to 0 along the schedule; search anew with more --epochs")
+        found, done = [*found, rung], rung[1]
+    return found
 
 
 def check_count(flag, value, most=math.inf):
@@ -316,21 +462,27 @@ def check_count(flag, value, most=math.inf):
 
 
 def trial_settings(definition):
-    """The checked settings of each trial, as a list; its first is that of trial 1.
+    """The checked settings of the first run of each trial, as a list; its first is that of trial 1.
 
     Trial i draws its seed and its settings from ``np.random.default_rng([seed, i])``. Counting
-    from 1 matters: a seed sequence that ends in 0 is the same as one without that 0.
+    from 1 matters: a seed sequence that ends in 0 is the same as one without that 0. Of a finite
+    space it draws among the combinations that no earlier trial has. Settings that the drawn ones switch
+    off are left out.
     """
-    space = parse_space(definition["space"])
-    grid = list(itertools.product(*space.values())) if definition["strategy"] == "grid" else None
-    found = []
+    space, fixed, found = parse_space(definition["space"]), definition["settings"], []
+    every = combinations(definition, space)
     for number in range(1, definition["trials"] + 1):
         rng = np.random.default_rng([definition["seed"], number])
         seeds = {"split_seed": definition["seed"], "seed": int(rng.integers(2**32))}
-        values = grid[number - 1] if grid else [draw(dimension, rng) for dimension in space.values()]
-        drawn = dict(zip(space, values))
+        if definition["strategy"] == "grid":
+            drawn = every[number - 1]
+        elif every is not None:
+            drawn = every.pop(rng.integers(len(every)))
+        else:
+            drawn = {name: draw(dimension, rng) for name, dimension in space.items()}
+        used = without({**fixed, **drawn}, switched_off(definition, space, drawn))
         try:
-            settings = train.check_settings({**seeds, **definition["settings"], **drawn})
+            settings = run_settings(train.check_settings(seeds | used), definition, 1)
             if not settings["val_size"]:
                 raise ValueError("--val-size: a search needs validation images")
         except ValueError as error:
@@ -339,11 +491,21 @@ def trial_settings(definition):
     return found
 
 
+def run_settings(settings, definition, repeat):
+    """The settings of a trial's run in a repeat or fold: the same seed for all trials, its own fold."""
+    if repeat > 1 or definition["paired"]:
+        rng = np.random.default_rng([definition["seed"], 0, 0, repeat])
+        settings = {**settings, "seed": int(rng.integers(2**32))}
+    if definition["further"]:
+        settings = {**settings, "epochs": definition["further"][-1][1]}
+    return {**settings, "fold": repeat} if settings["folds"] else settings
+
+
 # --- its space --------------------------------------------------------------------------------
 
 
 def parse_space(text):
-    """Read a search space.
+    """Read a search space; ValueError where it cannot be one.
 
     Parameters
     ----------
@@ -357,12 +519,6 @@ def parse_space(text):
     -------
     dict
         Name of a setting -> list of its choices, or dict of ``low``, ``high`` and ``log``.
-
-    Raises
-    ------
-    ValueError
-        An unknown or repeated setting, a value it cannot have, an empty or reversed range, a range
-        of something without an order, a log range that does not start above 0.
     """
     space = {}
     for part in text.split():
@@ -371,7 +527,7 @@ def parse_space(text):
             nn.choose("setting", name, train.SETTINGS)
             if name in space:
                 raise ValueError(f"{name} is in the space twice")
-            if name in ("size", "transpose"):
+            if name in ("size", "transpose", "folds", "fold"):
                 raise ValueError(f"all trials have the same; see {train.flag(name)}")
             check = train.SETTINGS[name][1]
             is_range = ":" in values and "," not in values
@@ -418,6 +574,50 @@ def shortened(text):
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
+SWITCHES = {"lr_schedule", "optimizer", "momentum", "hidden", "patience", "augment"}  # what idle looks at
+
+
+def idle(settings):
+    """Names of the settings that the others switch off, such as the decay of a constant schedule."""
+    s = {**train.DEFAULTS, **settings}
+    options = {name: set(names) for name, (_, names, *_) in train.OPTIMIZERS.items()}
+    off = set.union(*options.values()) - options[s["optimizer"]]
+    return off | {
+        *(["nesterov"] if "momentum" in off or not s["momentum"] else []),
+        *(["lr_decay"] if s["lr_schedule"] not in train.LR_DECAYS else []),
+        *(["lr_step"] if s["lr_schedule"] != "step" else []),
+        *(["dropout", "max_norm"] if not s["hidden"] else []),
+        *(["min_delta"] if not s["patience"] else []),
+        *(data.STRENGTHS if not set(s["augment"]) & set(data.DISTORTIONS) else []),
+    }
+
+
+def combinations(definition, space):
+    """The different combinations of lists, as dicts; None where a random search has a range, or too many."""
+    grid = definition["strategy"] == "grid"
+    ranges = [name for name, dimension in space.items() if isinstance(dimension, dict)]
+    size = 0 if ranges else math.prod(map(len, space.values()))
+    if grid and ranges:
+        raise ValueError(f"--space: a grid needs a list of values for {ranges[0]}, not a range")
+    if grid:
+        check_count("--trials", size, MOST_IN_ALL // runs_of(definition))
+    elif not 0 < size <= MOST_IN_ALL or not definition["distinct"]:
+        return None
+    every = [dict(zip(space, values)) for values in itertools.product(*space.values())]
+    every = [without(drawn, switched_off(definition, space, drawn)) for drawn in every]
+    return list({str(sorted(drawn.items())): drawn for drawn in every}.values())
+
+
+def switched_off(definition, space, drawn):
+    """The settings to leave out beside what is drawn: none where nothing that is searched is a switch."""
+    switches = SWITCHES & space.keys() and definition["distinct"]
+    return idle({**definition["settings"], **drawn}) if switches else ()
+
+
+def without(settings, names):
+    return {name: value for name, value in settings.items() if name not in names}
+
+
 def draw(dimension, rng):
     """A random value from a dimension of the space."""
     if isinstance(dimension, list):
@@ -437,7 +637,7 @@ def draw(dimension, rng):
 # trial its images, on the worker; ``lost``, the exception of a future whose worker died; ``tries``,
 # the number of those after which a trial has failed.
 
-SPLIT_SETTINGS = ("dataset", "val_size", "train_size", "holdout", "split_seed", "preprocess")
+SPLIT_SETTINGS = ("dataset", "val_size", "train_size", "holdout", "folds", "fold", "split_seed", "preprocess")
 SPLIT_PARTS = ("train", "val")
 ONE_THREAD = {
     f"{library}_THREADS": "1" for library in ("OPENBLAS_NUM", "OMP_NUM", "MKL_NUM", "VECLIB_MAXIMUM")
@@ -455,6 +655,7 @@ def local_workers(count, folder, datasets):
 
     def source(config):
         key = str([config[name] for name in SPLIT_SETTINGS])
+        key += str([bool(config[name]) for name in ("augment", "adversarial")])  # see train.prepare
         if key not in splits:
             sets = train.prepare(datasets[config["dataset"]], config, SPLIT_PARTS)
             splits[key] = save_sets(folder / str(len(splits)), sets)
@@ -666,8 +867,10 @@ def own_sets(config, data_dir):
 
 FIGURES = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
 NUMBER = (int, float)
-DEFINITION = {"space": str, "strategy": str, "trials": int, "seed": int, "settings": dict, "data": dict}
+DEFINITION = {"space": str, "strategy": str, "trials": int, "repeat": int, "seed": int, "settings": dict}
+DEFINITION |= {"paired": bool, "distinct": bool, "further": [[int]], "data": dict}
 TABLE_ROW = {"trial": int, "status": str, "seed": int, "epochs": int, "seconds": NUMBER}
+TABLE_ROW |= {"repeat?": int, "fold?": int}
 
 
 def open_search(out, given, resume):
@@ -684,17 +887,21 @@ def open_search(out, given, resume):
     if not path.exists():
         return define(given, DEFAULT_SEARCH), None
     record = data.load_json(path)
+    nn.check(record, dict, path)
+    record = {**DEFAULT_SEARCH, "paired": False, "distinct": False, **record}  # older ones have less
     nn.check(record, DEFINITION, path)
+    record["settings"].setdefault("holdout", "random")  # as searches that do not say it
     try:
         saved = define({}, {name: record[name] for name in DEFAULT_SEARCH})
     except ValueError as error:
         raise ValueError(f"{path} does not define a search: {error}") from error
     definition = define(given, saved if resume else DEFAULT_SEARCH)
     new, old = ({**train.DEFAULTS, **d["settings"], **d, "settings": None} for d in (definition, saved))
-    if resume and new["strategy"] == "random":  # the trials so far are the same, whatever comes after them
+    if resume and new["strategy"] != "halving":  # the runs so far are the same, whatever comes after them
+        old["repeat"] = max(old["repeat"], new["repeat"])
         old["trials"] = max(old["trials"], new["trials"])
     for name in new:
-        if new[name] != old[name]:
+        if name not in ("further", "paired", "distinct") and new[name] != old[name]:
             raise ValueError(
                 f"{out} holds another search: its {name} is {old[name]}, not {new[name]}; "
                 "name another folder with --out"
@@ -711,7 +918,9 @@ def save_definition(out, definition, datasets):
 
 
 def trial_folder(out, trial):
-    return out / "trials" / f"{trial['number']:03}"
+    """``trials/007``; ``trials/007-2`` of a second repeat or fold."""
+    first, *rest = trial_name(trial).split("-")
+    return out / "trials" / "-".join([first.zfill(3), *rest])
 
 
 def save_trial(out, trial, result, epochs_before):
@@ -735,10 +944,20 @@ def load_trial(out, trial):
 
 def save_table(out, trials, searched):
     """Write trials.csv: the ranking, and below it the trials that are not ranked."""
-    others = [trial for trial in trials if trial["status"] and trial["status"] not in RANKED]
-    columns = ["trial", "status", "seed", *(name for name in searched if name not in ("seed", "epochs"))]
-    columns += ["epochs", *FIGURES, "seconds"]
-    data.save_rows(out / "trials.csv", [table_row(trial) for trial in ranking(trials) + others], columns)
+    ranked = {trial_name(trial): trial for trial in itertools.chain(*ranking(trials))}
+    trials = {**ranked, **{trial_name(trial): trial for trial in trials if trial["status"]}}.values()
+    runs = [run_column(trial) for trial in trials if trial["repeat"] > 1][:1]
+    columns = ["trial", *runs, "status", "seed", *setting_columns(searched), *FIGURES, "seconds"]
+    data.save_rows(out / "trials.csv", map(table_row, trials), columns)
+
+
+def setting_columns(searched):
+    return [*(name for name in searched if name not in ("seed", "epochs")), "epochs"]
+
+
+def run_column(trial):
+    """What the runs of a group are called."""
+    return "fold" if trial["config"]["folds"] else "repeat"
 
 
 def table_row(trial):
@@ -746,11 +965,22 @@ def table_row(trial):
     return {
         **{name: data.setting_text(trial["config"][name]) for name in train.SETTINGS},
         "trial": trial["number"],
+        run_column(trial): trial["repeat"],
         "status": trial["status"],
         "epochs": len(trial["rows"]),
         **{name: last[name] for name in FIGURES},
         "seconds": round(trial["seconds"], 3),
     }
+
+
+def save_groups(out, trials, ranked, compared, searched):
+    """Write groups.csv: a row for each combination, the best first, those that cannot win last."""
+    rows = {row["trial"]: table_row(group[0]) | row for group, row in zip(ranked, compared)}
+    for trial in trials:
+        if trial["number"] not in rows and trial["status"] not in RANKED:
+            rows[trial["number"]] = table_row(trial) | dict.fromkeys(FIGURES)
+    columns = ["trial", "status", "runs", *setting_columns(searched), *FIGURES, "val_sd", "difference", "p"]
+    data.save_rows(out / "groups.csv", rows.values(), columns)
 
 
 def load_trials(out, trials):
@@ -761,10 +991,11 @@ def load_trials(out, trials):
     ValueError
         A file is damaged, or does not belong to these trials.
     """
-    path, found = out / "trials.csv", {trial["number"]: trial for trial in trials}
+    path, found = out / "trials.csv", {(trial["number"], trial["repeat"]): trial for trial in trials}
     for row in data.load_rows(path, words=True) if path.exists() else []:
         nn.check(row, TABLE_ROW, path)
-        trial, status = found.get(row["trial"]), row["status"]
+        key, status = (row["trial"], row.get("repeat") or row.get("fold") or 1), row["status"]
+        trial = found.get(key)
         if not trial or status not in STATUSES or row["seed"] != trial["config"]["seed"]:
             raise ValueError(f"{path} is not the table of this search: see its trial {row['trial']}")
         history = trial_folder(out, trial) / "history.csv"
@@ -773,7 +1004,9 @@ def load_trials(out, trials):
             raise ValueError(f"{history} does not hold all of {row['epochs']} epochs")
         nn.check(rows, [{"val_loss": NUMBER, "val_accuracy": NUMBER}], history)
         nn.check(rows[-1:] if status in RANKED else [], [dict.fromkeys(FIGURES, NUMBER)], history)
-        found[row["trial"]] = {**trial, "rows": rows, "status": status, "seconds": row["seconds"]}
+        if status == "finished" and not has_ended(rows, trial["config"]):  # --best gives it more epochs
+            status = "stopped"
+        found[key] = {**trial, "rows": rows, "status": status, "seconds": row["seconds"]}
     return list(found.values())
 
 
@@ -790,12 +1023,13 @@ def short(value, digits=4):
 
 def trial_line(trial, trials, searched, done):
     """``7/50 trial 6  lr 0.2186  hidden 280  val 97.91%  rank 2``, of those that have ended."""
-    words = [f"{done} trial {trial['number']}", settings_text({n: trial["config"][n] for n in searched})]
+    words = [f"{done} trial {trial_name(trial)}", settings_text({n: trial["config"][n] for n in searched})]
     if len(trial["rows"]) != trial["config"]["epochs"]:
         words.append(f"epoch {len(trial['rows'])}")
+    numbers = [group[0]["number"] for group in ranking(trials)]
     if trial["status"] in RANKED:
-        rank = [other["number"] for other in ranking(trials)].index(trial["number"]) + 1
-        words += [f"val {100 * trial['rows'][-1]['val_accuracy']:.2f}%", f"rank {rank}"]
+        words.append(f"val {100 * trial['rows'][-1]['val_accuracy']:.2f}%")
+        words += [f"rank {numbers.index(trial['number']) + 1}"] if trial["number"] in numbers else []
     else:
         words.append({"diverged": "diverged", "failed": "FAILED: its workers died"}[trial["status"]])
     line = "  ".join(words)
@@ -806,7 +1040,7 @@ def live_line(trials, done, running, until, seconds):
     """Trials done and running, the best so far, and the time left, where it is known."""
     words = [f"{done} trials done" + (f" to epoch {until}" if until else ""), f"{running} running"]
     for best in ranking(trials)[:1]:
-        words.append(f"best {100 * best['rows'][-1]['val_accuracy']:.2f}% (trial {best['number']})")
+        words.append(f"best {-100 * best_first(best)[0]:.2f}% (trial {best[0]['number']})")
     return "  ".join(words if seconds is None else [*words, f"{duration(seconds)} left"])
 
 
@@ -817,15 +1051,19 @@ def duration(seconds):
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def ranking_text(trials, searched, top=10):
+def ranking_text(ranked, compared, searched, top=10):
     """The first rows of the ranking as an aligned table."""
     searched = [name for name in searched if name != "epochs"]  # shown anyway: those done
-    lines = [["rank", "trial", *searched, "epochs", "train %", "val %", "val loss"]]
-    for rank, trial in enumerate(ranking(trials)[:top], start=1):
-        last = trial["rows"][-1]
-        words = [rank, trial["number"], *(short(trial["config"][name]) for name in searched)]
-        words += [len(trial["rows"]), f"{100 * last['train_accuracy']:.2f}"]
-        lines.append([*map(str, words), f"{100 * last['val_accuracy']:.2f}", f"{last['val_loss']:.4f}"])
+    spread = ["sd", "to best", "p"] if len(ranked[0]) > 1 else []
+    lines = [["rank", "trial", *searched, "epochs", "train %", "val %", *spread, "val loss"]]
+    for rank, (group, row) in enumerate(zip(ranked[:top], compared), start=1):
+        words = [str(rank), str(row["trial"]), *(short(group[0]["config"][name]) for name in searched)]
+        shares = [f"{100 * row[name]:.2f}" for name in ("train_accuracy", "val_accuracy")]
+        words += [str(row["epochs"]), *shares]
+        if spread:
+            words.append(f"{100 * row['val_sd']:.2f}")
+            words += ["", ""] if row["p"] is None else [f"{100 * row['difference']:+.2f}", f"{row['p']:.2g}"]
+        lines.append([*words, f"{row['val_loss']:.4f}"])
     wide = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join(word.rjust(w) for word, w in zip(line, wide)) for line in lines)
 
@@ -846,38 +1084,40 @@ def make_trials(definition, data_dir, known, workers=1):
         So many trials at once do not fit into memory.
     """
     settings = trial_settings(definition)
-    runs = min(workers, len(settings))
+    at_once = min(workers, len(settings) * runs_of(definition))
     for s in settings:
-        train.check_memory(s, *train.least_size(s["dataset"]), runs)
+        train.check_memory(s, *train.least_size(s["dataset"]), at_once)
     loaded = {s["dataset"]: s for s in settings}
     loaded = {name: train.load_dataset(s, data_dir) for name, s in loaded.items()}
-    configs = [train.run_config(s, loaded[s["dataset"]]) for s in settings]
-    datasets = {dataset["name"]: dataset for dataset in loaded.values()}
-    for config in configs:
-        dataset = datasets[config["dataset"]]
-        train.check_memory(config, *dataset["train_images"].shape, len(dataset["class_names"]), runs)
-        data.check_split(data.count_images(dataset), config["val_size"], config["train_size"])
-        if known is not None and known.get(config["dataset"]) != config["data"]["sha256"]:
-            raise ValueError(f"the data set {config['dataset']} is not the one that the search used")
+    datasets, trials = {dataset["name"]: dataset for dataset in loaded.values()}, []
+    for number, s in enumerate(settings, start=1):
+        dataset = loaded[s["dataset"]]
+        train.check_memory(s, *dataset["train_images"].shape, len(dataset["class_names"]), at_once)
+        data.check_parts(dataset, s)
+        if known is not None and known.get(dataset["name"]) != dataset["sha256"]:
+            raise ValueError(f"the data set {dataset['name']} is not the one that the search used")
         whole = {"train": {"labels": dataset["train_labels"]}, "classes": len(dataset["class_names"])}
-        train.class_weights(whole, config)
-    for name, steps in {(config["dataset"], tuple(config["preprocess"])) for config in configs}:
-        data.fit_steps(steps, datasets[name]["train_images"][:1], datasets[name]["image_shape"])
-    empty = {"rows": [], "status": None, "seconds": 0.0}
-    return [{"number": n, "config": config, **empty} for n, config in enumerate(configs, 1)], datasets
+        train.class_weights(whole, s)
+        for repeat in range(1, runs_of(definition) + 1):
+            config = train.run_config(run_settings(s, definition, repeat), dataset)
+            empty = {"config": config, "rows": [], "status": None, "seconds": 0.0}
+            trials.append({"number": number, "repeat": repeat, **empty})
+    for name, steps in {(s["dataset"], tuple(s["preprocess"])) for s in settings}:
+        data.fit_steps(steps, loaded[name]["train_images"][:1], loaded[name]["image_shape"])
+    return trials, datasets
 
 
-def retrain(out, trial, data_dir):
-    """Train the best trial's network again, on all training images; returns the command that does it.
+def retrain(out, group, data_dir):
+    """Train the best group's network again, on all training images; returns the command that does it.
 
-    It runs for as many epochs as the trial did, or for all where lr falls along them to the last.
+    It runs for as many epochs as those trials did, or for all where lr falls along them to the last.
     """
-    settings = {name: trial["config"][name] for name in train.SETTINGS}
-    for name in ("train_size", "split_seed", "patience", "min_delta"):
+    settings = {name: group[0]["config"][name] for name in train.SETTINGS}
+    for name in ("train_size", "split_seed", "folds", "fold", "patience", "min_delta"):
         settings[name] = train.DEFAULTS[name]
     settings["val_size"] = 0
     if settings["lr_schedule"] not in ("linear", "cosine"):
-        settings["epochs"] = len(trial["rows"])
+        settings["epochs"] = round(sum(len(trial["rows"]) for trial in group) / len(group))
     words = train.as_flags(settings) + (["--data-dir", data_dir] if data_dir else [])
     there = all((out / name).exists() for name in ("last.pkl", "config.json"))  # or it was killed between
     same = there and settings.items() <= train.load_settings(out / "config.json").items()
@@ -905,10 +1145,15 @@ def add_flags(parser):
     strategies = "; ".join(f"{name}: {what}" for name, what in STRATEGIES.items())
     add("--strategy", metavar="NAME", help=f"{strategies} (default: random)")
     add("--trials", metavar="N", help="trials of random and halving (default: 50)")
+    enough = "with 6 a difference can be beyond chance"
+    add("--repeat", metavar="N", help=f"run every trial with so many seeds (default: 1); {enough}")
+    add("--best", metavar="N", help="with --resume: so many of the best go on to --epochs")
     add = group.add_argument
+    add("--test", action="store_true", help="at the end, the test accuracy of every trial, too")
     add("--workers", metavar="N", help="processes on this machine (default: one for each core)")
     add("--scheduler", metavar="ADDRESS", help="run on this Dask cluster: tcp://host:8786")
-    add("--resume", action="store_true", help="run what the search in --out is missing")
+    more = "or more --trials or --repeat"
+    add("--resume", action="store_true", help=f"run what the search in --out is missing, {more}")
     folder = "results/search"
     add("--out", metavar="DIR", default=folder, help=f"folder of the search (default: {folder})")
     train.add_settings(parser, {"val_size": 0.2, "seed": "0, of the whole search"})
@@ -917,7 +1162,9 @@ def add_flags(parser):
 EXAMPLES = """examples:
   python search.py --strategy halving
   python search.py --space lr=0.01:0.5:log hidden=128,512x256 --trials 20
-  python search.py --strategy grid --space momentum=0,0.9 batch_size=10,100 --lr 0.1"""
+  python search.py --strategy grid --space momentum=0,0.9 batch_size=10,100 --lr 0.1
+  python search.py --strategy grid --space activation=relu,tanh --repeat 5 --test
+  python search.py --resume --best 3 --epochs 100"""
 
 
 def main(argv=None):
@@ -928,16 +1175,21 @@ def main(argv=None):
     )
     add_flags(parser)
     flags = data.parse_flags(parser, argv)
-    given = {n: v for n, v in vars(flags).items() if n in DEFAULT_SEARCH or n in train.SETTINGS}
+    given = {n: v for n, v in vars(flags).items() if n in {**DEFAULT_SEARCH, **train.SETTINGS, "best": 0}}
     out, count = pathlib.Path(flags.out), count_workers(flags)
     if flags.resume:
         train.check_resumable(out, "search.json", "search")
+    elif "best" in given:
+        raise ValueError("--best: goes on with a search, with --resume")
     definition, known = open_search(out, given, flags.resume)
     trials, datasets = make_trials(definition, flags.data_dir, known, 1 if flags.scheduler else count)
+    if flags.test and not all(len(dataset["test_images"]) for dataset in datasets.values()):
+        raise ValueError("--test: there are no test images")
     out.mkdir(parents=True, exist_ok=True)
     titles = " and ".join(dataset["title"] for dataset in datasets.values())
-    what = f"{definition['strategy']} search on {titles}: {len(trials)} trials of {definition['space']}"
-    data.say(what)
+    what = f"{definition['strategy']} search on {titles}: {definition['trials']} trials"
+    each = f", {runs_of(definition)} {run_column(trials[0])}s of each" if runs_of(definition) > 1 else ""
+    data.say(f"{what} of {definition['space']}{each}")
     if flags.scheduler:
         opened = cluster_workers(flags.scheduler, flags.data_dir)
     else:
@@ -950,22 +1202,33 @@ def main(argv=None):
                 half.unlink()
             trials = load_trials(out, trials) if known is not None else trials
             save_definition(out, definition, datasets)
+            epochs = {**train.DEFAULTS, **definition["settings"]}["epochs"]
+            plan = rungs(definition["strategy"], definition["trials"], epochs, definition["further"])
             searched = list(parse_space(definition["space"]))
-            trials = run_search(trials, definition["strategy"], workers, out, searched, show)
+            trials = run_search(trials, plan, workers, out, searched, show)
+            best = conclude(out, trials, datasets, searched, flags.test)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"every trial that has ended is in {out}; --resume runs the others") from None
-    conclude(out, trials, searched, flags.data_dir)
+    data.say(f"trial {best[0]['number']} is the best; its settings, trained on all training images:")
+    data.say(f"to train it again: {retrain(out, best, flags.data_dir)}")
 
 
-def conclude(out, trials, searched, data_dir):
-    """Print the ranking, and train the best network on all training images."""
+def conclude(out, trials, datasets, searched, test):
+    """Print the ranking and what it shows, and write what belongs to it; returns the best group."""
     ranked = ranking(trials)
     if not ranked:
         raise ValueError(f"every trial has failed; see {out / 'trials.csv'}")
-    data.say(f"\n{ranking_text(trials, searched)}\n(all trials: {out / 'trials.csv'})\n")
-    best = ranked[0]["number"]
-    data.say(f"trial {best} is the best; its settings, trained on all training images:")
-    data.say(f"to train it again: {retrain(out, ranked[0], data_dir)}")
+    compared, kind, table = compare(ranked), run_column(trials[0]), "trials.csv"
+    if len(ranked[0]) > 1:
+        save_groups(out, trials, ranked, compared, searched)
+        table = "groups.csv"
+    data.say(f"\n{ranking_text(ranked, compared, searched)}\n(all of them: {out / table})\n")
+    data.say(f"{textwrap.fill(verdict(compared, kind), 79)}\n")
+    if kind == "fold":
+        report_folds(out, ranked[0], datasets)
+    if test:
+        report_test(out, ranked, datasets)
+    return ranked[0]
 
 
 if __name__ == "__main__":

@@ -1,20 +1,25 @@
-"""Judge saved params on a test set, compare networks, and read pictures of your own.
+"""Judge saved params on a test set, compare networks, and say what is on new images and pictures.
 
     python test.py [PARAMS or RUN FOLDER]         loss, accuracy, each class, confusion matrix
     python test.py RUN1 RUN2 RUN3                 a committee: the mean of their probabilities
-    python test.py RUN1 RUN2 --compare            which is better, and whether that may be chance
+    python test.py RUN1 RUN2 --compare            which is better, and whether that may be chance;
+                                                  folders with several runs: their means
     python test.py --images digit.png photo.jpg   the likeliest classes of each picture
+    python test.py --predict new.csv              the class of each image, as a table
     python test.py RUN --export digits.onnx       the network for other programs
 
-Every prediction is written to predictions.csv beside the params (of a committee to
+Every prediction on a test set is written to predictions.csv beside the params (of a committee to
 predictions-committee.csv beside the first, for the data set of --dataset to predictions-NAME.csv).
 """
 
 import data  # first: while the rest is imported, Ctrl-C is one line already
 
 # isort: split
+import collections
+import itertools
 import json
 import math
+import os
 import pathlib
 import string
 import sys
@@ -50,9 +55,7 @@ def judge(members, images, labels, adversarial=0.0):
     """
     names, every, reports = members[0][1]["data"]["class_names"], [], []
     for params, config in members:
-        batches = data.batches(images, labels, config["steps"], dtype=params["W1"].dtype)
-        batches = attacked(batches, params, config, adversarial) if adversarial else batches
-        outputs = nn.outputs_of(params, batches, config["activation"])
+        outputs = outputs_of(params, config, images, labels, adversarial)
         every.append(nn.estimates(outputs, config["loss"]))
         reports.append(make_report(outputs, labels, config["loss"], names))
     if len(members) == 1:
@@ -66,11 +69,24 @@ def judge(members, images, labels, adversarial=0.0):
     return mean, report, reports
 
 
+def outputs_of(params, config, images, labels=None, adversarial=0.0):
+    """Linear outputs (n, k) of uint8 images (n, d), which may be moved against the network."""
+    batches = data.batches(images, labels, config["steps"], dtype=params["W1"].dtype)
+    batches = attacked(batches, params, config, adversarial) if adversarial else batches
+    return nn.outputs_of(params, batches, config["activation"])
+
+
 def attacked(batches, params, config, share):
     """Batches of images that are moved against the network."""
     for batch in batches:
         slope = nn.input_gradient(params, batch["x"], batch["y"], config["activation"], config["loss"])
         yield {"x": data.moved_along(slope, batch["x"], config["steps"], share)}
+
+
+def estimate(members, images):
+    """The mean of the members' estimates (n, k) for uint8 images (n, d): see ``judge``."""
+    every = [nn.estimates(outputs_of(*member, images), member[1]["loss"]) for member in members]
+    return np.mean(every, axis=0, dtype=np.float64)
 
 
 def make_report(outputs, labels, loss, class_names):
@@ -173,13 +189,13 @@ WIDEST = 79  # columns of a terminal
 WORST = 10  # classes, or pairs of classes, that are shown where there are too many for a matrix
 
 
-def report_text(report, config, title):
+def report_text(report, config, title, what="test images"):
     """The report as aligned text."""
     names = [name[:20] for name in config["data"]["class_names"]]
     figures = [f"loss {report['loss']:.4f}", f"accuracy {percent(report['accuracy'])}"]
     figures.append(f"errors {report['errors']:,}")
     figures += [f"top 3 {percent(report['top3'])}"] if "top3" in report else []
-    lines = [f"{title}: {report['images']:,} test images", "   ".join(figures), ""]
+    lines = [f"{title}: {report['images']:,} {what}", "   ".join(figures), ""]
     rows, wide = report["classes"], max(8, *map(len, names))
     if len(rows) > 3 * WORST:
         rows = sorted(rows, key=lambda row: row["f1"])[:WORST]
@@ -196,7 +212,8 @@ def report_text(report, config, title):
 
 def confusion_lines(confusion, names):
     """The confusion matrix, or the pairs that are confused most where it is too wide for a terminal."""
-    wide, cell = max(map(len, names)), max(5, 1 + len(str(max(map(max, confusion)))))
+    wide, longest = max(map(len, names)), len(str(max(map(max, confusion))))
+    cell = max(5, 1 + longest, 1 + min(wide, (WIDEST - wide) // len(names) - 1))
     if wide + cell * len(names) > WIDEST:
         counts = np.array(confusion) * ~np.eye(len(names), dtype=bool)
         pairs = zip(*np.unravel_index(np.argsort(-counts, axis=None, kind="stable")[:WORST], counts.shape))
@@ -266,13 +283,15 @@ def report_test_set(flags, members):
     about = {"members": each} if len(each) > 1 else {"layers": each[0]["layers"]}
     if flags.json:
         about |= {"adversarial": flags.adversarial} if flags.adversarial else {}
-        print(json.dumps({"dataset": dataset["name"], **about, **report}, indent=2))
+        print(
+            json.dumps({"dataset": dataset["name"], "judged": dataset["judged"], **about, **report}, indent=2)
+        )
     else:
         if len(each) > 1:
             data.say("\n".join([*member_lines(each), ""]))
         title = f"committee of {len(each)}" if len(each) > 1 else each[0]["layers"]
         title += f", attacked by {flags.adversarial:g}" if flags.adversarial else ""
-        data.say(report_text(report, config, f"{dataset['title']}, {title}"))
+        data.say(report_text(report, config, f"{dataset['title']}, {title}", dataset["judged"]))
     run = pathlib.Path(flags.runs[0])  # written last: the report is there even if the folder is read-only
     kind = "-committee" * (len(each) > 1) + "-attacked" * bool(flags.adversarial)
     kind += f"-{pathlib.Path(dataset['name']).name}" * (dataset["name"] != config["dataset"])
@@ -286,53 +305,85 @@ def member_lines(each):
     wide, layers = (max(len(row[key]) for row in each) for key in ("run", "layers"))
     return [
         f"{row['run']:{wide}}   {row['layers']:{layers}}   accuracy {percent(row['accuracy'])}   "
-        f"errors {row['errors']:,}"
+        + (f"sd {100 * row['sd']:.2f}, {row['runs']} runs" if "sd" in row else f"errors {row['errors']:,}")
         for row in each
     ]
 
 
-def report_comparison(flags, members):
-    """Print how the first run and each of the others differ on the same test images."""
-    dataset = load_test_set(members, flags)
-    labels, rows, right = dataset["test_labels"], [], []
-    for run, member in zip(flags.runs, members):
-        estimates, report, _ = judge([member], dataset["test_images"], labels)
-        right.append(estimates.argmax(axis=1) == labels)
-        row = {"run": run, "layers": layers_text(member[0]), "accuracy": report["accuracy"]}
-        rows.append({**row, "errors": report["errors"]})
-    for row, those in zip(rows[1:], right[1:]):
-        row |= compare(right[0], those)
+def runs_in(path):
+    """The runs that a folder stands for: those in its folders, where it has no params of its own."""
+    path = pathlib.Path(path)
+    if not path.is_dir() or (path / "params.pkl").exists():
+        return [path]
+    return sorted(found.parent for found in path.glob("*/params.pkl")) or [path]
+
+
+def report_comparison(flags):
+    """Print how the first run, or folder of runs, and each of the others differ on the same test images."""
+    groups = [runs_in(run) for run in flags.runs]
+    members = load_members([run for group in groups for run in group])
+    dataset, judged = load_test_set(members, flags), iter(members)
+    labels, rows, right = dataset["test_labels"], [], []  # right: which images each run of a group gets right
+    for run, group in zip(flags.runs, groups):
+        own = [next(judged) for _ in group]
+        every = [judge([member], dataset["test_images"], labels)[0] for member in own]
+        right.append([estimates.argmax(axis=1) == labels for estimates in every])
+        accuracies = [float(each.mean()) for each in right[-1]]
+        mean, sd = nn.mean_and_sd(accuracies)
+        row = {"run": run, "layers": layers_text(own[0][0]), "accuracy": mean}
+        several = {"runs": len(group), "sd": sd, "accuracies": accuracies}
+        rows.append(row | (several if len(group) > 1 else {"errors": int((~right[-1][0]).sum())}))
+    for row, group, those in zip(rows[1:], groups[1:], right[1:]):
+        row |= compare_groups(groups[0], right[0], group, those)
     if flags.json:
         print(json.dumps({"dataset": dataset["name"], "images": len(labels), "runs": rows}, indent=2))
         return
-    data.say("\n".join([f"{dataset['title']}: {len(labels):,} test images", *member_lines(rows)]))
+    data.say("\n".join([f"{dataset['title']}: {len(labels):,} {dataset['judged']}", *member_lines(rows)]))
     for row in rows[1:]:
-        verdict = "that is hardly chance" if row["p"] < 0.05 else "that may well be chance"
-        data.say(
-            f"\n{row['only_first']:,} images only {rows[0]['run']} gets right, {row['only_second']:,} only "
-            f"{row['run']}:\n{verdict} (exact McNemar test, p = {row['p']:.2g})"
+        data.say(f"\n{comparison_text(row, rows[0]['run'])}")
+
+
+def compare_groups(first, right, group, others):
+    """How the second group of runs differs from the first: a test that is fit for one run or for pairs."""
+    if len(first) == len(group) == 1:
+        return compare(right[0], others[0])
+    if [run.name for run in first] != [run.name for run in group]:
+        return {"p": None}
+    pairs = [float(own.mean() - other.mean()) for own, other in zip(others, right)]
+    return {"difference": float(np.mean(pairs)), "p": nn.permutation_test(pairs)}
+
+
+def comparison_text(row, first):
+    if row["p"] is None:
+        return f"no test: the runs in {row['run']} and {first} are not pairs, their folders have other names"
+    verdict = "that is hardly chance" if row["p"] < 0.05 else "that may well be chance"
+    if "difference" in row:
+        more = "less" if row["difference"] < 0 else "more"
+        what = f"{row['run']} has {abs(100 * row['difference']):.2f} points {more} than {first} on average"
+        test = f"permutation test of {row['runs']} pairs"
+    else:
+        what = (
+            f"{row['only_first']:,} images only {first} gets right, {row['only_second']:,} only {row['run']}"
         )
+        test = "McNemar test"
+    return f"{what}:\n{verdict} (exact {test}, p = {row['p']:.2g})"
 
 
 # --- pictures of your own ---------------------------------------------------------------------
 
 
-def read_picture(path, facts, fit=None):
-    """A picture file as RGB pixels and as the network's uint8 image; errors name the file."""
+def read_picture(path, facts, fit=None, split=False):
+    """A picture file as RGB pixels, and what ``data.fit_pictures`` makes of it; errors name the file."""
     picture = data.load_picture(path)
     try:
-        return picture, data.fit_picture(picture, facts, fit)
+        return picture, *data.fit_pictures(picture, facts, fit, split)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def likeliest(members, image):
     """All classes for one uint8 image: a list of (name, probability), the likeliest first."""
-    estimates = []
-    for params, config in members:
-        x = data.preprocess(image.reshape(1, -1), config["steps"], params["W1"].dtype)
-        estimates.append(nn.predict(params, x, config["activation"], config["loss"])[0])
-    mean = np.mean(estimates, axis=0, dtype=np.float64)
+    mean = estimate(members, image.reshape(1, -1))[0]
     names = members[0][1]["data"]["class_names"]
     return [
         (names[i], float(mean[i].clip(0, 1))) for i in np.argsort(-mean, kind="stable")
@@ -368,28 +419,167 @@ def save_evidence(path, evidence):
 
 def report_pictures(flags, members):
     """Print the likeliest classes of each picture; returns 2 if one could not be read, else 0."""
-    facts, rows, status = members[0][1]["data"], [], 0
+    facts, rows, status, several = members[0][1]["data"], [], 0, 0
     for path in flags.images:
         try:
-            picture, image = read_picture(path, facts, flags.fit)
-            files = {"seen": data.save_seen(path, picture, image)} if flags.save else {}
+            picture, images, doubts = read_picture(path, facts, flags.fit, flags.split)
+            files = {"seen": data.save_seen(path, picture, np.hstack(images))} if flags.save else {}
             if flags.explain:
-                files["why"] = save_evidence(path, evidence(*members[0], image))
+                files["why"] = save_evidence(path, evidence(*members[0], images[0]))
         except (ValueError, OSError) as error:
-            data.say(f"test.py: {data.message_of(error)}", sys.stderr)
+            complain(error)
             status = 2
             continue
-        best = likeliest(members, image)
-        rows.append(
-            {"file": path, "classes": [{"name": name, "probability": p} for name, p in best], **files}
-        )
+        several += data.SEVERAL in doubts
+        best = [likeliest(members, image) for image in images]
+        rows.append({"file": path, **picture_row(best, flags.split), "doubts": doubts, **files})
         if not flags.json:
-            words = [f"{name} {100 * p:.1f} %" for name, p in best[:3]]
+            words = [picture_text(best), *(f"({doubt})" for doubt in doubts)]
             words += [f"({kind}: {file})" for kind, file in files.items()]
             data.say(f"{path}: {'   '.join(words)}")
     if flags.json:
         print(json.dumps(rows, indent=2))
+    warn_of_several(several)
     return status
+
+
+def complain(error):
+    data.say(f"test.py: {data.message_of(error)}", sys.stderr)
+
+
+def warn_of_several(count):
+    seem = "1 picture seems" if count == 1 else f"{count:,} pictures seem"
+    if count:
+        data.say(f"note: {seem} to show several digits; --split reads them as a number", sys.stderr)
+
+
+def picture_row(best, split):
+    """What --json says of a picture: all classes of it, or of each digit on it."""
+    every = [[{"name": name, "probability": p} for name, p in one] for one in best]
+    if not split:
+        return {"classes": every[0]}
+    number, probability = as_number([one[0] for one in best])
+    return {"number": number, "probability": probability, "digits": every}
+
+
+def picture_text(best):
+    """The three likeliest classes, or the number that several digits make."""
+    if len(best) == 1:
+        return "   ".join(f"{name} {100 * p:.1f} %" for name, p in best[0][:3])
+    number, probability = as_number([one[0] for one in best])
+    each = ", ".join(f"{name} {100 * p:.1f} %" for name, p in (one[0] for one in best))
+    return f"{number} {100 * probability:.1f} %   ({each})"
+
+
+def as_number(digits):
+    """Name and probability of what (name, probability) of the digits on a picture make together."""
+    names, probabilities = zip(*digits)
+    return ("" if max(map(len, names)) == 1 else " ").join(names), math.prod(probabilities)
+
+
+# --- new images -------------------------------------------------------------------------------
+
+
+def report_answers(flags, members):
+    """Write or print what the new images are; returns 2 if a picture could not be read, else 0."""
+    facts = members[0][1]["data"]
+    if flags.out and any(os.path.realpath(path) == os.path.realpath(flags.out) for path in flags.predict):
+        raise ValueError(f"--out: {flags.out} is what is to be read")
+    kind, names, images, counts, status = new_images(flags, members[0][1])
+    if not names:
+        return status
+    estimates = estimate(members, images)
+    columns = flags.columns or [kind, "class", "probability"]
+    rows = answer_rows(estimates, names, counts, facts["class_names"], columns)
+    if flags.probabilities:
+        columns += [f"p_{name}" for name in facts["class_names"]]
+        for row, shares in zip(rows, estimates.clip(0, 1).tolist()):
+            row |= {name: f"{share:.6f}" for name, share in zip(columns[3:], shares)}
+    if not flags.out:
+        print(data.rows_text(rows, columns), end="")
+        return status
+    data.save_rows(flags.out, rows, columns)
+    data.say(answers_text(flags, members, [row[columns[1]] for row in rows]))
+    return status
+
+
+def new_images(flags, config):
+    """What --predict names.
+
+    Returns
+    -------
+    kind : str
+        ``index`` or ``file``.
+    names : list
+        Numbers, or names of picture files.
+    images : uint8 array (n, d)
+    counts : list of int
+        How many of the images belong to each name.
+    status : int
+        2 if a picture could not be read, else 0.
+    """
+    path = flags.predict[0]
+    if len(flags.predict) > 1 or not data.holds_arrays(path):
+        paths = data.expand_pictures(flags.predict, "--predict")
+        names, images, counts = fitted_pictures(paths, flags, config["data"])
+        return "file", names, images, counts, 2 * (len(names) < len(paths))
+    for name in ("fit", "split"):
+        if getattr(flags, name):
+            raise ValueError(f"--{name}: is for pictures, not for {path}")
+    images = data.load_images(path, config["data"]["image_shape"], config["transpose"])
+    first = 1 if flags.columns else 0
+    return "index", list(range(first, first + len(images))), images, [1] * len(images), 0
+
+
+def fitted_pictures(paths, flags, facts):
+    """Names, uint8 images (n, d) and how many of them each picture has, of the pictures that can be read."""
+    names, images, counts, several, doubtful = [], [], [], 0, 0
+    with data.progress_line() as show:
+        for done, path in enumerate(paths, start=1):
+            try:
+                _, found, doubts = read_picture(path, facts, flags.fit, flags.split)
+            except (ValueError, OSError) as error:
+                show("")
+                complain(error)
+                continue
+            several += data.SEVERAL in doubts
+            doubtful += bool(set(doubts) - {data.SEVERAL})
+            names.append(data.printable(path))
+            images += [image.ravel() for image in found]
+            counts.append(len(found))
+            show(f"reading {done:,}/{len(paths):,} pictures")
+    warn_of_several(several)
+    if doubtful:
+        are = "1 picture is" if doubtful == 1 else f"{doubtful:,} pictures are"
+        data.say(f"note: {are} doubtful; --images in place of --predict says why", sys.stderr)
+    bare = [os.path.basename(name) for name in names]
+    return bare if len(set(bare)) == len(bare) else names, np.array(images), counts
+
+
+def answer_rows(estimates, names, counts, class_names, columns):
+    """A row for each name, of so many of the estimates each: the name, the class, and the probability."""
+    best = estimates.argmax(axis=1)
+    shares = estimates[np.arange(len(best)), best].clip(0, 1)
+    digits = zip([class_names[c] for c in best], shares.tolist())
+    rows = []
+    for name, count in zip(names, counts):
+        answer, probability = as_number(list(itertools.islice(digits, count)))
+        rows.append(dict(zip(columns, (name, answer, f"{probability:.6f}"))))
+    return rows
+
+
+def answers_text(flags, members, answers):
+    """How many there are of each answer, the most frequent ones where there are many."""
+    what = flags.predict[0] if len(flags.predict) == 1 else f"{len(flags.predict):,} files"
+    who = f"committee of {len(members)}" if len(members) > 1 else layers_text(members[0][0])
+    counted = sorted(collections.Counter(answers).items(), key=lambda pair: -pair[1])
+    shown = counted[: 3 * WORST]
+    wide = max(8, *(len(name[:20]) for name, _ in shown))
+    images = f"{len(answers):,} image{'s' * (len(answers) != 1)}"
+    lines = [f"{what}, {who}: {images}", "", f"{'class':{wide}}   images"]
+    lines += [f"{name[:20]:{wide}}  {count:7,}" for name, count in shown]
+    lines += [f"and {len(counted) - len(shown):,} more"] if len(counted) > len(shown) else []
+    return "\n".join([*lines, "", f"the answers are in {flags.out}"])
 
 
 # --- export -----------------------------------------------------------------------------------
@@ -426,16 +616,14 @@ def fold(params, config):
     Its affine step is part of the first layer. Of the config's steps only those on pictures are left.
     """
     nn.choose("activation for a file of --export:", config["activation"], EXPORTED)
-    affine = next((step for step in config["steps"] if step["name"] == "affine"), data.UNCHANGED)
-    W, b = params["W1"].astype(np.float64), params["b1"].astype(np.float64)
-    W = affine["factor"] * (W if affine["basis"] is None else affine["basis"] @ W)  # (d, width)
-    if affine["mean"] is not None:
-        b -= np.broadcast_to(affine["mean"], len(W)) @ W
+    if data.gradient_step(config["steps"]):
+        raise ValueError("--export: the network sees gradients (hog), which only .npz can keep")
+    exact = data.on_grey_levels(params, config["steps"])
     with np.errstate(over="ignore"):
-        folded = {key: w.astype(np.float32) for key, w in {**params, "W1": W, "b1": b}.items()}
+        folded = {key: w.astype(np.float32) for key, w in exact.items()}
     if not all(np.isfinite(w).all() for w in folded.values()):
         raise ValueError("--export: the network's numbers are too large for float32; .npz keeps them all")
-    return folded, {**config, "steps": [step for step in config["steps"] if step is not affine]}
+    return folded, {**config, "steps": [step for step in config["steps"] if step["name"] != "affine"]}
 
 
 def usage_of(config):
@@ -625,17 +813,25 @@ EXAMPLES = """examples:
   python test.py results
   python test.py results/a results/b --compare
   python test.py results --images photos/*.jpg --save
+  python test.py results --predict new.csv --out answers.csv --probabilities
   python test.py results --export digits.onnx"""
 
 
 def main(argv=None):
-    parser = data.make_parser("Judge saved params on a test set, or on pictures of your own.", EXAMPLES)
+    parser = data.make_parser(
+        "Judge saved params on a test set, or use them on images of your own.", EXAMPLES
+    )
     parser.add_argument(
         "runs", nargs="*", metavar="RUN", default=["results"],
         help="a run's folder or a params file (default: results); several are a committee",
     )  # fmt: skip
     parser.add_argument("--dataset", metavar="NAME", help="judge on this data set (default: the run's own)")
-    parser.add_argument("--compare", action="store_true", help="compare the first run with each other one")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="compare the first run with each other one; "
+        "a folder without params stands for the runs in its folders: their means are compared",
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
         "--images", nargs="+", metavar="FILE",
@@ -643,7 +839,11 @@ def main(argv=None):
     )  # fmt: skip
     parser.add_argument(
         "--fit", metavar="NAME",
-        help="with --images: digit (cut out, and centred as MNIST's are) or whole (default: as trained)",
+        help="of pictures: digit (cut out, and centred as MNIST's are) or whole (default: as trained)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--split", action="store_true",
+        help="read several digits on a picture from left to right as a number",
     )  # fmt: skip
     parser.add_argument(
         "--save", action="store_true",
@@ -655,6 +855,19 @@ def main(argv=None):
         "(orange) and against it (blue)",
     )  # fmt: skip
     parser.add_argument(
+        "--predict", nargs="+", metavar="PATH",
+        help="say what new images are: a file (.csv, .npy, .npz, IDX) without labels, or pictures",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="FILE", help="with --predict: write the answers there, as CSV")
+    parser.add_argument(
+        "--columns", metavar="A,B",
+        help="with --predict: write these two columns, number from 1 (or file) and class; ImageId,Label "
+        "is Kaggle's form",
+    )  # fmt: skip
+    parser.add_argument(
+        "--probabilities", action="store_true", help="with --predict: a column for each class as well"
+    )
+    parser.add_argument(
         "--adversarial", metavar="X", type=float, default=0.0,
         help="judge on images of which each pixel is moved by so much (1: from black to white) along the "
         "sign of the loss's slope, as train.py --adversarial does",
@@ -664,25 +877,11 @@ def main(argv=None):
         help=f"write the network for other programs, by the suffix: {', '.join(EXPORTS)}",
     )  # fmt: skip
     flags = data.parse_flags(parser, argv)
-    if not 0 <= flags.adversarial <= 1:
-        raise ValueError(f"--adversarial: must be from 0 to 1, not {flags.adversarial:g}")
-    if flags.fit:
-        nn.choose("--fit", flags.fit, dict.fromkeys(data.FITS))
-    for name in ("fit", "save", "explain"):
-        if getattr(flags, name) and not flags.images:
-            raise ValueError(f"--{name}: needs --images")
-    for name in ("dataset", "compare", "adversarial"):
-        if getattr(flags, name) and flags.images:
-            raise ValueError(f"--{name}: has no meaning with --images")
-    for name in ("images", "compare", "json"):
-        if flags.export and getattr(flags, name):
-            raise ValueError(f"--{name}: has no meaning with --export")
-    if flags.export is not None:
-        nn.choose(f"suffix of --export {flags.export}:", pathlib.Path(flags.export).suffix, EXPORTS)
-    if flags.compare and len(flags.runs) < 2:
-        raise ValueError("--compare: needs two runs or more")
+    check_flags(flags)
     if flags.images:
         flags.images = data.expand_pictures(flags.images)
+    if flags.compare:
+        return report_comparison(flags)
     members = load_members(flags.runs)
     for name in ("explain", "adversarial", "export"):
         if getattr(flags, name) and len(members) > 1:
@@ -693,7 +892,44 @@ def main(argv=None):
         return report_export(flags, *members[0])
     if flags.images:
         return report_pictures(flags, members)
-    return report_comparison(flags, members) if flags.compare else report_test_set(flags, members)
+    return report_answers(flags, members) if flags.predict else report_test_set(flags, members)
+
+
+NEEDED = {  # flag -> of which it needs one
+    **dict.fromkeys(("fit", "split"), ("images", "predict")),
+    **dict.fromkeys(("save", "explain"), ("images",)),
+    **dict.fromkeys(("out", "columns", "probabilities"), ("predict",)),
+}
+EXCLUDED = {  # flag -> with which it has no meaning
+    "images": ("predict", "dataset", "compare", "adversarial", "export"),
+    "predict": ("dataset", "compare", "adversarial", "export", "json"),
+    "export": ("compare", "json"),
+    "split": ("explain", "probabilities"),
+    "columns": ("probabilities",),
+}
+
+
+def check_flags(flags):
+    """ValueError that names the flag which is wrong, or does not go with another."""
+    for name, uses in NEEDED.items():
+        if getattr(flags, name) and not any(getattr(flags, use) for use in uses):
+            raise ValueError(f"--{name}: needs --{' or --'.join(uses)}")
+    for name, others in EXCLUDED.items():
+        for other in others:
+            if getattr(flags, name) and getattr(flags, other):
+                raise ValueError(f"--{other}: has no meaning with --{name}")
+    if not 0 <= flags.adversarial <= 1:
+        raise ValueError(f"--adversarial: must be from 0 to 1, not {flags.adversarial:g}")
+    if flags.fit:
+        nn.choose("--fit", flags.fit, dict.fromkeys(data.FITS))
+    if flags.export is not None:
+        nn.choose(f"suffix of --export {flags.export}:", pathlib.Path(flags.export).suffix, EXPORTS)
+    if flags.compare and len(flags.runs) < 2:
+        raise ValueError("--compare: needs two runs or more")
+    if flags.columns:
+        flags.columns = flags.columns.split(",")
+        if len(set(flags.columns)) != 2 or len(flags.columns) != 2:
+            raise ValueError("--columns: takes the names of two columns, as ImageId,Label")
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def should_stop(rows, config):
 def init_state(sets, config):
     """The state before the first epoch."""
     dtype = DTYPES[config["dtype"]]
-    inputs = data.to_numbers(sets["train"]["images"][:1], sets["steps"]).shape[1]
+    inputs = inputs_of(sets["train"]["images"][:1], sets, dtype).shape[1]
     sizes = [inputs, *config["hidden"], sets["classes"]]
     rng = np.random.default_rng(config["seed"])
     params = nn.init_params(rng, sizes, config["activation"], config["init"], dtype)
@@ -171,11 +171,18 @@ def epoch_batches(epoch, sets, config):
         rows = order[start : start + size]
         images, blank = (distort(rows, rng), None) if distort else inked_columns(part, rows)
         x = buffer[: images.size].reshape(images.shape)
-        x = data.to_numbers(images, sets["steps"], x.dtype, out=x, times=factors["times"])
+        x = inputs_of(images, sets, x.dtype, out=x, times=factors["times"])
         yield {
             "x": x, "y": labels[start : start + size], "blank": blank, "rng": rng, "lr": lrs[step - 1],
             "step": step, "done": start + len(rows), **factors,
         }  # fmt: skip
+
+
+def inputs_of(images, sets, dtype, out=None, times=1.0):
+    """The numbers that the network gets for images of ``sets``, as ``data.to_numbers``."""
+    if sets["late"]:
+        images = out = data.with_gradients(images, sets["late"], dtype)
+    return data.to_numbers(images, sets["steps"], dtype, out, times)
 
 
 def disturbed(params, batch, sets, config):
@@ -283,23 +290,27 @@ def prepare(dataset, config, parts=tuple(PARTS)):
         For each of parts a dict of ``images``, uint8 (n, d), after the steps on pictures,
         ``labels`` (n,) and ``inked`` (n,), see ``data.sort_pixels``; ``columns`` (d,), where each
         column of the images was before they were sorted, or None: they are not; ``steps``, the
-        fitted preprocessing; ``image_shape`` after the steps on pictures; ``classes``, how many;
+        fitted preprocessing; ``late``, the one of them that has to wait until the pictures are
+        distorted, or None; ``image_shape`` after those before; ``classes``, how many;
         ``evaluate``, the parts whose loss and accuracy are worked out after each epoch.
     """
     train, val = data.split_dataset(dataset, config)
     arrays = {"train": train, "val": val, "test": (dataset["test_images"], dataset["test_labels"])}
     steps = data.fit_steps(config["preprocess"], train[0], dataset["image_shape"])
+    late = data.gradient_step(steps) if config["augment"] else None
+    early = data.without_gradients(steps) if late else steps
     sets = {
         "steps": steps,
-        "image_shape": data.shape_after(steps, dataset["image_shape"]),
+        "late": late,
+        "image_shape": data.shape_after(early, dataset["image_shape"]),
         "classes": len(dataset["class_names"]),
         "evaluate": parts,
         "columns": None,
     }
     for part in parts:
-        images, labels = data.redraw(arrays[part][0], steps), arrays[part][1]
+        images, labels = data.redraw(arrays[part][0], early), arrays[part][1]
         sets[part] = {"images": images, "labels": labels, "inked": np.full(images.shape[0], images.shape[1])}
-        if data.keeps_blank(steps) and not config["adversarial"]:  # which moves the blank pixels, too
+        if data.keeps_blank(steps) and not late and not config["adversarial"]:  # which moves blank ones too
             sorted_ = data.sort_pixels(images, sets["columns"])  # all parts as the training images
             sets["columns"] = sorted_.pop("columns")
             sets[part] |= sorted_
@@ -329,7 +340,7 @@ def evaluation_batches(part, order, sets, params):
     for start in range(0, len(order), EVALUATED_AT_ONCE):
         images, blank = inked_columns(part, order[start : start + EVALUATED_AT_ONCE])
         x = buffer[: images.size].reshape(images.shape)
-        yield {"x": data.to_numbers(images, sets["steps"], dtype, out=x), "blank": blank}
+        yield {"x": inputs_of(images, sets, dtype, out=x), "blank": blank}
 
 
 # --- settings ---------------------------------------------------------------------------------
@@ -365,6 +376,13 @@ def shown(value):
 def share_or_count(value):
     result = number(0)(value)
     return result if result < 1 else number(0, whole=True)(value)
+
+
+def fold_count(value):
+    result = number(0, whole=True)(value)
+    if result == 1:
+        raise ValueError("must be 0 for none, or at least 2")
+    return result
 
 
 def optional(check):
@@ -439,7 +457,6 @@ def augment_names(value):
 
 WIDEST = 1_000_000_000  # a hidden layer; what memory allows is far less
 DTYPES = {"float32": np.float32, "float64": np.float64}
-HOLDOUTS = ("random", "last")
 SHARE = number(0, 1, below=True)
 LIMIT = number(0, 1e30)  # float32 ends at 3e38
 FAR = number(0, data.LARGEST_STRENGTH)
@@ -458,7 +475,11 @@ GROUPS = {  # group -> name -> default, check, what a value looks like, help
         "transpose": (False, switch, None, "swap rows and columns of the images, as EMNIST needs it"),
         "val_size": (0.1, share_or_count, "N", "training images held out for validation, or a share of them"),
         "train_size": (None, optional(number(1, whole=True)), "N", "use only so many training images"),
-        "holdout": ("random", one_of("holdout", HOLDOUTS), "NAME", "hold out random images, or the last"),
+        "holdout": ("stratified", one_of("holdout", data.HOLDOUTS), "NAME",
+            "stratified: random images, of each class as large a share; random; last: the last ones"),
+        "folds": (0, fold_count, "N",
+            "deal the training images to so many folds, and hold out one; a search: each in turn"),
+        "fold": (1, number(1, whole=True), "N", "the fold to hold out, with --folds; from 1"),
         "split_seed": (None, optional(SEED), "N",
             "seed of the split alone, so that runs of different seeds hold out the same images"),
         "preprocess": (["scale"], preprocess_names, "STEP",
@@ -550,7 +571,9 @@ def check_settings(settings):
         raise ValueError("--nesterov: needs a --momentum above 0")
     if config["adversarial"] and {*data.GRADIENT_STEPS} & dict(data.parse_steps(config["preprocess"])).keys():
         raise ValueError("--adversarial: moves pixels, and --preprocess makes gradients of them")
-    if config["patience"] and not config["val_size"]:
+    if config["folds"] and config["fold"] > config["folds"]:
+        raise ValueError(f"--fold: there are {config['folds']} folds (see --folds)")
+    if config["patience"] and not (config["val_size"] or config["folds"]):
         raise ValueError("--patience: needs validation images (--val-size)")
     return config
 
@@ -629,7 +652,8 @@ def available_memory():
 # --- the files of a run -----------------------------------------------------------------------
 
 RUN_FILES = ["last.pkl", "params.pkl", "history.csv", "config.json", "predictions.csv", "figures"]
-LOCKED_FILES = [*RUN_FILES[:4], "search.json", "trials.csv"]  # written by none but who holds the lock
+TABLES = ["trials.csv", "groups.csv", "oof.csv", "test.csv"]  # of a search
+LOCKED_FILES = [*RUN_FILES[:4], "search.json", *TABLES]  # written by none but who holds the lock
 STATE = {  # what last.pkl holds, beside params and what data.load_run asks for
     "velocity": (dict, None),
     "average": (dict, None),
@@ -669,6 +693,15 @@ def load_last(out):
     except ValueError as error:
         raise ValueError(f"{path} cannot be resumed: {error}") from error
     return state, rows, {**settings, "data": stored["data"]}
+
+
+def last_estimates(out, images):
+    """Estimates (n, k) by the last params of a run's folder, or by their average with --ema."""
+    state, _, _ = load_last(out)
+    _, config = data.load_run(out / "last.pkl")
+    params = state["average"] or state["params"]
+    batches = data.batches(images, None, config["steps"], dtype=params["W1"].dtype)
+    return nn.estimates(nn.outputs_of(params, batches, config["activation"]), config["loss"])
 
 
 def check_state(state, config):
@@ -786,7 +819,8 @@ def load_settings(path):
     """Settings from a JSON file, which may be an earlier run's config.json."""
     content = data.load_json(path)
     nn.check(content, dict, path)
-    return {name: value for name, value in content.items() if name not in RECORDS}
+    older = {"holdout": "random"} if "versions" in content else {}  # so were runs that do not say it
+    return older | {name: value for name, value in content.items() if name not in RECORDS}
 
 
 def run_config(settings, dataset):
@@ -908,12 +942,22 @@ def describe(config, sets, params):
         f"{layers}, {config['activation'] if config['hidden'] else 'softmax regression'}, "
         f"{sum(w.size for w in params.values()):,} params",
     ]
-    images = np.bincount(sets["train"]["labels"], minlength=sets["classes"])
-    rare = [f"{config['data']['class_names'][k]} ({images[k]})" for k in np.flatnonzero(images < FEW_IMAGES)]
-    if rare:
-        more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
-        lines.append(f"note: classes with few training images: {', '.join(rare[:5])}{more}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *rare_classes(config, sets)])
+
+
+def rare_classes(config, sets):
+    """A line for each part of the data that lacks classes, or has too few images of them to learn."""
+    lines, names = [], config["data"]["class_names"]
+    for part, what in PARTS.items():
+        images = np.bincount(sets[part]["labels"], minlength=sets["classes"])
+        least = FEW_IMAGES if part == "train" else min(1, images.sum())
+        rare = [f"{names[k]} ({images[k]})" for k in np.flatnonzero(images < least)]
+        if rare:
+            more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
+            lines.append(f"note: classes with few {what} images: {', '.join(rare[:5])}{more}")
+    if lines and config["holdout"] == "last":
+        lines.append("note: the data may be sorted by class; --holdout stratified takes some of each")
+    return lines
 
 
 def summary(rows, best, config, sets):

@@ -1,24 +1,32 @@
 """Every figure, from the files that runs and searches leave.
 
     python visualize.py                           figures of the run or search in results/
-    python visualize.py results/a results/b       the curves of several runs, overlaid
+    python visualize.py results/a results/b       the curves of several runs, overlaid; of folders with
+                                                  several runs their means, with a band of one sd
     python visualize.py --only loss,confusion     some of the figures
     python visualize.py --draw                    a window to draw digits in, with their probabilities
 
 Figures go to the run's figures/ folder, each as PNG and SVG, and all of them as the pages of
-report.pdf. A figure function takes what a folder holds, the dict that ``load_folder`` describes,
-and returns a matplotlib Figure, or a dict of them by name; it touches no file.
+report.pdf; without --only there is report.html as well, a page in which the network is live. A figure
+function takes what a folder holds, the dict that ``load_folder`` describes, and returns a matplotlib
+Figure, or a dict of them by name; it touches no file.
 """
 
 import data  # first: while the rest is imported, Ctrl-C is one line already
 
 # isort: split
+import base64
+import hashlib
+import html
 import io
+import json
 import math
 import os
 import pathlib
+import re
 import sys
 import textwrap
+import time
 import warnings
 from collections import Counter
 
@@ -34,6 +42,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 import nn
+import test as judging
+import train
 
 STYLE = {  # one look for every figure, on top of Matplotlib's defaults, whatever a matplotlibrc says
     "figure.dpi": 100,
@@ -82,6 +92,7 @@ SHORT_RUN = 5  # a run of up to so many epochs is shown whole
 SHOWN_FIELDS = 300
 SHOWN_TEMPLATES = 100  # each with its name: Matplotlib takes minutes to lay out many axes
 SHOWN_MISTAKES = 24
+SALIENT_CLASSES = 10
 RANKED_TRIALS = 25
 LABEL_SETTINGS = 4  # a label names no more of them
 # what a run found out, where the rest of its config is what it was told
@@ -177,6 +188,9 @@ def plot_part(ax, run, quantity, part, label, style=None):
     epochs, values = [row["epoch"] for row in run["rows"]], values_of(run["rows"], quantity, part)
     marker = marker if len(epochs) <= MARKED_EPOCHS else None
     (curve,) = ax.plot(epochs, values, line, color=colour, marker=marker, label=label)
+    if (sds := values_of(run["rows"], quantity, part, "_sd")) is not None:
+        low = np.maximum(values / 2, values - sds) if quantity == "error" else values - sds  # on a log axis
+        ax.fill_between(epochs, low, values + sds, color=colour, alpha=0.2, lw=0)
     if run["chosen"] in epochs:
         value = values[epochs.index(run["chosen"])]
         ax.plot([run["chosen"]], [value], **RING, mec=colour)
@@ -192,14 +206,33 @@ def mark_chosen(ax, run):
     return [Line2D([], [], **{**RING, "ls": ":", "ms": 8}, color=GREY, lw=1, label=label)]
 
 
-def values_of(rows, quantity, part):
-    """A quantity of a part, epoch by epoch: float array, nan where there is none."""
-    key = f"{part}_{'loss' if quantity == 'loss' else 'accuracy'}"
+def values_of(rows, quantity, part, what=""):
+    """A quantity of a part, epoch by epoch: float array, nan where there is none.
+
+    With ``what`` of ``_sd``, the standard deviation over several runs, or None: it is one run.
+    """
+    key = f"{part}_{'loss' if quantity == 'loss' else 'accuracy'}{what}"
+    if what and key not in rows[0]:
+        return None
     values = np.array([np.nan if row[key] is None else row[key] for row in rows], float)
     if quantity == "loss":
         return values
-    values = 100 * (1 - values if quantity == "error" else values)
+    values = 100 * (1 - values if quantity == "error" and not what else values)
     return np.where(values > 0, values, np.nan) if quantity == "error" else values
+
+
+def mean_rows(histories):
+    """The history of several runs together: the mean of each figure, and its deviation as NAME_sd."""
+    if len(histories) == 1:
+        return histories[0]
+    found = []
+    for rows in zip(*histories):  # as far as all of them have come
+        row = {"epoch": rows[0]["epoch"]}
+        for name in [name for name in ROW if name != "epoch"]:
+            values = [row[name] for row in rows]
+            row |= dict(zip((name, f"{name}_sd"), (None, None) if None in values else nn.mean_and_sd(values)))
+        found.append(row)
+    return found
 
 
 def parts_with(rows, quantity):
@@ -213,11 +246,10 @@ def weights_figures(run):
     """A heat map of each weight matrix, with its longer side along the page and colours centred on 0."""
     params, config, figures = run["params"], run["config"], {}
     depth = len(params) // 2
-    inputs_are = "input pixel"
-    if gradients := data.gradient_step(config["steps"]):
-        inputs_are = {"hog": "gradient", "pixels-and-hog": "input pixel, and then gradient"}[
-            gradients["name"]
-        ]
+    step = data.gradient_step(config["steps"]) or {"name": None}
+    inputs_are = {"hog": "gradient", "pixels-and-hog": "input pixel, then gradient"}.get(
+        step["name"], "input pixel"
+    )
     if data.affine_step(config["steps"])["basis"] is not None:
         inputs_are = "principal component"
     for layer in range(1, depth + 1):
@@ -346,7 +378,7 @@ def activations_figures(run):
         right.set(xlim=(0.5, width + 0.5), ylim=(0, 100), title=f"how often each unit is {state}")
         right.xaxis.set_major_locator(MaxNLocator(**ROUND))
         right.set_xlabel(f"hidden unit, the most often {state} first")
-        right.set_ylabel("test images (%)")
+        right.set_ylabel(f"{judged(run)} (%)")
         figures[f"activations_{layer}"] = figure
     return figures
 
@@ -386,11 +418,16 @@ def mosaic(pictures, aspect=1.0, gap=2):
 # --- predictions ------------------------------------------------------------------------------
 
 
+def judged(run):
+    """What images the network was judged on, in words."""
+    return run.get("judged", "test images")
+
+
 def confusion_figure(run):
     """Confusion matrix with counts; colours show the errors alone, which are few."""
     names = run["config"]["data"]["class_names"]
     counts = nn.confusion_matrix(run["labels"], run["estimates"].argmax(axis=1), len(names))
-    figure = new_figure("Confusion matrix of the test images", run["title"], layout="compressed")
+    figure = new_figure(f"Confusion matrix of the {judged(run)}", run["title"], layout="compressed")
     ax = figure.add_subplot()
     errors = np.ma.masked_array(counts, np.eye(len(counts), dtype=bool))
     cmap = matplotlib.colormaps["Oranges"].with_extremes(bad="#d9d9d9")
@@ -427,6 +464,41 @@ def mistakes_figure(run):
     return figure
 
 
+def suspects_figure(run):
+    """The training images whose own label is least likely to a network that did not train on them."""
+    facts, rows = run["config"]["data"], run["suspects"][:SHOWN_MISTAKES]
+    figure = new_figure("Suspects: training image, label (its probability) → prediction", run["search_title"])
+    axes = picture_grid(figure, len(rows), facts["image_shape"], lines=3)
+    for ax, row in zip(axes, rows):
+        ax.imshow(row["image"].reshape(facts["image_shape"]), cmap="gray_r", vmin=0, vmax=255)
+        label, prediction = (printable(facts["class_names"][row[key]], 11) for key in ("label", "prediction"))
+        text = f"{row['index']}\n{label} ({100 * row['probability']:.1g} %)\n→ {prediction}"
+        ax.set_title(text, fontsize=8, pad=2)
+    return figure
+
+
+def saliency_figure(run):
+    """A test image of each class, and what in it speaks for and against the likeliest class."""
+    facts = run["config"]["data"]
+    shown = run["explained"]
+    figure = new_figure(
+        "What speaks for the likeliest class (light), and what against it (dark)", run["title"]
+    )
+    across = -(-len(shown) // 2)
+    axes = figure.subplots(4, across, squeeze=False)
+    for ax in axes.ravel():
+        ax.set_axis_off()
+    for place, i in enumerate(shown):
+        above, below = axes[2 * (place // across) :, place % across][:2]
+        above.imshow(run["images"][i].reshape(facts["image_shape"]), cmap="gray_r", vmin=0, vmax=255)
+        above.set_title(printable(facts["class_names"][run["estimates"][i].argmax()], 11), fontsize=8)
+        evidence = judging.evidence(run["params"], run["config"], run["images"][i])
+        image = signed_image(below, evidence / (np.abs(evidence).max() or 1), 1)
+    label = "slope of the log probability × grey level, as a share of the largest"
+    figure.colorbar(image, label=label, location="bottom", aspect=50, ax=list(axes.ravel()))
+    return figure
+
+
 def worst_mistakes(estimates, labels):
     """Indices of the wrongly classified images, the most confident prediction first."""
     predicted, confidence = estimates.argmax(axis=1), estimates.max(axis=1)
@@ -437,11 +509,12 @@ def worst_mistakes(estimates, labels):
 def augment_figure(run):
     """An image of each class beside distorted versions of it."""
     config, rng = run["config"], np.random.default_rng(0)
-    shape = data.shape_after(config["steps"], config["data"]["image_shape"])
+    steps = data.without_gradients(config["steps"])
+    shape = data.shape_after(steps, config["data"]["image_shape"])
     strengths = {name: config[name] for name in data.STRENGTHS if name in config}
     how = data.make_augment(config["augment"], shape, **strengths)
     _, first = np.unique(run["labels"], return_index=True)
-    images = data.redraw(run["images"][first[:10]], config["steps"])
+    images = data.redraw(run["images"][first[:10]], steps)
     blank = np.zeros_like(images)
     shown = np.stack([images, blank, *(data.augment(images, how, rng) for _ in range(14))], axis=1)
     rows, columns = shape
@@ -468,7 +541,7 @@ def calibration_figure(run):
     edges = np.linspace(0, 100, len(counts) + 1)
     lower.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=BLUE, edgecolor="w")
     count_axis(lower, counts, room=5)
-    lower.set(xlabel="confidence: probability of the prediction (%)", ylabel="test images", xlim=(0, 102))
+    lower.set(xlabel="confidence: probability of the prediction (%)", ylabel=judged(run), xlim=(0, 102))
     return figure
 
 
@@ -587,11 +660,14 @@ def ranking_figure(run):
     places = {trial["trial"]: place for place, trial in enumerate(shown, start=1)}
     plot_trials(ax, shown, lambda trial: 100 * trial["val_accuracy"], lambda trial: places[trial["trial"]])
     legend_above(ax, ax.lines)
+    spread = [[100 * (t["val_accuracy"] + sign * t.get("val_sd", 0)) for t in shown] for sign in (-1, 1)]
+    ax.hlines(list(places.values()), *spread, color=GREY, lw=1)
     lines = table_lines([columns, *([short(trial[name]) for name in columns] for trial in shown)])
     ax.set_yticks(range(len(lines)), lines, family="monospace")
     ax.set_ylim(len(shown) + 0.7, -0.5)
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel("validation accuracy (%)")
+    repeats = "; lines: one standard deviation of the runs" if "runs" in trials[0] else ""
+    ax.set_xlabel(f"validation accuracy (%){repeats}")
     return figure
 
 
@@ -602,19 +678,31 @@ def table_lines(rows):
 
 
 def learning_curves_figure(run):
-    """Validation accuracy of all trials by epoch, the best one in colour."""
+    """Validation accuracy of all trials by epoch, the best one in colour; of repeats mean and band.
+
+    A few combinations with repeats have a colour each.
+    """
     histories, best = run["histories"], run["trials"][0]["trial"]
     figure = new_figure(f"Learning curves of {len(histories)} trials", run["search_title"])
     ax = figure.add_subplot()
     runs = {trial: {"rows": rows, "config": {}, "chosen": None} for trial, rows in histories.items()}
-    for trial in sorted(runs, key=lambda trial: trial == best):
-        label, colour = (f"trial {trial}, the best", ORANGE) if trial == best else ("the others", "#999999")
-        line = plot_part(ax, runs[trial], "accuracy", "val", label, (None, colour, "-", "."))
-        line.set_linewidth(2.5 if trial == best else 0.8)
+    few = "runs" in run["trials"][0] and len(runs) <= len(RUN_COLOURS)
+    rows = {row["trial"]: row for row in run["trials"]}
+    for place, trial in sorted(enumerate(runs), key=lambda pair: pair[1] == best):  # the best is drawn last
+        label, style = ("the others", (None, "#999999", "-", "."))
+        if few:
+            words = [f"{name} {short(rows[trial][name])}" for name in run["space"]]
+            label = f"trial {trial}: {printable(', '.join(words), 40)}"
+            style = (None, RUN_COLOURS[place], RUN_LINES[place % len(RUN_LINES)], ".")
+        elif trial == best:
+            label, style = f"trial {trial}, the best", (None, ORANGE, "-", ".")
+        line = plot_part(ax, runs[trial], "accuracy", "val", label, style)
+        line.set_linewidth(2.5 if trial == best else 0.8 + few)
     clipped = quantity_axis(ax, runs.values(), "accuracy", ["val"])
     ax.set_ylabel("validation accuracy (%)")
     epoch_axis(ax, runs.values(), "range shown" * clipped)
-    legend_above(ax, list({line.get_label(): line for line in ax.lines[::-1]}.values()))
+    lines = list({line.get_label(): line for line in ax.lines[::-1]}.values())
+    legend_above(ax, lines, columns=2 if few else 4)
     return figure
 
 
@@ -911,34 +999,48 @@ FIGURES = {  # name -> what a folder must hold for it, the function that draws i
     "activations": ("hidden", activations_figures, {}),
     "confusion": ("images", confusion_figure, {}),
     "mistakes": ("mistakes", mistakes_figure, {}),
+    "saliency": ("explained", saliency_figure, {}),
     "calibration": ("images", calibration_figure, {}),
     "augment": ("distorted", augment_figure, {}),
     "search": ("trials", search_figure, {}),
     "ranking": ("trials", ranking_figure, {}),
     "learning_curves": ("histories", learning_curves_figure, {}),
+    "suspects": ("suspects", suspects_figure, {}),
 }
 COMPARED = ("loss", "accuracy", "error")  # what several runs are overlaid in
-TEST_SET = ("images", "hidden", "mistakes", "distorted")  # what needs the data set
+TEST_SET = ("images", "hidden", "mistakes", "explained", "distorted", "suspects")  # what needs the data set
 LACKING = {  # why a folder has no such thing
     "settings": "there is no config.json with settings",
     "rows": "there is no history.csv with an epoch",
     "params": "there is no params.pkl",
     "hidden": "the network has no hidden layer",
     "mistakes": "no test image is classified wrongly",
+    "explained": "the network sees gradients (hog), not pixels",
     "distorted": "the run has no --augment",
     "trials": "there is no trials.csv with a trial that ended well",
     "histories": "there is no trials/NNN/history.csv",
+    "suspects": "there is no oof.csv; python search.py --folds 5 writes one",
 }
 
 
 def draw_folder(path, only, data_dir):
     """``(figures, skipped)`` of a folder: figures by file name, and reason -> names left out."""
+    return draw_run(load_run(path, only, data_dir), only)
+
+
+def load_run(path, only, data_dir):
+    """What a folder holds, and of the test set what the figures need."""
     run = load_folder(path)
     names = only or names_for(run)
     if "params" in run and any(FIGURES[name][0] in TEST_SET for name in names):
         run = add_test_set(run, data_dir)
+    return run
+
+
+def draw_run(run, only):
+    """``draw_folder`` of what ``load_run`` returns."""
     figures, skipped = {}, {}
-    for name in names:
+    for name in only or names_for(run):
         need, function, options = FIGURES[name]
         if need in run:
             drawn = function(run, **options)
@@ -957,6 +1059,7 @@ def names_for(run):
         "trials": is_search,
         "histories": is_search,
         "distorted": is_run and run["config"].get("augment"),
+        "suspects": "oof" in run,
     }
     return [name for name, (need, *_) in FIGURES.items() if belongs.get(need, is_run)]
 
@@ -964,7 +1067,7 @@ def names_for(run):
 def draw_comparison(paths, only):
     """``(figures, skipped)`` of several runs overlaid; as ``draw_folder``."""
     skipped, runs = {}, []
-    for run in map(load_folder, paths):
+    for run in map(load_runs, paths):
         if "rows" in run:
             runs.append(run)
         else:
@@ -978,9 +1081,10 @@ def draw_comparison(paths, only):
 def save_figures(figures, folder):
     """Write each figure as PNG and SVG, and all of them as report.pdf; prints a line for each file.
 
-    The same figures give the same bytes: nothing written holds a date.
+    The same figures give the same bytes: nothing written holds a date. Returns the PNGs.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
     report = io.BytesIO()
     with PdfPages(report, metadata={"CreationDate": None}) as pages:
         for name, figure in figures.items():
@@ -990,8 +1094,10 @@ def save_figures(figures, folder):
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=suffix, metadata=metadata)
                 save_file(folder / f"{name}.{suffix}", buffer.getvalue())
+                pictures += [buffer.getvalue()] * (suffix == "png")
             pages.savefig(figure)
     save_file(folder / "report.pdf", report.getvalue())
+    return pictures
 
 
 def save_file(path, content):
@@ -1038,6 +1144,8 @@ def load_folder(path):
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}; python train.py makes one (see its --out)")
     run = {"path": path, "lacks": {}, "config": load_checked(path / "config.json", CONFIG)}
+    files = [path, *(path / name for name in ("params.pkl", "trials.csv") if (path / name).exists())]
+    run["date"] = time.strftime("%Y-%m-%d", time.gmtime(files[-1].stat().st_mtime))
     if (path / "params.pkl").exists():
         run["params"], config = data.load_run(path)
         run["config"] = {**run["config"], **config}
@@ -1049,6 +1157,15 @@ def load_folder(path):
         run["settings"] = settings
     run["config"] = {**run["config"], "data": with_printable_names(run["config"].get("data") or {})}
     return {**run, **titles_of(run), **load_search(path)}
+
+
+def load_runs(path):
+    """As ``load_folder``; a folder that stands for several runs as one run, with their mean history."""
+    runs = [load_folder(folder) for folder in judging.runs_in(path)]
+    histories = [run["rows"] for run in runs if "rows" in run]
+    if len(histories) < 2:
+        return runs[0]
+    return {**runs[0], "path": pathlib.Path(path), "rows": mean_rows(histories), "chosen": None}
 
 
 def load_checked(path, kind):
@@ -1101,7 +1218,8 @@ def load_search(path):
     dict
         ``trials``: the ranked rows of trials.csv, the best first; ``definition``: search.json;
         ``space``: searched setting -> its range or choices as text; ``histories``: trial -> rows;
-        ``search_title``. Nothing where no trial has ended well; no histories where no trial has one.
+        ``oof``: the rows of oof.csv, what is least likely first; ``search_title``. Nothing where no trial
+        has ended well; no histories where no trial has one. Repeats are one trial: their means.
     """
     table = path / "trials.csv"
     rows = data.load_rows(table, words=True) if table.exists() else []
@@ -1115,30 +1233,88 @@ def load_search(path):
         raise FileNotFoundError(f"there is no {path / 'search.json'}, which says what was searched")
     words = [word.partition("=") for word in definition["space"].split()]
     space = {name: spec for name, _, spec in words if name in trials[0]} or {"seed": ""}
-    folders = {trial["trial"]: path / "trials" / f"{trial['trial']:03}" for trial in trials}
-    histories = {trial: load_history(folder / "history.csv") for trial, folder in folders.items()}
-    histories = {trial: rows for trial, rows in histories.items() if rows}
-    best, failed = trials[0], len(rows) - len(trials)
+    folders = {
+        number: path / "trials" / f"{number:03}" for number in dict.fromkeys(t["trial"] for t in trials)
+    }
+    histories = {number: load_histories(folder) for number, folder in folders.items()}
+    histories = {number: mean_rows(found) for number, found in histories.items() if found}
+    failed = len(rows) - len(trials)
+    trials = [mean_trial([t for t in trials if t["trial"] == number]) for number in folders]
+    best = trials[0]
     config = load_checked(folders[best["trial"]] / "config.json", CONFIG)
     facts = with_printable_names(config.get("data") or {})
-    title = [facts.get("title"), f"{len(rows)} trials", failed and f"{failed} failed"]
+    count = len({row.get("trial") for row in rows})
+    runs = len(rows) > count and f"{len(rows)} runs"
+    title = [facts.get("title"), f"{count} trials", runs, failed and f"{failed} failed"]
     title.append(f"best validation accuracy {percent(best['val_accuracy'])} (trial {best['trial']})")
     return {
         "trials": trials,
         "definition": definition,
         "space": space,
         **({"histories": histories} if histories else {}),
+        **load_out_of_fold(path / "oof.csv"),
         "search_title": ", ".join(filter(None, title)),
         "settings": definition,
     }
 
 
+def load_committee(paths, data_dir):
+    """Several runs as one, for a page: their networks are judged as the committee that test.py makes of them.
+
+    Returns
+    -------
+    dict
+        ``runs``, ``title``, ``config``; ``members``, ``images``, ``labels``, ``estimates`` and
+        ``mistakes``, or ``why`` there are none.
+    """
+    runs = [load_folder(folder) for path in paths for folder in judging.runs_in(path)]
+    runs = [run for run in runs if "rows" in run]
+    made = {"runs": runs, "title": f"{common_title(runs)}: {len(runs)} runs", "config": runs[0]["config"]}
+    try:
+        members = judging.load_members([run["path"] for run in runs])
+        if len({config["dataset"] for _, config in members}) > 1:
+            raise ValueError("the runs have different data sets")
+        dataset = data.load_dataset_of(members[0][1], data_dir)
+    except (OSError, ValueError) as error:
+        return {**made, "why": f"no committee can be made of these runs: {data.message_of(error)}"}
+    images, labels = dataset["test_images"], dataset["test_labels"]
+    estimates, report, _ = judging.judge(members, images, labels)
+    title = f"{common_title(runs)}: a committee of {len(runs)}, test accuracy {percent(report['accuracy'])}"
+    mistakes = worst_mistakes(estimates, labels)
+    judged = {"members": members, "images": images, "labels": labels, "estimates": estimates}
+    return {**made, **judged, "title": title, "mistakes": mistakes}
+
+
+def mean_trial(rows):
+    """The rows of trials.csv with one number as one: their mean accuracy, and how many ``runs`` there are."""
+    if len(rows) == 1:
+        return rows[0]
+    mean, sd = nn.mean_and_sd([row["val_accuracy"] for row in rows])
+    return {**rows[0], "runs": len(rows), "val_accuracy": mean, "val_sd": sd}
+
+
+def load_histories(folder):
+    """The histories of a trial in ``folder`` and of its repeats, in ``folder-2`` and so on."""
+    folders = [folder, *sorted(folder.parent.glob(f"{folder.name}-*"))]
+    return [rows for rows in (load_history(each / "history.csv") for each in folders) if rows]
+
+
+def load_out_of_fold(path):
+    rows = data.load_rows(path) if path.exists() else []
+    nn.check(
+        rows,
+        [dict.fromkeys(("index", "label", "prediction"), int) | {"probability": (int, float)}],
+        str(path),
+    )
+    return {"oof": sorted(rows, key=lambda row: row["probability"])} if rows else {}
+
+
 def add_test_set(run, data_dir):
     """The run with what its network makes of its test images.
 
-    Adds ``images``, ``labels``, ``estimates`` (n, k), ``hidden`` (activations of each hidden
-    layer), ``mistakes`` (indices) and ``distorted``, as far as there are any; or says under ``lacks``
-    why not.
+    Adds ``images``, ``labels``, ``estimates`` (n, k), ``hidden`` (activations of each hidden layer),
+    ``mistakes`` and ``explained`` (indices), ``distorted`` and ``suspects`` (the first rows of oof, with
+    ``image``), as far as there are any; or says under ``lacks`` why not.
     """
     params, config = run["params"], run["config"]
     try:
@@ -1151,10 +1327,18 @@ def add_test_set(run, data_dir):
     outputs, layers = nn.hidden_of(params, batches, config["activation"])
     estimates = nn.estimates(outputs, config["loss"])
     optional = {"hidden": layers, "mistakes": worst_mistakes(estimates, labels)}
+    if not data.gradient_step(config["steps"]):
+        optional["explained"] = np.unique(labels, return_index=True)[1][:SALIENT_CLASSES]
     optional["distorted"] = config.get("augment") or []
+    pictures, own = data.all_images(dataset)
+    rows = [
+        row for row in run.get("oof", []) if row["index"] < len(own) and row["label"] == own[row["index"]]
+    ]
+    optional["suspects"] = [{**row, "image": pictures[row["index"]]} for row in rows[:SHOWN_MISTAKES]]
     return {
         **run,
         "images": images,
+        "judged": dataset["judged"],
         "labels": labels,
         "estimates": estimates,
         **{name: value for name, value in optional.items() if len(value)},
@@ -1331,6 +1515,735 @@ def read_drawing(drawing, params, config):
     return image, nn.predict(params, x, config["activation"], config["loss"])[0]
 
 
+# --- the page ---------------------------------------------------------------------------------
+#
+# report.html is one file that needs nothing beside it. Python writes what is to be read; the page's own
+# script draws and runs the network. Preprocessing on numbers is an affine map, and so is the first
+# layer: folded into one they cost the page nothing. Steps on pictures and fits are done by its script.
+
+PAGE_NUMBERS = 3_000_000  # weights of the networks that a page holds at most
+PAGE_BYTES = 600_000  # of test images in it
+CELL_IMAGES = 12  # of each cell of the confusion matrix
+CLICKED_IMAGES = 12  # to click on, of those that are right and of those that are wrong
+CHECKED_IMAGES = 100  # that the page runs through its network when it is opened
+CLOSE = 5e-4  # how near weights of 16 bits must come to the estimates; whole numbers are nearer than float16
+
+
+def page_of(run, pictures):
+    """A run or a search as one page, report.html.
+
+    Parameters
+    ----------
+    run : dict
+        What a folder holds, see ``load_folder`` and ``add_test_set``.
+    pictures : dict
+        Name of each figure -> its heading and the bytes of its PNG.
+
+    Returns
+    -------
+    str
+    """
+    searched, tested = "trials" in run, "images" in run
+    title = run["search_title"] if searched else run["title"] or "A run"
+    matrix = confusion_table(run) if tested else ""
+    said = ["summary", *["confusion"] * bool(matrix)]  # what the page itself says better than a figure
+    figures = [page_figure(*picture) for name, picture in pictures.items() if name not in said]
+    sections = [search_table(run)] if searched else []
+    sections += [matrix, classes_table(run)] if tested else []
+    sections += [section("Figures", f'<div class="figures">{"".join(figures)}</div>')] if figures else []
+    parts = {
+        "policy": page_policy(),
+        "title": safe(title),
+        "facts": "".join(f"<dt>{safe(name)}</dt><dd>{safe(text)}</dd>" for name, text in page_facts(run)),
+        "sections": "".join(sections),
+        "content": json.dumps(page_content(run), allow_nan=False).replace("<", "\\u003c"),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], TEMPLATE)
+
+
+def safe(text):
+    """Text from outside as HTML that shows it and does nothing else."""
+    return html.escape(data.printable(str(text)))
+
+
+def page_policy():
+    """The page's Content-Security-Policy: its own style and script, by their hashes, and its own pictures."""
+    allowed = ["default-src 'none'", "img-src data:", "base-uri 'none'", "form-action 'none'"]
+    for tag in ("style", "script"):
+        text = re.search(f"<{tag}>(.*?)</{tag}>", TEMPLATE, re.DOTALL)[1]
+        allowed.append(f"{tag}-src 'sha256-{base64_text(hashlib.sha256(text.encode()).digest())}'")
+    return "; ".join(allowed)
+
+
+def base64_text(content):
+    return base64.b64encode(content).decode()
+
+
+def page_facts(run):
+    """What stands at the top of the page: pairs of a name and a text."""
+    if "runs" in run:
+        return [
+            *((f"member {number}", label) for number, label in enumerate(run_labels(run["runs"]), start=1))
+        ]
+    told, versions = run.get("settings", {}), run["config"].get("versions") or {}
+    if "trials" in run:
+        told, versions = run["definition"], run["definition"].get("versions") or versions
+        told = {name: value for name, value in told.items() if name not in ("data", "versions")}
+        told |= told.pop("settings", None) or {}
+        told |= {"network": run["title"]} if "params" in run else {}
+    changed = {k: v for k, v in told.items() if k not in train.DEFAULTS or v != train.DEFAULTS[k]}
+    facts = [(name, short(value)) for name, value in changed.items()]
+    facts += [("made again by", made_by(run))] if told else []
+    facts += [("made with", ", ".join(f"{name} {version}" for name, version in versions.items()))]
+    return [*facts, ("files of", run["date"])]
+
+
+def made_by(run):
+    """The command that makes a run or a search again."""
+    if "trials" not in run:
+        known = {name: run["settings"].get(name, default) for name, default in train.DEFAULTS.items()}
+        return data.command_text("python", "train.py", *train.as_flags(known))
+    given = {k: v for k, v in run["definition"].items() if k not in ("data", "versions", "settings")}
+    given |= run["definition"].get("settings") or {}
+    words = []
+    for name, value in given.items():
+        texts = value.split() if name == "space" else value if isinstance(value, list) else [value]
+        words += [train.flag(name), *map(str, texts)]
+    return data.command_text("python", "search.py", *words)
+
+
+def page_figure(heading, picture):
+    """A figure of the page; its PNG has 256 colours there, and a third of the size."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(picture)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    source = f"data:image/png;base64,{base64_text(buffer.getvalue())}"
+    size = f'width="{image.width}" height="{image.height}"'
+    return (
+        f'<figure><figcaption>{safe(heading)}</figcaption><div class="wide" tabindex="0">'
+        f'<img {size} alt="{safe(heading)}" src="{source}"></div></figure>'
+    )
+
+
+def page_content(run):
+    """What the page's script needs: plain data for JSON."""
+    facts = run["config"].get("data") or {}
+    content = {name: facts.get(name) for name in ("class_names", "image_shape", "fit", "edge")}
+    members = run.get("members") or ([(run["params"], run["config"])] if "params" in run else [])
+    images = np.zeros((0, 0), np.uint8)
+    if "images" in run:
+        chosen = page_images(run)
+        images = run["images"][chosen]
+        predicted = run["estimates"][chosen].argmax(axis=1)
+        right = predicted == run["labels"][chosen]
+        numbers = min(CHECKED_IMAGES, len(chosen), 1 + 100_000 // len(facts["class_names"]))
+        checked = np.linspace(0, len(chosen) - 1, numbers).astype(int)
+        content |= {
+            "pixels": base64_text(images.tobytes()),
+            "numbers": chosen.tolist(),
+            "labels": run["labels"][chosen].tolist(),
+            "predicted": predicted.tolist(),
+            "clicked": [
+                *np.flatnonzero(right)[:CLICKED_IMAGES].tolist(),
+                *np.flatnonzero(~right)[:CLICKED_IMAGES].tolist(),
+            ],
+            "checked": checked.tolist(),
+            "expected": np.round(run["estimates"][chosen[checked]], 6).tolist(),
+        }
+    size = sum(w.size for params, _ in members for w in params.values())
+    if not members:
+        return {**content, "why": run.get("why", LACKING["params"])}
+    if size > PAGE_NUMBERS:
+        return {
+            **content,
+            "why": f"it has {size:,} weights, more than the {PAGE_NUMBERS:,} that a page holds",
+        }
+    return {**content, "members": [page_member(*member, images) for member in members]}
+
+
+def page_images(run):
+    """Indices of the test images in the page: the worst mistakes first, then a few of each cell."""
+    labels, predicted = run["labels"], run["estimates"].argmax(axis=1)
+    cells = labels * run["estimates"].shape[1] + predicted
+    order = np.argsort(cells, kind="stable")
+    place = np.empty(len(cells), int)  # of each image in its cell
+    place[order] = np.arange(len(cells)) - np.searchsorted(cells[order], cells[order])
+    others = np.argsort(place, kind="stable")[: np.count_nonzero(place < CELL_IMAGES)]
+    chosen = list(dict.fromkeys([*run.get("mistakes", [])[:CLICKED_IMAGES], *others]))
+    return np.array(chosen[: max(1, PAGE_BYTES // run["images"].shape[1])])
+
+
+def page_member(params, config, images):
+    """A network for the page's script, with weights of 16 bits where that changes no answer."""
+    steps, kinds = config["steps"], (config["activation"], config["loss"])
+    drawn = data.redraw(images, steps)
+    if len(images):
+        exact = nn.predict(params, data.to_numbers(drawn, steps, params["W1"].dtype), *kinds)
+    grey = data.on_grey_levels(params, steps)
+    for dtype in ("<i2", "<f4"):
+        pairs = {name: packed(w, dtype if name[0] == "W" else "<f4") for name, w in grey.items()}
+        if not len(images):
+            break
+        near = nn.predict({name: rounded for name, (rounded, _) in pairs.items()}, drawn, *kinds)
+        if np.abs(near - exact).max() < CLOSE and (near.argmax(axis=1) == exact.argmax(axis=1)).all():
+            break
+    pictures = [step for step in steps if step["name"] in data.PICTURE_STEPS]
+    held = {name: kept for name, (_, kept) in pairs.items()}
+    return {"activation": kinds[0], "loss": kinds[1], "steps": pictures, "params": held}
+
+
+def packed(w, dtype):
+    """An array rounded to numbers of dtype times a unit, and the same as the page has it."""
+    kind = np.dtype(dtype)
+    unit = (float(np.abs(w).max()) or 1.0) / (np.iinfo(kind).max if kind.kind == "i" else 1)
+    small = (np.rint(w / unit) if kind.kind == "i" else w / unit).astype(kind)
+    return small * np.float64(unit), {"type": dtype, "unit": unit, "text": base64_text(small.tobytes())}
+
+
+def classes_table(run):
+    """Precision, recall and F1 of each class."""
+    names, predicted = run["config"]["data"]["class_names"], run["estimates"].argmax(axis=1)
+    scores = judging.class_scores(nn.confusion_matrix(run["labels"], predicted, len(names)))
+    shares = [[f"{100 * score[name]:.2f}" for name in judging.SCORES] for score in scores]
+    rows = [[name, *row, score["support"]] for name, row, score in zip(names, shares, scores)]
+    head = ["class", *(f"{name} (%)" for name in judging.SCORES), "test images"]
+    return section("Classes", sortable(head, rows))
+
+
+def search_table(run):
+    """The ranking of a search, which sorts by any of its columns."""
+    shown = ["trial", *run["space"], "epochs", "val_accuracy"]
+    columns = [name for name in dict.fromkeys(shown) if name in run["trials"][0]]
+    head = ["rank", *(name.replace("val_accuracy", "validation accuracy (%)") for name in columns)]
+    rows = [
+        [rank, *(100 * trial[c] if c == "val_accuracy" else trial[c] for c in columns)]
+        for rank, trial in enumerate(run["trials"], start=1)
+    ]
+    return section("Ranking", sortable(head, [[short(value) for value in row] for row in rows]))
+
+
+def section(heading, content):
+    return f"<section><h2>{safe(heading)}</h2>{content}</section>\n"
+
+
+def sortable(head, rows):
+    """A table that the page's script sorts by the column whose heading is clicked."""
+    head = "".join(f'<th scope="col"><button type="button">{safe(text)}</button></th>' for text in head)
+    body = "".join(f"<tr>{''.join(f'<td>{safe(text)}</td>' for text in row)}</tr>" for row in rows)
+    table = f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="wide" tabindex="0">{table}</div>'
+
+
+def confusion_table(run):
+    """The confusion matrix; a click on a cell shows images behind it."""
+    names = run["config"]["data"]["class_names"]
+    if len(names) > LABELLED_CLASSES:
+        return ""
+    counts = nn.confusion_matrix(run["labels"], run["estimates"].argmax(axis=1), len(names))
+    most = max(1, int((counts - np.diag(counts.diagonal())).max()))
+    lines = []
+    for row, name in enumerate(names):
+        cells = []
+        for column, count in enumerate(counts[row]):
+            kind = "right" if row == column else f"wrong{math.ceil(3 * count / most)}"
+            says = f"{name} read as {names[column]}: {count} test images"
+            button = (
+                f'<button type="button" class="{kind}" data-label="{row}" data-read="{column}" '
+                f'aria-label="{safe(says)}">{count}</button>'
+            )
+            cells.append(f"<td>{button if count else ''}</td>")
+        lines.append(f'<tr><th scope="row">{safe(name)}</th>{"".join(cells)}</tr>')
+    head = "".join(f'<th scope="col">{safe(name)}</th>' for name in names)
+    table = (
+        '<p class="soft">A row for each label, a column for each answer; a number shows images behind it.</p>'
+        f'<div class="wide" tabindex="0"><table class="confusion"><thead><tr><td></td>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+    shown = '<div id="behind" class="images" role="group" aria-label="Images behind a number"></div>'
+    return section("Confusion matrix", table + shown)
+
+
+TEMPLATE = r"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{{policy}}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{title}}</title>
+<style>
+:root {
+  color-scheme: light dark;
+  --paper: #fff; --panel: #f3f4f6; --ink: #1b1b1b; --soft: #565b63; --line: #8a9099;
+  --main: #0069a6; --first: #c24e00; --wrong1: #fde3cf; --wrong2: #f9bd8f; --wrong3: #f08c45;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #14161a; --panel: #22262d; --ink: #ececec; --soft: #b0b6bf; --line: #767d88;
+    --main: #5ab4ec; --first: #ff9a4d; --wrong1: #472c18; --wrong2: #70401a; --wrong3: #9c5212;
+  }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1200px; padding: 1rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0.5rem 0; }
+h2 { font-size: 1.25rem; margin: 2rem 0 0.5rem; }
+dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: 0.1rem 1rem; }
+dt, figcaption, .soft { color: var(--soft); }
+dd { margin: 0; font-family: ui-monospace, monospace; font-size: 0.9rem; }
+figure { margin: 0; min-width: 0; }
+figcaption { margin-bottom: 0.3rem; }
+canvas { display: block; image-rendering: pixelated; border: 1px solid var(--line); background: #fff; }
+button { font: inherit; color: inherit; background: var(--panel); border: 1px solid var(--line);
+  border-radius: 4px; cursor: pointer; }
+:focus-visible { outline: 3px solid var(--main); outline-offset: 2px; }
+#live { display: grid; gap: 1.25rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
+#pad { width: 100%; max-width: 17rem; aspect-ratio: 1; touch-action: none; cursor: crosshair; }
+#clear { margin-top: 0.5rem; padding: 0.3rem 1rem; }
+#answer { display: block; font-weight: 600; min-height: 1.5em; }
+#bars { list-style: none; margin: 0; padding: 0; display: grid; gap: 0 0.6rem; align-items: center;
+  grid-template-columns: fit-content(7rem) 1fr max-content; }
+#bars li { display: contents; }
+#bars li > :last-child { text-align: right; font-variant-numeric: tabular-nums; }
+.track { height: 0.9rem; background: var(--panel); border: 1px solid var(--line); }
+.bar { display: block; height: 100%; width: 0; background: var(--main); }
+.first .bar { background: var(--first); }
+.views { display: flex; flex-wrap: wrap; gap: 1rem; }
+.views canvas { width: 8.5rem; height: auto; }
+.views figure { width: 8.5rem; }
+.images { display: flex; flex-wrap: wrap; gap: 0.5rem; margin: 0.75rem 0; }
+.images button { padding: 0.25rem; width: 5rem; font-size: 0.8rem; line-height: 1.2; }
+.images canvas { width: 100%; margin-bottom: 0.2rem; }
+.wide { overflow-x: auto; }
+.figures { display: grid; gap: 1.5rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
+.figures img { display: block; width: 100%; min-width: 30rem; height: auto; background: #fff; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+th, td { padding: 0.15rem 0.4rem; text-align: right; }
+tbody tr { border-top: 1px solid var(--line); }
+.sortable th { padding: 0; }
+.sortable th button { width: 100%; border: 0; padding: 0.3rem 0.5rem; text-align: right; font-weight: 600; }
+[aria-sort=ascending] button::after { content: " ▲"; }
+[aria-sort=descending] button::after { content: " ▼"; }
+.confusion td { padding: 1px; }
+.confusion button { min-width: 2.6rem; padding: 0.2rem; width: 100%; }
+.right { background: var(--panel); }
+.wrong1 { background: var(--wrong1); }
+.wrong2 { background: var(--wrong2); }
+.wrong3 { background: var(--wrong3); }
+</style>
+</head>
+<body>
+<header>
+<h1>{{title}}</h1>
+<dl>{{facts}}</dl>
+</header>
+<main>
+<section aria-labelledby="try">
+<h2 id="try">The network, live</h2>
+<p id="why" class="soft">The network runs in this page, on what you draw or click on.</p>
+<div id="live" hidden>
+  <div>
+    <p id="help" class="soft">Draw with mouse, finger or pen. Keys: the arrows draw, with Shift they move
+    the pen, c clears.</p>
+    <canvas id="pad" width="140" height="140" tabindex="0" role="img" aria-label="Pad to draw on"
+      aria-describedby="help"></canvas>
+    <button type="button" id="clear">Clear</button>
+  </div>
+  <div>
+    <output id="answer"></output>
+    <ol id="bars" aria-label="Estimates of the classes"></ol>
+  </div>
+  <div class="views" id="views"></div>
+</div>
+<div id="clicked" class="images" role="group" aria-label="Test images"></div>
+<p id="check" class="soft"></p>
+</section>
+{{sections}}</main>
+<noscript><p>The network and the images need JavaScript; all else does not.</p></noscript>
+<script type="application/json" id="data">{{content}}</script>
+<script>
+"use strict";
+const page = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+
+// --- numbers: an image is {rows, columns, p}, p its values row by row ---
+
+const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+
+const numbers = ({type, unit, text}) =>
+  Float64Array.from(new (type === "<i2" ? Int16Array : Float32Array)(bytes(text).buffer), (v) => v * unit);
+
+const image = (rows, columns, value) => {
+  const p = new Float64Array(rows * columns);
+  for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) p[r * columns + c] = value(r, c);
+  return {rows, columns, p};
+};
+const at = ({rows, columns, p}, r, c) =>  // 0 beyond the edges
+  (r >= 0 && r < rows && c >= 0 && c < columns ? p[r * columns + c] : 0);
+const mapped = (im, f) => ({...im, p: im.p.map(f)});
+const transposed = (im) => image(im.columns, im.rows, (r, c) => at(im, c, r));
+const sum = (values) => values.reduce((total, value) => total + value, 0);
+const most = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);  // of any number of them
+const least = (values) => values.reduce((a, b) => Math.min(a, b), Infinity);
+const order = (values) => [...values.keys()].sort((i, j) => values[j] - values[i]);  // the largest first
+const even = (x) => (Math.abs(x % 1) === 0.5 ? 2 * Math.round(x / 2) : Math.round(x));  // as NumPy rounds
+const clip = (x, low, high) => Math.min(high, Math.max(low, x));
+
+// --- steps on pictures, as in data.py ---
+
+const resampled = (im, start, scale) => image(im.rows, im.columns, (r, c) => {
+  const x = clip(start(r) + scale * c, -1, im.columns), left = Math.floor(x);
+  return even(at(im, r, left) * (1 - (x - left)) + at(im, r, left + 1) * (x - left));
+});
+
+const STEPS = {
+  deskew(im) {
+    const mass = Math.max(1, sum(im.p));
+    let [y, x, both, height] = [0, 0, 0, 0];
+    const each = (f) => im.p.forEach((ink, i) => f(ink, Math.floor(i / im.columns), i % im.columns));
+    each((ink, r, c) => { y += ink * r; x += ink * c; });
+    y /= mass; x /= mass;
+    each((ink, r, c) => { both += ink * (r - y) * (c - x); height += ink * (r - y) ** 2; });
+    return resampled(im, (r) => both / Math.max(1, height) * (r - y), 1);
+  },
+  width(im, {number}) {
+    const inked = [...im.p.keys()].filter((i) => im.p[i] > 32).map((i) => i % im.columns);
+    if (!inked.length) return im;
+    const first = least(inked), last = most(inked);
+    const scale = Math.max(0.5, (last - first + 1) / number);
+    return resampled(im, () => (first + last) / 2 - scale * (im.columns - 1) / 2, scale);
+  },
+  pool: (im) => image(Math.ceil(im.rows / 2), Math.ceil(im.columns / 2), (r, c) =>
+    even(sum([0, 1, 2, 3].map((i) => at(im, 2 * r + (i >> 1), 2 * c + (i & 1)))) / 4)),
+};
+
+function hog(im, {name, number}) {  // the arrows of each of 8 directions, averaged in each cell
+  const windows = (side, cells = Math.min(number, side)) => Array.from({length: cells}, (_, cell) =>
+    Array.from({length: side}, (_, i) =>
+      Math.max(0, 1 - Math.abs((i + 0.5) * cells / side - cell - 0.5)) * cells / side));
+  const [down, across] = [windows(im.rows), windows(im.columns)];
+  const near = (r, c) => at(im, clip(r, 0, im.rows - 1), clip(c, 0, im.columns - 1));
+  const lengths = new Float64Array(8 * down.length * across.length);
+  im.p.forEach((_, i) => {
+    const r = Math.floor(i / im.columns), c = i % im.columns;
+    const [right, lower] = [near(r, c + 1) - near(r, c - 1), near(r + 1, c) - near(r - 1, c)];
+    const straight = [right, lower, -right, -lower].map((v) => Math.max(0, v));
+    const slanted = straight.map((v, d) => Math.min(v, straight[(d + 1) % 4]));
+    const arrows = straight.flatMap((v, d) =>
+      [v - slanted[d] - slanted[(d + 3) % 4], Math.SQRT2 * slanted[d]]);
+    arrows.forEach((length, d) => { if (length) down.forEach((rows, y) => across.forEach((columns, x) => {
+      lengths[(d * down.length + y) * across.length + x] += length * rows[r] * columns[c];
+    })); });
+  });
+  const found = lengths.map((length) => even(Math.min(255, Math.sqrt(length * 510))));
+  const p = name === "hog" ? found : Float64Array.of(...im.p, ...found);
+  return {rows: 1, columns: p.length, p};
+}
+Object.assign(STEPS, {hog, "pixels-and-hog": hog});
+
+// --- from a drawing to an image as the network knows them: the fits of data.py ---
+
+const BOX = {reach: 0.5, weight: (x) => +(x > -0.5 && x <= 0.5)};
+const TENT = {reach: 1, weight: (x) => Math.max(0, 1 - Math.abs(x))};
+
+function narrowed(im, columns, {reach, weight}) {  // as Pillow resizes
+  const scale = im.columns / columns, wide = Math.max(1, scale);
+  const taps = Array.from({length: columns}, (_, c) => {
+    const center = (c + 0.5) * scale, first = Math.max(0, Math.floor(center - reach * wide + 0.5));
+    const last = Math.min(im.columns, Math.floor(center + reach * wide + 0.5));
+    const shares = Array.from({length: last - first}, (_, i) => weight((first + i + 0.5 - center) / wide));
+    return {first, shares: shares.map((share) => share / sum(shares))};
+  });
+  return image(im.rows, columns, (r, c) =>
+    sum(taps[c].shares.map((share, i) => share * at(im, r, taps[c].first + i))));
+}
+
+function resized(im, rows, columns, filter, round = (x) => x) {
+  const once = mapped(narrowed(im, columns, filter), round);
+  return transposed(mapped(narrowed(transposed(once), rows, filter), round));
+}
+
+function cut(ink) {  // to the box of what is drawn
+  const drawn = [...ink.p.keys()].filter((i) => ink.p[i] > 0.2);
+  const ys = drawn.map((i) => Math.floor(i / ink.columns)), xs = drawn.map((i) => i % ink.columns);
+  const [top, left] = [least(ys), least(xs)];
+  return image(most(ys) - top + 1, most(xs) - left + 1, (r, c) => at(ink, top + r, left + c));
+}
+
+function grown(im, reach) {  // each pixel the largest around it
+  const along = (one) => image(one.rows, one.columns, (r, c) => {
+    let largest = 0;
+    for (let i = -reach; i <= reach; i++) largest = Math.max(largest, at(one, r, c + i));
+    return largest;
+  });
+  return transposed(along(transposed(along(im))));
+}
+
+function thickened(ink) {
+  const mask = image(ink.rows + 2, ink.columns + 2, (r, c) => +(at(ink, r - 1, c - 1) > 0.4));
+  const beside = grown(mapped(mask, (v) => 1 - v), 1);
+  const width = 2 * sum(mask.p) / sum(mask.p.map((v, i) => v * beside.p[i]));
+  const missing = Math.floor((Math.max(mask.rows, mask.columns) / 12 - width) / 2), edge = missing + 1;
+  if (missing < 1) return ink;
+  const wide = image(ink.rows + 2 * edge, ink.columns + 2 * edge, (r, c) => at(ink, r - edge, c - edge));
+  return mapped(grown(mapped(wide, (v) => Math.floor(255 * v)), missing), (v) => v / 255);
+}
+
+const FITS = {
+  digit(ink, rows, columns) {
+    const thick = thickened(cut(ink));
+    const scale = Math.min(20 / 28 * rows / thick.rows, 20 / 28 * columns / thick.columns);
+    const size = [thick.rows, thick.columns].map((n) => Math.max(1, even(n * scale)));
+    const small = resized(thick, ...size, TENT), white = most(small.p), mass = sum(small.p);
+    const start = (n, length, place) => clip(
+      even(n / 2 - sum(small.p.map((v, i) => v * place(i))) / mass), 0, n - length);
+    const top = start(rows, small.rows, (i) => Math.floor(i / small.columns));
+    const left = start(columns, small.columns, (i) => i % small.columns);
+    return image(rows, columns, (r, c) => even(255 * at(small, r - top, c - left) / white));
+  },
+  whole(ink, rows, columns) {
+    const grey = mapped(ink, (v) => Math.floor(255 * (1 - v)));
+    const im = resized(grey, rows, columns, BOX, (v) => Math.floor(v + 0.5));
+    const rim = [[...Array(columns).keys()].flatMap((c) => [at(im, 0, c), at(im, rows - 1, c)]),
+      [...Array(rows).keys()].flatMap((r) => [at(im, r, 0), at(im, r, columns - 1)])].flat();
+    const edge = sum(rim) / rim.length;
+    return Math.abs(255 - edge - page.edge) < Math.abs(edge - page.edge) ? mapped(im, (v) => 255 - v) : im;
+  },
+};
+
+// --- the network, as in nn.py ---
+
+const sigmoid = (z) => 1 / (1 + Math.exp(-z));
+const ACTIVATIONS = {
+  relu: (z) => Math.max(0, z),
+  leaky_relu: (z) => Math.max(z, 0.01 * z),
+  sigmoid,
+  tanh: Math.tanh,
+  elu: (z) => (z > 0 ? z : Math.expm1(z)),
+  silu: (z) => z * sigmoid(z),
+  gelu: (z) => 0.5 * z * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (z + 0.044715 * z ** 3))),
+};
+
+function loaded({params, ...member}) {
+  const layers = [];
+  for (let l = 1; `W${l}` in params; l++) {
+    layers.push({w: numbers(params[`W${l}`]), b: numbers(params[`b${l}`])});
+  }
+  return {...member, layers, activate: ACTIVATIONS[member.activation]};
+}
+
+function forward({layers, activate, steps, loss}, im) {
+  const drawn = steps.reduce((before, step) => STEPS[step.name](before, step), im), inner = [], hidden = [];
+  let x = drawn.p, z;
+  for (const {w, b} of layers) {
+    z = Float64Array.from(b);
+    x.forEach((v, i) => { if (v) for (let j = 0; j < z.length; j++) z[j] += v * w[i * z.length + j]; });
+    inner.push(z);
+    hidden.push(x = z.map(activate));
+  }
+  const largest = most(z), powers = z.map((v) => Math.exp(v - largest)), total = sum(powers);
+  const estimates = loss === "cross_entropy" ? powers.map((v) => v / total) : z;
+  return {drawn, inner, hidden: hidden.slice(0, -1), estimates};
+}
+
+function evidence({layers, activate}, {drawn, inner, estimates}, first, second) {  // for one class, over one
+  let slope = estimates.map((_, k) => (k === first) - (k === second));
+  for (let l = layers.length - 1; l >= 0; l--) {
+    const {w} = layers[l], n = slope.length, below = new Float64Array(w.length / n);
+    for (let i = 0; i < below.length; i++) for (let j = 0; j < n; j++) below[i] += w[i * n + j] * slope[j];
+    const rise = (z) => (activate(z + 1e-5) - activate(z - 1e-5)) / 2e-5;
+    slope = l ? below.map((v, i) => v * rise(inner[l - 1][i])) : below;
+  }
+  return {...drawn, p: slope.map((v, i) => v * drawn.p[i])};
+}
+
+// --- what is on the page ---
+
+const element = (tag, text = "", ...inside) => {
+  const made = document.createElement(tag);
+  made.append(text, ...inside);
+  return made;
+};
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const grey = (v) => [v, v, v];
+const inked = (v) => grey(255 - v);
+const signed = ({p}) => {  // orange above 0, blue below
+  const largest = most(p.map(Math.abs)) || 1;
+  return (v) => (v > 0 ? [213, 94, 0] : [0, 105, 166]).map((c) => 255 - Math.abs(v) / largest * (255 - c));
+};
+
+function paint(canvas, im, colour) {
+  Object.assign(canvas, {width: im.columns, height: im.rows});
+  const pixels = new ImageData(im.columns, im.rows);
+  im.p.forEach((v, i) => pixels.data.set([...colour(v), 255], 4 * i));
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
+}
+
+function view(title, im, colour = signed(im)) {
+  const canvas = element("canvas");
+  canvas.setAttribute("aria-hidden", "true");
+  paint(canvas, im, colour);
+  return element("figure", element("figcaption", title), canvas);
+}
+
+function square(values) {  // on a sheet about as wide as it is high
+  const columns = Math.ceil(Math.sqrt(values.length));
+  return image(Math.ceil(values.length / columns), columns, (r, c) => values[r * columns + c] ?? 0);
+}
+
+const names = page.class_names ?? [];
+const members = (page.members ?? []).map(loaded);
+const probable = members.every(({loss}) => loss === "cross_entropy");  // or outputs that may be below 0
+const written = (value) => (probable ? percent(value) : value.toFixed(3).replace("-", "−"));
+const [rows, columns] = page.image_shape ?? [];
+const [SIDE, PEN] = [140, 5.5];  // pixels of the pad, and the radius of its pen
+const blank = () => image(SIDE, SIDE, () => 0);
+let ink = blank(), pen = null;
+
+function estimate(im) {
+  const passes = members.map((member) => forward(member, im));
+  return {passes, mean: names.map((_, k) => sum(passes.map(({estimates}) => estimates[k])) / passes.length)};
+}
+
+function show(im, says = "") {
+  const {passes, mean} = estimate(im);
+  const [best, next] = order(mean);
+  const shown = names.length > 20 ? order(mean).slice(0, 10) : [...mean.keys()];
+  $("bars").replaceChildren(...shown.map((k) => {
+    const bar = element("span"), track = element("span", bar);
+    bar.className = "bar";
+    bar.style.width = `${100 * clip(mean[k], 0, 1)}%`;
+    track.className = "track";
+    const line = element("li", element("span", names[k]), track, element("span", written(mean[k])));
+    line.className = k === best ? "first" : "";
+    return line;
+  }));
+  $("answer").textContent = `${says}${names[best]}, ${written(mean[best])}`;
+  const inner = passes.flatMap((pass, m) => {
+    const [own] = order(pass.estimates);
+    const says = `member ${m + 1} (${names[own]}, ${written(pass.estimates[own])}): `;
+    return inside(members[m], pass, passes.length > 1 ? says : "", best, next);
+  });
+  $("views").replaceChildren(view("what the network sees", im, grey), ...inner);
+}
+
+function inside(member, pass, whose, best, next) {  // what speaks for the answer, and the hidden units
+  const hidden = pass.hidden.map((values, l) => view(`${whose}hidden layer ${l + 1}`, square(values)));
+  if (member.steps.some(({name}) => name.endsWith("hog"))) return hidden;  // it sees no pixels
+  const other = next === undefined ? "" : ` or ${names[next]} (blue)`;
+  return [view(`${whose}for ${names[best]} (orange)${other}`, evidence(member, pass, best, next)), ...hidden];
+}
+
+function redraw() {
+  paint($("pad"), mapped(ink, (v) => 255 * v), inked);
+  if (ink.p.some((v) => v > 0.2)) return show(FITS[page.fit](ink, rows, columns));
+  $("bars").replaceChildren();
+  $("views").replaceChildren();
+  $("answer").textContent = "Nothing is drawn yet.";
+}
+
+function stroke([x0, y0], [x1, y1]) {  // as visualize.py --draw
+  const [dx, dy] = [x1 - x0, y1 - y0], square = Math.max(1e-9, dx * dx + dy * dy);
+  ink = image(SIDE, SIDE, (y, x) => {
+    const along = clip(((x - x0) * dx + (y - y0) * dy) / square, 0, 1);
+    const distance = Math.hypot(x - x0 - along * dx, y - y0 - along * dy);
+    return Math.max(at(ink, y, x), clip(PEN + 0.5 - distance, 0, 1));
+  });
+}
+
+function listen() {
+  const pad = $("pad"), place = (event) => {
+    const box = pad.getBoundingClientRect();
+    return [(event.clientX - box.left) / box.width * SIDE, (event.clientY - box.top) / box.height * SIDE];
+  };
+  const draw = (to) => { stroke(pen ?? to, to); pen = to; redraw(); };
+  pad.onpointerdown = (event) => { pad.setPointerCapture(event.pointerId); pen = null; draw(place(event)); };
+  pad.onpointermove = (event) => { if (pad.hasPointerCapture(event.pointerId)) draw(place(event)); };
+  pad.onpointerup = pad.onpointercancel = () => { pen = null; };
+  const clear = () => { ink = blank(); pen = null; redraw(); };
+  $("clear").onclick = clear;
+  pad.onkeydown = (event) => {
+    const step = {ArrowLeft: [-5, 0], ArrowRight: [5, 0], ArrowUp: [0, -5], ArrowDown: [0, 5]}[event.key];
+    if (event.key === "c") clear();
+    if (!step) return;
+    event.preventDefault();
+    const to = (pen ?? [SIDE / 2, SIDE / 2]).map((v, i) => clip(v + step[i], 0, SIDE - 1));
+    if (event.shiftKey) pen = to; else draw(to);
+  };
+}
+
+const pixels = page.pixels ? bytes(page.pixels) : [];
+const testImage = (i) => image(rows, columns, (r, c) => pixels[(i * rows + r) * columns + c]);
+
+function buttons(chosen) {
+  return chosen.map((i) => {
+    const [label, read] = [names[page.labels[i]], names[page.predicted[i]]];
+    const canvas = element("canvas"), says = label === read ? label : `${label} read as ${read}`;
+    paint(canvas, testImage(i), inked);
+    const button = element("button", canvas, says);
+    button.type = "button";
+    button.setAttribute("aria-label", `test image ${page.numbers[i]}: ${says}`);
+    button.onclick = () => {
+      show(testImage(i), `Test image ${page.numbers[i]}, label ${label}: `);
+      $("answer").scrollIntoView({block: "nearest"});
+    };
+    button.disabled = Boolean(why);
+    return button;
+  });
+}
+
+function sort(table, column) {
+  const head = table.tHead.rows[0].cells, down = head[column].ariaSort === "ascending";
+  [...head].forEach((cell) => cell.removeAttribute("aria-sort"));
+  head[column].setAttribute("aria-sort", down ? "descending" : "ascending");
+  const value = (row) => row.cells[column].textContent;
+  const lines = [...table.tBodies[0].rows].sort((a, b) =>
+    value(a) - value(b) || value(a).localeCompare(value(b), "en", {numeric: true}));
+  table.tBodies[0].append(...(down ? lines.reverse() : lines));
+}
+
+function check() {  // that this page computes what the program does
+  let largest = 0, others = 0;
+  page.checked.forEach((i, n) => {
+    const {mean} = estimate(testImage(i)), expected = page.expected[n];
+    mean.forEach((v, k) => { largest = Math.max(largest, Math.abs(v - expected[k])); });
+    others += order(mean)[0] !== page.predicted[i];
+  });
+  Object.assign($("check").dataset, {images: page.checked.length, largest, others});
+  $("check").textContent = `Checked as this page was opened, with ${page.checked.length} test images: the ` +
+    `largest difference from the program is ${largest.toExponential(1)}, ${others} get another class.`;
+}
+
+const unknown = members.find(({activate}) => !activate);
+const why = page.why ?? (unknown && `this page does not know the activation ${unknown.activation}`);
+if (why) {
+  $("why").textContent = `The network does not run in this page: ${why}.`;
+} else {
+  $("live").hidden = false;
+  listen();
+  redraw();
+  if (page.checked) setTimeout(check);
+}
+if (page.clicked) $("clicked").append(...buttons(page.clicked));
+document.querySelectorAll("[data-label]").forEach((cell) => {
+  cell.onclick = () => {
+    const {label, read} = cell.dataset;
+    const behind = [...page.labels.keys()].filter((i) =>
+      page.labels[i] === +label && page.predicted[i] === +read);
+    const says = element("p", `${cell.ariaLabel}, ${behind.length} of them in this page:`);
+    $("behind").replaceChildren(says, ...buttons(behind));
+  };
+});
+document.querySelectorAll(".sortable").forEach((table) => {
+  table.querySelectorAll("th button").forEach((head, column) => head.onclick = () => sort(table, column));
+});
+</script>
+</body>
+</html>
+"""
+
 # --- command line -----------------------------------------------------------------------------
 
 
@@ -1390,11 +2303,13 @@ def draw(flags, only):
     first = pathlib.Path(flags.folders[0])
     if len(flags.folders) > 1:
         figures, skipped = draw_comparison(flags.folders, only)
+        run = load_committee(flags.folders, flags.data_dir) if figures and not only else None
         beside = (first if first.name.strip(".") else first.resolve()).parent  # the parent of . is not .
         apart = len({os.path.dirname(os.path.abspath(folder)) for folder in flags.folders}) > 1
         out = (first if apart or beside.resolve() == pathlib.Path.cwd() else beside) / "comparison"
     else:
-        figures, skipped = draw_folder(first, only, flags.data_dir)
+        run = load_run(first, only, flags.data_dir)
+        figures, skipped = draw_run(run, only)
         out = first / "figures"
     reasons = [f"{', '.join(names)}: {reason}" for reason, names in skipped.items()]
     if not figures:
@@ -1405,7 +2320,12 @@ def draw(flags, only):
     if flags.show:
         open_windows(figures)
     else:
-        save_figures(figures, pathlib.Path(flags.out or out))
+        out = pathlib.Path(flags.out or out)
+        pictures = save_figures(figures, out)
+        if not only:
+            headings = [figure._suptitle.get_text().partition("\n")[0] for figure in figures.values()]
+            shown = dict(zip(figures, zip(headings, pictures)))
+            save_file(out / "report.html", page_of(run, shown).encode())
 
 
 if __name__ == "__main__":

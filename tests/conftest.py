@@ -11,7 +11,7 @@ train      test_train (runs), test_settings (settings, memory, numbers at the ed
            (full disks, locks, signals, damaged runs)
 search     test_search, test_search_faults
 test       test_test, test_test_faults, test_export
-visualize  test_visualize, test_visualize_faults
+visualize  test_visualize, test_visualize_faults, test_page (report.html, in the browser of browser.py)
 tests      test_reproduce (reproduce.py)
 """
 
@@ -126,7 +126,7 @@ def run_apart(script, *arguments, check=0, **environment):
 
 def rows_of(path):
     """The rows of a history.csv or trials.csv, but for the seconds, which differ each time."""
-    rows = data.load_rows(path, words=path.name == "trials.csv")
+    rows = data.load_rows(path, words=path.name in ("trials.csv", "groups.csv"))
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 

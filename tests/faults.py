@@ -390,7 +390,8 @@ load = {"pkl": nn.load_params, "npz": nn.load_params, "json": data.load_json, "c
 before = peak_memory()
 try:
     own = load.get(path.split(".")[-1], data.load_idx)
-    (data.load_dataset if os.path.basename(path).startswith("set.") else own)(path)
+    load |= {"set": data.load_dataset, "new": lambda path: data.load_images(path, (28, 28))}
+    load.get(os.path.basename(path).split(".")[0], own)(path)
 except (ValueError, OSError) as error:
     print(f"{peak_memory() - before} {error}")
 """

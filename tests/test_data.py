@@ -239,12 +239,44 @@ def test_split_is_seeded_and_disjoint():
     assert (np.sort(val_labels) != np.arange(70, 100)).any(), "shuffled, not the last ones"
 
 
+def test_folds_are_seeded_and_stratified():
+    labels = np.repeat([0, 1, 2], [17, 40, 3])
+    fold = data.folds(labels, 5, np.random.default_rng(3))
+    assert (fold == data.folds(labels, 5, np.random.default_rng(3))).all()
+    assert np.bincount(fold).tolist() == [0, 12, 12, 12, 12, 12]
+    for label in range(3):
+        counts = np.bincount(fold[labels == label], minlength=6)[1:]
+        assert counts.max() - counts.min() <= 1
+    some = data.folds(labels, 2, np.random.default_rng(3), size=11)
+    assert np.bincount(some).tolist() == [49, 6, 5]
+
+
 def test_split_with_a_subset_and_without_validation():
     images, labels = np.zeros((100, 1), np.uint8), np.arange(100, dtype=np.uint8)
     (train, kept), (val, held) = data.split(images, labels, 30, np.random.default_rng(1), train_size=20)
     assert len(train) == 20 and len(val) == 30 and not set(kept) & set(held)
     (train, kept), (val, _) = data.split(images, labels, 0, np.random.default_rng(1))
     assert kept is labels and len(val) == 0
+
+
+@pytest.mark.parametrize("val_size, train_size", [(30, None), (30, 20), (3, 3), (0, 50), (97, 3)])
+def test_a_stratified_split_has_all_classes_on_both_sides_in_proportion(val_size, train_size):
+    labels = np.repeat([0, 1, 2], [66, 32, 2]).astype(np.uint8)
+    images = np.arange(100, dtype=np.uint8)[:, None]
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        (train, kept), (val, held) = data.split(images, labels, val_size, rng, train_size, stratified=True)
+        assert not set(train[:, 0]) & set(val[:, 0]) and len(val) == val_size
+        for part in (kept, held):
+            counts = np.bincount(part, minlength=3)
+            assert counts.min() > 0 or not len(part)
+            assert np.abs(counts - len(part) * np.array([0.66, 0.32, 0.02])).max() < 3
+
+
+def test_the_only_image_of_a_class_is_trained_on():
+    labels = np.array([0] * 20 + [1])
+    (_, kept), (_, held) = data.split(labels[:, None], labels, 10, np.random.default_rng(0), stratified=True)
+    assert 1 in kept and 1 not in held
 
 
 @pytest.mark.parametrize("val, train", [(100, None), (101, None), (-1, None), (30, 71), (0, 101)])

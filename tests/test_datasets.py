@@ -542,6 +542,9 @@ def test_scikit_learns_digits(capsys):
     dataset = data.as_dataset(images, LABELS)
     np.testing.assert_array_equal(dataset["train_images"], np.rint(images * 255 / 16))
     assert dataset["image_shape"] == (8, 8) and "16" in capsys.readouterr().err
+    names = np.array(["zero", "one", "two"])  # as load_digits().target_names
+    dataset = data.as_dataset(images, LABELS, class_names=names, size="4x16")
+    assert dataset["image_shape"] == (4, 16) and dataset["class_names"] == ["zero", "one", "two"]
     bits = np.eye(16, dtype=bool)
     white = np.uint8(255 * bits).reshape(16, 4, 4)
     check(data.as_dataset(bits, np.arange(16) % 3), white, np.arange(16) % 3, test=0)
@@ -611,16 +614,18 @@ def test_a_run_without_a_test_set_is_judged_on_its_validation_images(tmp_path):
     assert ",,," in (tmp_path / "run" / "history.csv").read_text().replace(",,", ",,,")
     run("train.py", "--resume", "--epochs", 3, "--out", tmp_path / "run")
     done = run("test.py", tmp_path / "run")
-    assert "12" in done.stdout and is_one_clear_line(done.stderr, "no test images", "validation")
+    assert "12 validation images" in done.stdout and is_one_clear_line(
+        done.stderr, "no test images", "validation"
+    )
     params, config = data.load_run(tmp_path / "run")
     dataset = data.load_dataset_of(config)
-    assert dataset["judged"] == "validation"
+    assert dataset["judged"] == "validation images"
     (_, _), (images, labels) = data.split_dataset(dataset, config)
     np.testing.assert_array_equal(dataset["test_images"], images)
     np.testing.assert_array_equal(dataset["test_labels"], labels)
     np.savez(tmp_path / "other.npz", X=IMAGES, y=LABELS)
     other = data.load_dataset_of(config, name=str(tmp_path / "other.npz"))
-    assert other["judged"] == "all" and len(other["test_images"]) == 30
+    assert other["judged"] == "images" and len(other["test_images"]) == 30
     del config["seed"]
     nn.save_params(tmp_path / "run" / "odd.pkl", params, config)
     assert is_one_clear_line(run("test.py", tmp_path / "run" / "odd.pkl", check=2).stderr, "seed")

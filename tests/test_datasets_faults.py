@@ -6,6 +6,7 @@ import struct
 
 import numpy as np
 import pytest
+import test_predict
 from faults import (
     FEW,
     MANY,
@@ -115,6 +116,22 @@ def test_damaged_data_of_every_form(tmp_path, form, count):
     assert fine or form in ("csv.gz", "npz", "npz compressed"), "these have checksums"
 
 
+@pytest.mark.parametrize("count", [20, MANY])
+@pytest.mark.parametrize("name", test_predict.FORMS)
+def test_damaged_new_images_of_every_form(tmp_path, name, count):
+    rng = np.random.default_rng([7, len(name), count])
+    path = tmp_path / name
+    test_predict.FORMS[name](path, rng.integers(0, 256, (20, 4, 5), dtype=np.uint8))
+    honest = path.read_bytes()
+
+    def use(content):
+        path.write_bytes(content)
+        assert data.load_images(path, (4, 5)).shape[1:] == (20,)
+
+    _, faults = outcomes((damaged(honest, rng) for _ in range(count)), use)
+    assert not faults
+
+
 HOSTILE = {  # content that asks for far more memory or time than it is large
     "set.csv of one wide row": lambda: b"0," * (4 * MEGA),
     "set.csv of many columns": lambda: (b"0," * 1000 + b"0\n") * 1000 + b"0," * (2 * MEGA),
@@ -137,8 +154,9 @@ HOSTILE = {  # content that asks for far more memory or time than it is large
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("start", ["set", pytest.param("new", marks=pytest.mark.extended)])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_data_sets_take_no_memory_or_time(tmp_path, name):
-    path = tmp_path / name.split()[0]
+def test_hostile_data_sets_and_new_images_take_no_memory_or_time(tmp_path, name, start):
+    path = tmp_path / name.split()[0].replace("set", start)
     path.write_bytes(HOSTILE[name]())
     check_hostile(path)

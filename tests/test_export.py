@@ -217,6 +217,9 @@ def test_what_cannot_be_exported_is_one_line(tmp_path):
         assert is_one_clear_line(run("test.py", folder, *given, check=2).stderr, *names)
     with refused("square", "--export"):
         judging.fold(params, {**config, "activation": "square"})
+    gradients = {"name": "hog", "shape": [4, 5], "number": 2}
+    with refused("--export", "hog", ".npz"):
+        judging.fold(params, {**config, "steps": [gradients]})
     with refused("--export", "float32"):
         judging.fold({**params, "b2": params["b2"] + np.float64(1e200)}, config)
     assert not (tmp_path / "a.onnx").exists()

@@ -26,6 +26,37 @@ def all_bytes(value):
     return [all_bytes(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+# --- statistics -------------------------------------------------------------------------------
+
+
+def test_mean_and_standard_deviation_are_those_counted_by_hand():
+    assert nn.mean_and_sd([2, 4, 4, 6]) == (4, math.sqrt(8 / 3))
+    assert nn.mean_and_sd([0.5]) == (0.5, None)
+
+
+@pytest.mark.parametrize(
+    "differences, p",
+    [
+        ([1, 2, 3, 4, 5], 2 / 32),  # no other signs come so far
+        ([0.1, 0.2, 0.3], 2 / 8),
+        ([0.3, -0.1, -0.2], 1),
+        ([1, 1, -1], 1),  # each sum is -3, -1, 1 or 3
+        ([3, 2, -1], 4 / 8),  # sums of at least 4: 6 and 4, and their negatives
+        ([0, 0], 1),
+        ([7], 1),
+        ([], 1),
+    ],
+)
+def test_permutation_test_is_that_counted_by_hand(differences, p):
+    assert nn.permutation_test(differences) == p
+    assert nn.permutation_test([-d for d in differences]) == p
+
+
+def test_permutation_test_of_very_many_pairs_is_refused():
+    with pytest.raises(ValueError, match="21 pairs"):
+        nn.permutation_test([1] * 21)
+
+
 # --- gradients --------------------------------------------------------------------------------
 
 
@@ -614,3 +645,27 @@ def test_class_weights_are_factors_on_the_loss_of_each_image():
     weights = np.arange(1.0, outputs.shape[1] + 1)
     each = [nn.loss(params, outputs[i : i + 1], y[i : i + 1]) for i in range(len(y))]
     assert nn.loss(params, outputs, y, class_weight=weights) == pytest.approx(np.mean(weights[y] * each))
+
+
+@pytest.mark.parametrize(
+    "y, words",
+    [
+        (np.eye(4)[[0, 1, 2]], ["(3, 4)", "(3,)", "argmax"]),
+        ([0, 1], ["(2,)", "(3,)"]),
+        ([0.0, 1.0, 2.0], ["float64"]),
+        (["a", "b", "c"], ["(3,)"]),
+        ([1, 2, 4], ["0 ... 3", "1 ... 4"]),
+    ],
+)
+def test_labels_say_what_was_given_and_what_was_expected(y, words):
+    params = nn.init_params(np.random.default_rng(0), [5, 4])
+    outputs, cache = nn.forward(params, np.zeros((3, 5)))
+    for use in (
+        lambda: nn.loss(params, outputs, y),
+        lambda: nn.backward(params, cache, y),
+        lambda: nn.accuracy(outputs, y),
+    ):
+        with refused(*words, error=ValueError):
+            use()
+    with refused("(3, 2, 2)", "(n, 5)", error=ValueError):
+        nn.forward(params, np.zeros((3, 2, 2)))

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import shlex
@@ -90,7 +91,7 @@ def test_choices_may_have_a_number_of_their_own():
     assert [settings["preprocess"] for settings in trials] == [["scale"], ["scale", "pca:50"]]
 
 
-ONE_FOR_ALL = ["size", "transpose"]  # how data sets are read
+ONE_FOR_ALL = ["size", "transpose", "folds", "fold"]  # how data sets are read, and split for a search
 
 
 @pytest.mark.parametrize("name", [name for name in train.SETTINGS if name not in ONE_FOR_ALL])
@@ -114,6 +115,7 @@ def test_every_setting_can_be_searched(name):
         "input_dropout": "0.1:0.5",
         "label_smoothing": "0.1:0.5",
         "ema": "0.1:0.5",
+        "adversarial": "0.1:0.5",
         "max_scaling": "0.1:0.5",
         "momentum": "0.1:0.9",
         "min_delta": "0.1:0.2",
@@ -196,8 +198,8 @@ def test_impossible_search_is_refused(given, name):
 
 
 def test_impossible_trial_is_refused_before_any_runs():
-    with refused("trial 2", "--nesterov", error=ValueError):
-        search.trial_settings(definition("momentum=0.9,0 nesterov=true", strategy="grid"))
+    with refused("trial 1", "--nesterov", error=ValueError):
+        search.trial_settings(definition("lr=0.1,0.2", strategy="grid", nesterov=True))
     with refused("trial 1", "--val-size", error=ValueError):
         search.trial_settings(definition(val_size=0))
 
@@ -241,9 +243,14 @@ def test_halving_of_the_default_search_takes_at_most_a_fifth_of_its_epochs():
     assert search.epochs_left([{"rows": []}] * 50, search.rungs("halving", 50, 50)) <= 50 * 50 / 5
 
 
-def as_trial(number, *accuracies, status="finished"):
-    rows = [{"val_accuracy": accuracy, "val_loss": 1.0} for accuracy in accuracies]
-    return {"number": number, "rows": rows, "status": status, "config": {"epochs": 3}}
+def as_trial(number, *accuracies, status="finished", repeat=1):
+    rows = [dict.fromkeys(search.FIGURES, 1.0) | {"val_accuracy": accuracy} for accuracy in accuracies]
+    config = {"epochs": 3, "folds": 0}
+    return {"number": number, "repeat": repeat, "rows": rows, "status": status, "config": config}
+
+
+def numbers_of(ranked):
+    return [group[0]["number"] for group in ranked]
 
 
 def test_ranking_goes_by_the_last_validation_accuracy():
@@ -256,7 +263,7 @@ def test_ranking_goes_by_the_last_validation_accuracy():
         as_trial(6, 0.4, 0.3, status="stopped"),
         as_trial(7, 0.5, 0.8),
     ]
-    assert [trial["number"] for trial in search.ranking(trials)] == [2, 1, 7, 6, 5]
+    assert numbers_of(search.ranking(trials)) == [2, 1, 7, 6, 5]
 
 
 def test_the_best_at_a_rung_are_found_again_from_later_histories():
@@ -337,7 +344,7 @@ def test_best_is_trained_again_on_all_images_and_so_is_the_printed_command(done,
 def test_the_best_is_trained_again_along_its_own_schedule(tmp_path, monkeypatch, schedule, epochs):
     monkeypatch.setattr(search.train, "main", lambda words: None)
     config = search.train.check_settings({"lr_schedule": schedule, "epochs": 9, "patience": 1})
-    command = search.retrain(tmp_path, {"config": config, "rows": [{}] * 4}, None)  # stopped early
+    command = search.retrain(tmp_path, [{"config": config, "rows": [{}] * 4}], None)  # stopped early
     assert f"--epochs {epochs} " in f"{command} "
 
 
@@ -515,6 +522,340 @@ def test_early_stopping_counts_for_the_best(small_set, tmp_path):
     assert data.load_json(out / "config.json")["epochs"] == best["epochs"]
 
 
+# --- settings that others switch off, and spaces that are finite ---------------------------------
+
+
+@pytest.mark.parametrize(
+    "space, fixed, trials",
+    [
+        ("momentum=0.9,0 nesterov=true,false", {}, 3),
+        ("lr_schedule=constant,inverse,cosine lr_decay=0.1,0.2", {}, 4),
+        ("lr_schedule=constant,step,cosine", {"lr_decay": 0.5, "lr_step": 3}, 3),
+        ("optimizer=sgd,adam momentum=0,0.5 beta1=0.8,0.9", {}, 4),
+        ("hidden=0,5 dropout=0,0.5 max_norm=0,2", {}, 5),
+        ("augment=none,shift max_shift=1,2 batch_size=1,2", {}, 6),
+        ("patience=0,3 min_delta=0,0.1", {}, 3),
+        ("lr=1,2,3", {}, 3),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["grid", "random"])
+def test_a_setting_that_the_others_switch_off_is_left_out(space, fixed, trials, strategy):
+    found = definition(space, strategy=strategy, **fixed)
+    settings = search.trial_settings(found)
+    assert len(settings) == found["trials"] == trials
+    names = search.parse_space(space)
+    assert len({str([s[name] for name in names]) for s in settings}) == trials, "none is run twice"
+    for config in settings:
+        for name in search.idle(config):
+            assert config[name] == train.check_settings({"lr_schedule": config["lr_schedule"]})[name]
+
+
+def test_a_random_space_with_a_range_leaves_them_out_too():
+    settings = search.trial_settings(definition("lr=0.1:0.2 optimizer=sgd,adam momentum=0:0.9", trials=20))
+    assert {config["momentum"] == 0 for config in settings if config["optimizer"] == "adam"} == {True}
+    assert all(config["momentum"] for config in settings if config["optimizer"] == "sgd")
+
+
+def test_an_earlier_combination_does_not_depend_on_how_many_are_drawn():
+    few, many = (search.trial_settings(definition("lr=1,2,3,4 batch_size=5,6", trials=n)) for n in (3, 50))
+    assert many[:3] == few and len(many) == 8
+
+
+OLDER = ("repeat", "further", "paired", "distinct")  # what search.json did not have once
+
+
+def test_older_searches_are_gone_on_with_as_they_began(done, tmp_path, capsys):
+    copy = shutil.copytree(done[1], tmp_path / "copy")
+    record = data.load_json(copy / "search.json")
+    for name in OLDER:
+        del record[name]
+    (copy / "search.json").write_text(json.dumps(record))
+    search.main(["--resume", "--out", str(copy)])
+    assert table(copy) == table(done[1]) and "/5 trial" not in capsys.readouterr().out
+    drawn = {**search.DEFAULT_SEARCH, "paired": False, "distinct": False}
+    found = search.define({"space": ["lr=1,2", "momentum=0,0.5"], "trials": 9}, drawn)
+    expected = []
+    for number in range(1, 10):
+        rng = np.random.default_rng([0, number])
+        rng.integers(2**32)
+        expected.append(([1, 2][rng.integers(2)], [0, 0.5][rng.integers(2)]))
+    assert [(s["lr"], s["momentum"]) for s in search.trial_settings(found)] == expected
+
+
+# --- what runs show -------------------------------------------------------------------------------
+
+
+def as_group(number, *accuracies, status="finished"):
+    return [as_trial(number, a, status=status, repeat=i) for i, a in enumerate(accuracies, start=1)]
+
+
+def test_groups_are_ranked_by_their_mean_and_compared_in_pairs():
+    groups = [as_group(1, 0.5, 0.9), as_group(2, 0.8, 0.7), as_group(3, 0.8, 0.7), as_group(4, 0.99, 0.1)]
+    groups[3][1]["status"] = "diverged"
+    ranked = search.ranking([trial for group in groups[::-1] for trial in group[::-1]])
+    assert numbers_of(ranked) == [2, 3, 1]
+    best, same, last = search.compare(ranked)
+    assert (best["val_accuracy"], best["runs"], best["difference"], best["p"]) == (0.75, 2, None, None)
+    assert best["val_sd"] == pytest.approx(math.sqrt(0.005)) and (same["difference"], same["p"]) == (0, 1)
+    assert last["difference"] == pytest.approx(-0.05) and last["p"] == 1
+
+
+def sentence(*groups, kind="repeat"):
+    return search.verdict(
+        search.compare(search.ranking([trial for group in groups for trial in group])), kind
+    )
+
+
+def test_the_sentence_says_what_is_shown_and_what_is_not():
+    better, worse = [0.9 + 0.001 * i for i in range(6)], [0.8 + 0.002 * i for i in range(6)]
+    mixed = [0.9, 0.902, 0.9, 0.9, 0.9, 0.9]
+    six = sentence(as_group(1, *better), as_group(2, *worse), as_group(3, *mixed))
+    assert "better than trial 2 by more than chance" in six and "better than trial 3 is not shown" in six
+    assert "2/64 = 0.031" in six and "above" not in six
+    five = sentence(as_group(7, *better[:5]), as_group(2, *worse[:5]))
+    assert "Trial 7 was better than trial 2 in each repeat" in five and "2/32 = 0.062" in five
+    assert "above the usual limit" in five and "more than chance" not in five
+    folds = sentence(as_group(7, *better[:5]), as_group(2, *worse[:5]), kind="fold")
+    assert "each fold" in folds and "too small" in folds
+    assert "--repeat" in sentence(as_group(1, 0.9), as_group(2, 0.8))
+    assert "nothing to compare" in sentence(as_group(1, 0.9, 0.8))
+    unequal = sentence(as_group(1, 0.9, 0.8), as_group(2, 0.95, 0.9, status="stopped"))
+    assert "nothing to compare" in unequal, "they have fewer epochs"
+
+
+def test_many_trials_are_named_shortly():
+    rows = [{"trial": number} for number in range(1, 9)]
+    texts = [search.named(rows[:count]) for count in (0, 1, 2, 3, 8)]
+    assert texts == [
+        *("", "trial 1", "trials 1 and 2", "trials 1, 2 and 3", "trials 1, 2, 3, 4, 5 and 3 more")
+    ]
+
+
+# --- repeats and folds ----------------------------------------------------------------------------
+
+GRID = ["--strategy", "grid"]
+
+
+@pytest.fixture(scope="module")
+def repeated(tmp_path_factory):
+    """A data set and a finished grid of two trials with three repeats each."""
+    folder = write_dataset(tmp_path_factory.mktemp("repeats") / "small", test=200)
+    out = folder.parent / "found"
+    search.main(flags(folder, out, *GRID, "--repeat", 3, "--test", "--workers", 2, space="lr=0.01,0.2"))
+    return folder, out
+
+
+def groups(out):
+    return rows_of(out / "groups.csv")
+
+
+def test_repeats_have_the_same_seeds_for_all_trials_and_the_same_split(repeated):
+    seeds = {}
+    for row in table(repeated[1]):
+        seeds.setdefault(row["repeat"], set()).add(row["seed"])
+    assert sorted(seeds) == [1, 2, 3] and all(len(found) == 1 for found in seeds.values())
+    assert len(set.union(*seeds.values())) == 3
+    folders = sorted(path.name for path in (repeated[1] / "trials").iterdir())
+    assert folders == ["001", "001-2", "001-3", "002", "002-2", "002-3"]
+    configs = [data.load_json(repeated[1] / "trials" / name / "config.json") for name in folders]
+    assert len({config["split_seed"] for config in configs}) == 1
+
+
+def test_groups_hold_mean_and_spread_of_each_combination(repeated):
+    rows = table(repeated[1])
+    assert [row["trial"] for row in rows] == [2, 2, 2, 1, 1, 1] and [r["repeat"] for r in rows[:3]] == [
+        1,
+        2,
+        3,
+    ]
+    for place, row in enumerate(groups(repeated[1])):
+        values = [r["val_accuracy"] for r in rows if r["trial"] == row["trial"]]
+        assert (row["runs"], row["lr"]) == (3, [0.2, 0.01][place])
+        assert (row["val_accuracy"], row["val_sd"]) == pytest.approx(
+            (np.mean(values), np.std(values, ddof=1))
+        )
+    pairs = np.subtract([r["val_accuracy"] for r in rows[3:]], [r["val_accuracy"] for r in rows[:3]])
+    assert row["difference"] == pytest.approx(pairs.mean()) and row["p"] == nn.permutation_test(pairs)
+
+
+def test_the_test_accuracy_of_each_repeat_is_that_of_its_last_params(repeated, capsys):
+    folder, out = repeated
+    rows = data.load_rows(out / "test.csv")
+    assert [(row["trial"], row["repeat"]) for row in rows] == [
+        (row["trial"], row["repeat"]) for row in table(out)
+    ]
+    dataset = data.load_dataset(str(folder))
+    for row in rows:
+        name = f"{row['trial']:03}" + f"-{row['repeat']}" * (row["repeat"] > 1)
+        params, config = data.load_run(out / "trials" / name / "last.pkl")
+        x = data.preprocess(dataset["test_images"], config["steps"], np.float32)
+        predicted = nn.predict(params, x, config["activation"]).argmax(axis=1)
+        assert row["test_accuracy"] == (predicted == dataset["test_labels"]).mean()
+    before = table(out)
+    search.main(["--resume", "--out", str(out)])
+    assert "test accuracy" not in capsys.readouterr().out and table(out) == before
+
+
+def test_a_test_accuracy_without_test_images_is_refused(small_set, tmp_path):
+    for kind in ("images", "labels"):
+        (small_set / data.FILES[f"test_{kind}"]).unlink()
+    with refused("--test", error=ValueError):
+        search.main(flags(small_set, tmp_path / "out", "--test"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_repeats_end_as_if_asked_for_at_once(repeated, tmp_path):
+    folder, out = repeated
+    given = [*GRID, "--workers", 1]
+    search.main(flags(folder, tmp_path, *given, "--repeat", 2, space="lr=0.01,0.2"))
+    search.main(["--resume", "--out", str(tmp_path), "--repeat", "3"])
+    assert table(tmp_path) == table(out) and groups(tmp_path) == groups(out)
+    for name in ("trials/001-2", "trials/002-3", "."):
+        assert (tmp_path / name / "params.pkl").read_bytes() == (out / name / "params.pkl").read_bytes()
+
+
+def test_repeats_can_be_added_to_single_runs(done, tmp_path):
+    copy = shutil.copytree(done[1], tmp_path / "copy")
+    search.main(["--resume", "--out", str(copy), "--repeat", "2"])
+    rows = table(copy)
+    assert {row["trial"]: row["seed"] for row in rows if row["repeat"] == 1} == {
+        row["trial"]: row["seed"] for row in table(done[1])
+    }
+    assert len(rows) == 10 and len({row["seed"] for row in rows if row["repeat"] == 2}) == 1
+
+
+def test_more_epochs_for_the_best(done, tmp_path):
+    """The first trials are left alone; what goes on ends as if all of its epochs had been asked for."""
+    folder, out = done
+    copy = shutil.copytree(out, tmp_path / "copy")
+    best, second = (row["trial"] for row in table(out)[:2])
+    for _ in range(2):  # the same command again is the same search
+        search.main(["--resume", "--out", str(copy), "--best", "2", "--epochs", "6"])
+        rows = table(copy)
+        assert {row["trial"] for row in rows[:2]} == {best, second}
+        assert [(r["status"], r["epochs"]) for r in rows] == [("finished", 6)] * 2 + [("stopped", 3)] * 3
+    again = flags(folder, tmp_path / "six", "--trials", 5, "--epochs", 6)
+    search.main(again)
+    expected = {row["trial"]: row for row in table(tmp_path / "six")}
+    assert all(row == expected[row["trial"]] for row in rows[:2])
+    search.main(["--resume", "--out", str(copy), "--best", "1", "--epochs", "7"])
+    assert [row["epochs"] for row in table(copy)] == [7, 6, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    "more, names",
+    [
+        (["--best", 2], ["--best", "--epochs"]),
+        (["--best", 2, "--epochs", 3], ["--best", "--epochs"]),
+        (["--best", 6, "--epochs", 9], ["--best"]),
+        (["--best", "x", "--epochs", 9], ["--best"]),
+        (["--best", 1, "--epochs", "x"], ["--epochs"]),
+    ],
+)
+def test_more_epochs_that_cannot_be(done, more, names):
+    with refused(*names, error=ValueError):
+        search.main(["--resume", "--out", str(done[1]), *map(str, more)])
+
+
+@pytest.mark.parametrize(
+    "more, name",
+    [
+        (["--repeat", 0], "--repeat"),
+        (["--repeat", 21], "--repeat"),
+        (["--folds", 1], "--folds"),
+        (["--folds", 21], "--folds"),
+        (["--folds", 3, "--repeat", 2], "--repeat"),
+        (["--fold", 2], "--fold"),
+        (["--repeat", 2, "--space", "seed=1,2"], "--repeat"),
+        (["--space", "folds=2,3"], "--folds"),
+        (["--best", 1, "--epochs", 9], "--resume"),
+    ],
+)
+def test_repeats_and_folds_that_cannot_be(small_set, tmp_path, more, name):
+    words = ["--dataset", small_set, "--out", tmp_path / "out"]
+    done = run("search.py", *words, *more, check=2)
+    assert is_one_clear_line(done.stderr, name) and not (tmp_path / "out").exists()
+
+
+def test_every_image_is_predicted_by_the_run_that_did_not_train_on_it(small_set, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["--dataset", small_set, "--out", out, "--epochs", 3, *GRID, "--space", "lr=0.01,0.2"]
+    search.main(list(map(str, [*words, "--folds", 3, "--train-size", 50])))
+    assert "out of fold" in capsys.readouterr().out
+    rows, dataset = data.load_rows(out / "oof.csv"), data.load_dataset(str(small_set))
+    assert len({row["index"] for row in rows}) == len(rows) == 50
+    assert [row["label"] for row in rows] == dataset["train_labels"][[row["index"] for row in rows]].tolist()
+    assert [(row["trial"], row["fold"]) for row in table(out)] == [
+        (2, 1),
+        (2, 2),
+        (2, 3),
+        (1, 1),
+        (1, 2),
+        (1, 3),
+    ]
+    for fold, name in enumerate(["002", "002-2", "002-3"], start=1):
+        params, config = data.load_run(out / "trials" / name / "last.pkl")
+        mine = np.flatnonzero(data.folds_of(dataset, config) == fold)
+        x = data.preprocess(dataset["train_images"][mine], config["steps"], np.float32)
+        chances = nn.predict(params, x, config["activation"])
+        found = [row for row in rows if row["index"] in mine]
+        assert [row["prediction"] for row in found] == chances.argmax(axis=1).tolist()
+        own = chances[np.arange(len(mine)), dataset["train_labels"][mine]]
+        np.testing.assert_allclose([row["probability"] for row in found], own, rtol=1e-5)
+    retrained = data.load_json(out / "config.json")
+    assert (retrained["folds"], retrained["val_size"], retrained["train_size"]) == (0, 0, None)
+
+
+def planted_and_found(out, dataset, wrong, *more):
+    """How many of so many planted wrong labels are among as many least likely ones out of fold."""
+    rng = np.random.default_rng(0)
+    planted = rng.permutation(len(dataset["train_labels"]))[:wrong]
+    dataset["train_labels"] = dataset["train_labels"].copy()
+    classes = len(dataset["class_names"])
+    dataset["train_labels"][planted] += rng.integers(1, classes, wrong).astype(np.uint8)
+    dataset["train_labels"] %= classes
+    for part, name in data.FILES.items():
+        array = dataset[part].reshape(-1, *dataset["image_shape"]) if "images" in part else dataset[part]
+        (out / name).write_bytes(data.idx_bytes(np.uint8(array)))
+    words = ["--dataset", out, "--out", out / "search", *GRID, "--folds", 5, *more]
+    search.main(list(map(str, words)))
+    rows = data.load_rows(out / "search" / "oof.csv")
+    rows.sort(key=lambda row: row["probability"])
+    return len(set(planted.tolist()) & {row["index"] for row in rows[:wrong]})
+
+
+def test_wrong_labels_are_the_first_suspects(tmp_path):
+    dataset = data.load_dataset(str(write_dataset(tmp_path / "right", train=600)))
+    found = planted_and_found(
+        tmp_path, dataset, 24, "--epochs", 10, "--space", "hidden=9", "--batch-size", 16
+    )
+    assert found >= 18
+
+
+@pytest.mark.extended
+def test_of_120_wrong_labels_of_real_digits_90_are_among_the_first_120_suspects(real_data, tmp_path):
+    dataset = data.load_dataset("mnist", str(real_data))
+    for kind in ("images", "labels"):
+        dataset[f"train_{kind}"] = dataset[f"train_{kind}"][:12_000]
+    assert planted_and_found(tmp_path, dataset, 120, "--epochs", 10, "--space", "hidden=292") >= 90
+
+
+def test_halving_goes_on_with_the_trials_of_the_best_mean(small_set, tmp_path):
+    out = tmp_path / "out"
+    search.main(flags(small_set, out, "--strategy", "halving", "--trials", 3, "--epochs", 6, "--repeat", 2))
+    assert [row["epochs"] for row in table(out)] == [6, 6, 2, 2, 2, 2]
+    assert table(out)[0]["trial"] == table(out)[1]["trial"]
+    with refused("repeat", error=ValueError):
+        search.main(["--resume", "--out", str(out), "--repeat", "3"])
+
+
+def test_a_combination_of_which_one_run_diverges_cannot_win(small_set, tmp_path):
+    out = tmp_path / "out"
+    search.main(flags(small_set, out, *GRID, "--repeat", 2, space="lr=0.1,1e30"))
+    assert [row["status"] for row in groups(out)] == ["finished", "diverged"]
+    assert groups(out)[1]["val_accuracy"] is None
+
+
 # --- workers ----------------------------------------------------------------------------------
 
 
@@ -623,7 +964,7 @@ def test_search_survives_dead_workers(done, tmp_path, monkeypatch, worker, statu
     monkeypatch.setattr(search, "run_trial", worker)
     with search.local_workers(2, tmp_path / "split", datasets) as workers:
         search.run_search(
-            trials, "random", workers, tmp_path / "out", ["lr", "weight_decay", "hidden"], print
+            trials, [(5, None)], workers, tmp_path / "out", ["lr", "weight_decay", "hidden"], print
         )
     rows = table(tmp_path / "out")
     assert {row["status"] for row in rows} == statuses

@@ -94,6 +94,7 @@ SHORT_SPACE = "epochs=2,3,4 hidden=3,5"
 STRATEGIES = {
     "random": ["--epochs", 9, "--trials", 12],
     "halving": ["--epochs", 9, "--trials", 12, "--strategy", "halving"],
+    "repeats": ["--epochs", 9, "--trials", 4, "--repeat", 3],
 }
 
 
@@ -172,6 +173,7 @@ def test_stopped_while_its_workers_start_a_search_leaves_no_process(small, tmp_p
     "strategy, seed, kills",
     [
         ("halving", 0, 3),
+        ("repeats", 0, 3),
         *(pytest.param(name, seed, 10, marks=EXTENDED) for name in STRATEGIES for seed in range(1, 6)),
     ],
 )
@@ -307,7 +309,7 @@ def test_a_space_with_a_hidden_layer_of_a_million_is_refused_before_anything_run
     monkeypatch.setattr(train, "available_memory", lambda: 4e9)
     monkeypatch.setattr(data, "load_dataset", None)
     words = [who, "--hidden"]
-    given = flags("mnist", tmp_path / "out", "--workers", workers, space="hidden=100,1000000")
+    given = flags("mnist", tmp_path / "out", "--workers", workers, space="hidden=100,200,300,1000000")
     call_refused(search.main, *given, names=words)
     assert not (tmp_path / "out").exists()
 
@@ -329,12 +331,15 @@ def use_search(out):
     definition, known = search.open_search(out, {}, True)
     trials, _ = search.make_trials(definition, None, known)
     trials = search.load_trials(out, trials)
-    plan = search.rungs(definition["strategy"], len(trials), trials[0]["config"]["epochs"])
-    search.epochs_left(trials, plan)
+    epochs = trials[0]["config"]["epochs"]
+    search.epochs_left(
+        trials, search.rungs(definition["strategy"], len(trials), epochs, definition["further"])
+    )
     for trial in trials:
         search.load_trial(out, trial)
     searched = list(search.parse_space(definition["space"]))
-    search.ranking_text(trials, searched)
+    if ranked := search.ranking(trials):
+        search.ranking_text(ranked, search.compare(ranked), searched)
     search.save_table(out, trials, searched)
 
 
@@ -386,7 +391,16 @@ def not_loaded(*_, **__):
 
 
 COUNTS = {"1", "2", "1.0", "1e3", "1_0", "٣"}
-OWN_FLAGS = ("--strategy", "--trials", "--workers", "--scheduler", "--data-dir", "--space")
+OWN_FLAGS = (
+    "--strategy",
+    "--trials",
+    "--repeat",
+    "--best",
+    "--workers",
+    "--scheduler",
+    "--data-dir",
+    "--space",
+)
 
 
 @pytest.mark.parametrize("flag", [*OWN_FLAGS, *map(train.flag, train.SETTINGS)])
@@ -438,7 +452,7 @@ def test_data_sets_at_the_edge_are_searched(tmp_path, here, name, dtype):
     status, out, err = call(search.main, *words, "--trials", 6)
     assert (status, err) == (0, "") and "is the best" in out
     rows = data.load_rows(tmp_path / "out" / "trials.csv", words=True)
-    assert len(rows) == 6 and {row["status"] for row in rows} <= {"finished", "diverged"}
+    assert len(rows) == 4 and {row["status"] for row in rows} <= {"finished", "diverged"}
     for row in rows:
         figures = [row[name] for name in search.FIGURES if row[name] is not None]
         assert np.isfinite(figures).all()

@@ -92,7 +92,7 @@ def test_extreme_settings_together(tiny, count):
         "label_smoothing": [0.0, 0.1, 1 - 1e-16],
         "ema": [0.0, 0.5, 1 - 1e-16], "augment": [[], ["affine"], ["elastic", "flip"]],
         "max_shift": [0.0, 3.0, 1e6], "bend": [0.0, 1e6], "smooth": [1e-3, 1.0, 1e6],
-        "holdout": list(train.HOLDOUTS), "adversarial": [0.0, 1e-320, 1.0],
+        "holdout": list(data.HOLDOUTS), "adversarial": [0.0, 1e-320, 1.0],
     }  # fmt: skip
     good = 0
     for _ in range(count):

@@ -65,6 +65,32 @@ def test_mcnemars_test_is_the_binomial_one(first, second, p):
     assert found["p"] == pytest.approx(p)
 
 
+def test_folders_with_several_runs_are_compared_by_their_means(small_set, tmp_path):
+    words = ["--dataset", small_set, "--val-size", 12, "--strategy", "grid", "--repeat", 3]
+    for name, lr in (("a", 0.2), ("b", 0.01)):
+        more = ["--space", f"lr={lr}", "--epochs", 2, "--out", tmp_path / name]
+        run("search.py", *words, *more)
+    folders = [tmp_path / name / "trials" for name in "ab"]
+    shown = run("test.py", *folders, "--compare").stdout
+    rows = json.loads(run("test.py", *folders, folders[0] / "001", "--compare", "--json").stdout)["runs"]
+    alone = [
+        json.loads(run("test.py", folder / name, "--json").stdout)["accuracy"]
+        for folder in folders
+        for name in ("001", "001-2", "001-3")
+    ]
+    assert [row["accuracies"] for row in rows[:2]] == [alone[:3], alone[3:]]
+    assert rows[0]["accuracy"] == pytest.approx(np.mean(alone[:3])) and rows[0]["runs"] == 3
+    assert rows[1]["sd"] == pytest.approx(np.std(alone[3:], ddof=1))
+    pairs = np.subtract(alone[3:], alone[:3])
+    assert rows[1]["difference"] == pytest.approx(pairs.mean())
+    assert rows[1]["p"] == nn.permutation_test(pairs) and "permutation test of 3 pairs" in shown
+    assert rows[2]["p"] is None and "errors" in rows[2], "one run and three are no pairs"
+    assert "no test" in run("test.py", folders[0], folders[0] / "001", "--compare").stdout
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert is_one_clear_line(run("test.py", empty, folders[0], "--compare", check=2).stderr, empty)
+
+
 def test_two_runs_are_compared_on_the_same_images(trained, small_set, tmp_path):
     given = ("--dataset", small_set, "--val-size", 12, "--hidden", 0, "--epochs", 1, "--quiet")
     run("train.py", *given, "--out", tmp_path / "b")
@@ -251,7 +277,7 @@ def test_params_that_no_run_wrote_are_refused(tmp_path, change):
         [{"name": "pool", "shape": [4, 5]}, {"name": "center", "mean": np.zeros(20)}],
         [{"name": "hog", "shape": [4, 5], "number": 2}],  # leads to 32 numbers
         [{"name": "hog", "shape": [4, 5], "number": 0}],
-        [{"name": "pixels-and-hog", "shape": [4, 5], "number": 1, "gain": -1.0}],
+        [{"name": "pixels-and-hog", "shape": [4, 5], "number": 1}],  # leads to 28
         [{"name": "pca", "mean": np.zeros(20), "basis": np.zeros((20, 3))}],
         [{"name": "pca", "mean": np.zeros(20), "basis": np.zeros(20)}],
         [{"name": "pca", "mean": np.zeros(20), "basis": np.zeros((20, 20))}, {"name": "pool"}],

@@ -273,7 +273,7 @@ def test_an_epoch_with_every_regulariser_is_their_functions_in_a_row(small_set):
     for epoch in (0, 1):
         state, _ = train.train_epoch(state, prepared, config)
         rng = np.random.default_rng([config["seed"], epoch + 1])
-        order = rng.permutation(len(images))
+        order = train.batches_by_ink(rng.permutation(len(images)), prepared["train"]["inked"], 16)
         for start in range(0, len(images), 16):
             rows = order[start : start + 16]
             x = data.augment(images[rows], how, rng, np.empty((len(rows), images.shape[1])))
@@ -337,6 +337,32 @@ def test_the_last_images_can_be_held_out(small_set):
     dataset = data.load_dataset(str(small_set))
     np.testing.assert_array_equal(pictures(prepared, "val")[0], dataset["train_images"][-12:])
     np.testing.assert_array_equal(prepared["train"]["labels"], dataset["train_labels"][:-12])
+
+
+def test_each_fold_is_held_out_by_one_run(small_set):
+    dataset, seen = data.load_dataset(str(small_set)), []
+    for fold in range(1, 5):
+        config = train.check_settings({"dataset": str(small_set), "folds": 4, "fold": fold, "train_size": 42})
+        sets = train.prepare(dataset, config)
+        assert len(sets["val"]["labels"]) == train.run_config(config, dataset)["val_size"]
+        assert len(sets["train"]["labels"]) + len(sets["val"]["labels"]) == 42
+        rows = data.folds_of(dataset, config) == fold
+        np.testing.assert_array_equal(pictures(sets, "val")[0], dataset["train_images"][rows])
+        seen += np.flatnonzero(rows).tolist()
+    assert len(set(seen)) == len(seen) == 42
+
+
+@pytest.mark.parametrize(
+    "words, name",
+    [
+        (["--folds", "1"], "--folds"),
+        (["--folds", "61"], "--folds"),
+        (["--folds", "2", "--fold", "3"], "--fold:"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused(small_set, tmp_path, words, name):
+    done = run("train.py", "--dataset", small_set, "--out", tmp_path / "out", *words, check=2)
+    assert is_one_clear_line(done.stderr, name) and not (tmp_path / "out").exists()
 
 
 def test_divergence_names_epoch_and_step(small_set):
@@ -502,6 +528,42 @@ def test_what_cannot_go_well_is_said(small_set, tmp_path):
     given = ("--dataset", labels.parent, *SMALL[:-1], "--val-size", 0, "--epochs", 1, "--out", tmp_path)
     done = run("train.py", *given)
     assert "few training images: 2 (1)" in done.stdout
+
+
+def test_sorted_data_whose_last_images_are_held_out_are_noted(tmp_path):
+    write_dataset(tmp_path / "sorted")
+    path = tmp_path / "sorted" / data.FILES["train_labels"]
+    path.write_bytes(data.idx_bytes(np.repeat(np.arange(3, dtype=np.uint8), 20)))
+    given = (
+        "--dataset",
+        path.parent,
+        "--val-size",
+        12,
+        "--epochs",
+        1,
+        "--hidden",
+        2,
+        "--out",
+        tmp_path / "run",
+    )
+    notes = [
+        line for line in run("train.py", *given, "--holdout", "last").stdout.splitlines() if "note" in line
+    ]
+    assert "0 (0), 1 (0)" in notes[0] and "validation" in notes[0] and "--holdout stratified" in notes[1]
+    assert "few" not in run("train.py", *given).stdout
+
+
+def test_runs_that_do_not_say_how_they_held_out_split_as_they_did(small_set, tmp_path):
+    run("train.py", "--dataset", small_set, *SMALL, "--epochs", 2, "--holdout", "random", "--out", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    last = nn.load_checkpoint(tmp_path / "last.pkl")
+    del config["holdout"], last["config"]["holdout"]
+    data.save_json(tmp_path / "config.json", config)
+    nn.save_params(tmp_path / "last.pkl", **last)
+    assert train.load_last(tmp_path)[2]["holdout"] == "random"
+    assert train.load_settings(tmp_path / "config.json")["holdout"] == "random"
+    run("train.py", "--resume", "--epochs", 3, "--out", tmp_path)
+    assert data.load_run(tmp_path)[1]["holdout"] == "random"
 
 
 def test_class_weights_make_rare_classes_count(small_set, tmp_path):

@@ -383,6 +383,7 @@ def test_figures_of_a_run_agree_with_its_network(trained, small):
         "histogram",
         "confusion",
         "calibration",
+        "saliency",
     }
     expected |= {"weights_W1", "weights_W2", "weights_W3", "activations_1", "activations_2"}
     assert set(figures) == expected | ({"mistakes"} if wrong else set())
@@ -445,6 +446,85 @@ def test_a_search_shows_each_setting_the_ranking_and_the_curves(tmp_path):
     best = curves[-1]
     assert best.get_label() == "trial 1, the best" and best.get_color() == visualize.ORANGE
     assert "MNIST, 4 trials, 1 failed, best validation accuracy 87.50 %" in title_of(figures["search"])
+
+
+def test_repeats_are_drawn_as_their_mean_and_a_band(tmp_path):
+    make_search(tmp_path, epochs=(4, 4, 4))
+    rows = data.load_rows(tmp_path / "trials.csv", words=True)
+    again = [{**row, "seed": 9, "val_accuracy": row["val_accuracy"] - 0.1} for row in rows[:3]]
+    data.save_rows(tmp_path / "trials.csv", rows + again, list(rows[0]))
+    for number in range(1, 4):
+        second = [row(e, val=0.1 * number + 0.1 / e + 0.1) for e in range(1, 5)]
+        path = tmp_path / "trials" / f"{number:03}-2"
+        path.mkdir()
+        data.save_rows(path / "history.csv", second, train.COLUMNS)
+    run = visualize.load_folder(tmp_path)
+    assert [(t["trial"], t["runs"]) for t in run["trials"]] == [(1, 2), (2, 2), (3, 2)]
+    assert run["trials"][0]["val_accuracy"] == pytest.approx(0.825)
+    figures, _ = visualize.draw_folder(tmp_path, None, None)
+    ax = figures["learning_curves"].axes[0]
+    best = ax.lines[-1]
+    assert "lr 0.2" in best.get_label() and len(ax.lines) == len(ax.collections) == 3
+    np.testing.assert_allclose(best.get_ydata(), [75, 80, 100 * (1 - 0.1 / 3 - 0.15), 82.5])
+    band, sd = ax.collections[-1].get_paths()[0].vertices[:, 1], 100 * np.std([0, 0.1], ddof=1)
+    assert band.min() == pytest.approx(75 - sd) and band.max() == pytest.approx(82.5 + sd)
+    (lines,) = figures["ranking"].axes[0].collections
+    np.testing.assert_allclose(lines.get_segments()[0][:, 0], [82.5 - sd, 82.5 + sd])
+    assert "4 trials, 7 runs, 1 failed" in title_of(figures["search"])
+
+
+def test_a_folder_of_several_runs_is_overlaid_as_their_mean(trained, linear, tmp_path):
+    for number, folder in enumerate((trained, trained, linear)):
+        shutil.copytree(folder, tmp_path / "many" / str(number), ignore=shutil.ignore_patterns("figures"))
+    figures, skipped = visualize.draw_comparison([tmp_path / "many", linear], [])
+    assert set(figures) == {"loss", "accuracy", "error"} and not skipped
+    rows = [data.load_rows(folder / "history.csv") for folder in (trained, trained, linear)]
+    ax = figures["accuracy"].axes[1]
+    expected = [100 * np.mean([r[e]["val_accuracy"] for r in rows]) for e in range(3)]
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), expected)
+    assert len(ax.collections) == 1, "a single run has no band"
+
+
+def test_suspects_are_the_training_images_whose_label_is_least_likely(trained, small, tmp_path):
+    make_search(tmp_path)
+    for name in ("params.pkl", "config.json"):
+        shutil.copy(trained / name, tmp_path)
+    dataset, rng = data.load_dataset(str(small)), np.random.default_rng(0)
+    rows = [
+        {"index": i, "label": int(y), "prediction": 1, "probability": p}
+        for i, (y, p) in enumerate(zip(dataset["train_labels"], rng.random(80)))
+    ]
+    data.save_rows(tmp_path / "oof.csv", rows, list(rows[0]))
+    figures, skipped = visualize.draw_folder(tmp_path, None, None)
+    assert "suspects" in figures and "suspects" not in str(skipped)
+    worst = sorted(rows, key=lambda row: row["probability"])[: visualize.SHOWN_MISTAKES]
+    shown = images_of(figures["suspects"])
+    assert len(shown) == len(worst)
+    for image, row in zip(shown, worst):
+        np.testing.assert_array_equal(image.ravel(), dataset["train_images"][row["index"]])
+    assert str(worst[0]["index"]) in figures["suspects"].axes[0].get_title()
+    (tmp_path / "oof.csv").write_text("index,label\n1,x\n")
+    with pytest.raises(ValueError, match=r"oof\.csv"):
+        visualize.load_folder(tmp_path)
+    (tmp_path / "oof.csv").unlink()
+    _, skipped = visualize.draw_folder(tmp_path, ["suspects"], None)
+    assert "--folds" in next(iter(skipped))
+
+
+def test_saliency_shows_an_image_of_each_class_above_what_speaks_for_it(trained, small):
+    figures, _ = visualize.draw_folder(trained, ["saliency"], None)
+    params, config = data.load_run(trained)
+    dataset = data.load_dataset(str(small))
+    images, labels = dataset["test_images"], dataset["test_labels"]
+    first = [int(np.flatnonzero(labels == k)[0]) for k in range(3)]
+    pairs = [ax.images[0].get_array() for ax in figures["saliency"].axes[:-1] if ax.images]
+    assert len(pairs) == 6
+    for i in first:
+        assert any((array.ravel() == images[i]).all() for array in pairs)
+        x = data.preprocess(images[i : i + 1], config["steps"])
+        likely = nn.predict(params, x).argmax(axis=1)
+        slope = -nn.input_gradient(params, x, likely) * images[i]
+        assert any(np.allclose(array.ravel(), slope[0] / np.abs(slope).max(), atol=1e-5) for array in pairs)
 
 
 @pytest.mark.parametrize("settings", [3, 60])
@@ -535,7 +615,7 @@ def test_runs_are_overlaid_with_the_settings_in_which_they_differ(small, tmp_pat
     assert written == [
         str(tmp_path / "comparison" / name)
         for name in ["loss.png", "loss.svg", "accuracy.png", "accuracy.svg", "error.png", "error.svg"]
-        + ["report.pdf"]
+        + ["report.pdf", "report.html"]
     ]
     figures, _ = visualize.draw_comparison(runs, None)
     panels = figures["loss"].axes[:3]
