@@ -1162,14 +1162,14 @@ def add_flags(parser):
 EXAMPLES = """examples:
   python search.py --strategy halving
   python search.py --space lr=0.01:0.5:log hidden=128,512x256 --trials 20
-  python search.py --strategy grid --space momentum=0,0.9 batch_size=10,100 --lr 0.1
-  python search.py --strategy grid --space activation=relu,tanh --repeat 5 --test
+  python search.py --strategy grid --space dropout=0,0.2 batch_size=32,128
+  python search.py --strategy grid --space init=he,xavier --repeat 5 --test
   python search.py --resume --best 3 --epochs 100"""
 
 
 def main(argv=None):
     parser = data.make_parser(
-        "Search for the best settings, and train the best network on all training images.\n"
+        "Search for the best settings, and train the best on all training images.\n"
         "Settings that are not searched are the same in all trials.",
         EXAMPLES,
     )
@@ -1187,7 +1187,7 @@ def main(argv=None):
         raise ValueError("--test: there are no test images")
     out.mkdir(parents=True, exist_ok=True)
     titles = " and ".join(dataset["title"] for dataset in datasets.values())
-    what = f"{definition['strategy']} search on {titles}: {definition['trials']} trials"
+    what = f"{definition['strategy']} search on {titles}: {data.count(definition['trials'], 'trial')}"
     each = f", {runs_of(definition)} {run_column(trials[0])}s of each" if runs_of(definition) > 1 else ""
     data.say(f"{what} of {definition['space']}{each}")
     if flags.scheduler:

@@ -683,7 +683,7 @@ def learning_curves_figure(run):
     A few combinations with repeats have a colour each.
     """
     histories, best = run["histories"], run["trials"][0]["trial"]
-    figure = new_figure(f"Learning curves of {len(histories)} trials", run["search_title"])
+    figure = new_figure(f"Learning curves of {data.count(len(histories), 'trial')}", run["search_title"])
     ax = figure.add_subplot()
     runs = {trial: {"rows": rows, "config": {}, "chosen": None} for trial, rows in histories.items()}
     few = "runs" in run["trials"][0] and len(runs) <= len(RUN_COLOURS)
@@ -1052,7 +1052,7 @@ def draw_run(run, only):
 
 def names_for(run):
     """The figures that belong to what a folder is: a run, a search or both."""
-    is_search = "trials" in run
+    is_search = "trials" in run or (run["path"] / "trials.csv").exists()  # of which each trial has failed
     is_run = bool({"rows", "params"} & set(run)) or not is_search
     belongs = {
         "settings": "settings" in run,
@@ -1243,9 +1243,9 @@ def load_search(path):
     best = trials[0]
     config = load_checked(folders[best["trial"]] / "config.json", CONFIG)
     facts = with_printable_names(config.get("data") or {})
-    count = len({row.get("trial") for row in rows})
-    runs = len(rows) > count and f"{len(rows)} runs"
-    title = [facts.get("title"), f"{count} trials", runs, failed and f"{failed} failed"]
+    numbers = {row.get("trial") for row in rows}
+    runs = len(rows) > len(numbers) and f"{len(rows)} runs"
+    title = [facts.get("title"), data.count(len(numbers), "trial"), runs, failed and f"{failed} failed"]
     title.append(f"best validation accuracy {percent(best['val_accuracy'])} (trial {best['trial']})")
     return {
         "trials": trials,

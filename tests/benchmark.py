@@ -3,11 +3,12 @@
     python tests/benchmark.py                     # every section
     python tests/benchmark.py epoch --quick       # one section, one case
 
-Contestants that are not installed are skipped by name (pip install torch==2.13.0 jax scikit-learn).
-All use the same uint8 images, shapes, dtype and threads, and shuffle and gather their batches from
-them in every epoch. Runs are interleaved: ratios are taken run by run, so that a machine that is
-busy for a while slows all of them. The table is also written to results/benchmark.csv, and with --write
-into results/reference/README.md.
+Contestants that are not installed are skipped by name (pip install
+torch==2.13.0 jax scikit-learn). All use the same uint8 images, shapes, dtype
+and threads, and shuffle and gather their batches from them in every epoch.
+Runs are interleaved: ratios are taken run by run, so that a machine that is
+busy for a while slows all of them. The table is also written to
+results/benchmark.csv, and with --write into results/reference/README.md.
 """
 
 import argparse

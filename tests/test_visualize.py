@@ -554,6 +554,12 @@ def test_a_search_without_histories_is_still_drawn(tmp_path):
     assert "history.csv" in reason and names == ["learning_curves"]
 
 
+def test_a_search_whose_trials_have_all_failed_says_so(tmp_path):
+    (tmp_path / "trials.csv").write_text("trial,status,seed,epochs,val_accuracy\n1,diverged,1,0,\n")
+    (tmp_path / "search.json").write_text("{}")
+    assert is_one_clear_line(run("visualize.py", tmp_path, check=2).stderr, tmp_path, "trials.csv")
+
+
 def test_a_search_without_its_definition_is_refused(tmp_path):
     (make_search(tmp_path) / "search.json").unlink()
     with pytest.raises(OSError, match=r"search\.json"):
