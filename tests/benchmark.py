@@ -526,6 +526,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.error = lambda message: parser.exit(2, f"benchmark.py: {message}\n")  # one line
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"any of: {', '.join(SECTIONS)}")
     parser.add_argument("--runs", type=int, default=7, help="runs of each contestant (default: 7)")
     parser.add_argument(
@@ -544,6 +545,8 @@ def main():
     unknown = set(options.sections) - set(SECTIONS)
     if unknown:
         parser.error(f"unknown section {', '.join(unknown)} (any of: {', '.join(SECTIONS)})")
+    if options.runs < 1 or min(options.threads) < 1:
+        parser.error("--runs, --threads: must be at least 1")
     if options.child:
         return run_child(options)
     pathlib.Path(options.csv).unlink(missing_ok=True)

@@ -307,6 +307,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.error = lambda message: parser.exit(2, f"reproduce.py: {message}\n")  # one line
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"any of: {', '.join(ROWS)}")
     parser.add_argument("--out", default=str(ROOT / "results" / "reproduce"), help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ENDLESS, HANG, ROOT, call, is_one_clear_line, write_dataset
+from conftest import ENDLESS, HANG, call, is_one_clear_line, write_dataset
 from faults import call_refused, check_whole, command, started, wait_until_gone
 
 import data
@@ -29,12 +29,9 @@ def training(whole, out, epochs):
     return ["--dataset", whole / "small", "--val-size", 12, "--epochs", epochs, "--out", out]
 
 
-@pytest.mark.parametrize(
-    "script", ["train", "search", "test", "visualize", "tests/reproduce", "tests/benchmark"]
-)
+@pytest.mark.parametrize("script", ["train", "search", "test", "visualize", "reproduce", "benchmark"])
 def test_help_fits_a_terminal(monkeypatch, capsys, script):
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.syspath_prepend(ROOT / "tests")
     main = importlib.import_module(script).main
     monkeypatch.setattr(sys, "argv", [script, "--help"])
     with pytest.raises(SystemExit):
