@@ -93,7 +93,7 @@ SHOWN_FIELDS = 300
 SHOWN_TEMPLATES = 100  # each with its name: Matplotlib takes minutes to lay out many axes
 SHOWN_MISTAKES = 24
 SALIENT_CLASSES = 10
-RANKED_TRIALS = 25
+RANKED_TRIALS, RANKED_COLUMNS = 25, 60
 LABEL_SETTINGS = 4  # a label names no more of them
 # what a run found out, where the rest of its config is what it was told
 NO_SETTINGS = ("data", "versions", "status", "result", "steps", "epoch", "val_accuracy")
@@ -651,24 +651,35 @@ def floor_of(values):
 def ranking_figure(run):
     """The best trials, each a line with its settings and its validation accuracy."""
     trials, shown = run["trials"], run["trials"][:RANKED_TRIALS]
-    columns = ["trial", *run["space"]]
-    if len({trial["epochs"] for trial in trials}) > 1 and "epochs" not in columns:
-        columns.append("epochs")
+    names = list(run["space"])
+    if len({trial["epochs"] for trial in trials}) > 1:
+        names = ["epochs", *(name for name in names if name != "epochs")]
     heading = f"The best {len(shown)} of {len(trials)} trials" if len(shown) < len(trials) else "All trials"
     figure = new_figure(f"{heading}, ranked by validation accuracy", run["search_title"])
     ax = figure.add_subplot()
     places = {trial["trial"]: place for place, trial in enumerate(shown, start=1)}
     plot_trials(ax, shown, lambda trial: 100 * trial["val_accuracy"], lambda trial: places[trial["trial"]])
-    legend_above(ax, ax.lines)
+    legend_above(ax, ax.lines, side="right")
     spread = [[100 * (t["val_accuracy"] + sign * t.get("val_sd", 0)) for t in shown] for sign in (-1, 1)]
     ax.hlines(list(places.values()), *spread, color=GREY, lw=1)
-    lines = table_lines([columns, *([short(trial[name]) for name in columns] for trial in shown)])
+    lines = ranking_lines(shown, names)
     ax.set_yticks(range(len(lines)), lines, family="monospace")
     ax.set_ylim(len(shown) + 0.7, -0.5)
     ax.tick_params(axis="y", length=0)
     repeats = "; lines: one standard deviation of the runs" if "runs" in trials[0] else ""
     ax.set_xlabel(f"validation accuracy (%){repeats}")
     return figure
+
+
+def ranking_lines(trials, names):
+    """A heading and a line for each trial, with as many of the named settings as half of the page takes."""
+    for count in range(len(names), 0, -1):
+        columns, more = ["trial", *names[:count]], ["…"] * (count < len(names))
+        rows = [[short(trial[name]) for name in columns] + [""] * len(more) for trial in trials]
+        lines = table_lines([columns + more, *rows])
+        if len(lines[0]) <= RANKED_COLUMNS:
+            break
+    return lines
 
 
 def table_lines(rows):
@@ -838,8 +849,9 @@ def new_figure(heading, title, height=PAGE[1], layout="constrained"):
     return figure
 
 
-def legend_above(ax, handles, columns=4):
-    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncol=columns, borderaxespad=0.2)
+def legend_above(ax, handles, columns=4, side="left"):
+    place = {"loc": f"lower {side}", "bbox_to_anchor": (int(side == "right"), 1), "borderaxespad": 0.2}
+    ax.legend(handles=handles, ncol=columns, **place)
 
 
 def legend_below(figure, place, handles, labels, **options):

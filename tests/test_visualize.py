@@ -437,8 +437,8 @@ def test_a_search_shows_each_setting_the_ranking_and_the_curves(tmp_path):
     ranking = figures["ranking"].axes[0]
     np.testing.assert_allclose([line.get_xdata()[0] for line in ranking.lines], [87.5, 77.5, 65])
     heading, first, *_, last = [label.get_text().split() for label in ranking.get_yticklabels()]
-    assert heading == ["trial", "lr", "weight_decay", "hidden", "epochs"]
-    assert first == ["1", "0.2", "1e-07", "30", "4"] and last[-1] == "2"
+    assert heading == ["trial", "epochs", "lr", "weight_decay", "hidden"]
+    assert first == ["1", "4", "0.2", "1e-07", "30"] and last[1] == "2"
     assert [line.get_markerfacecolor() == "none" for line in ranking.lines] == [False, False, True]
 
     curves = figures["learning_curves"].axes[0].lines
@@ -607,6 +607,20 @@ def test_trials_far_below_the_others_do_not_flatten_them():
     ax, legend = visualize.search_figure(run).axes
     assert ax.get_ylim()[0] > 90
     assert any("lower still" in text.get_text() for text in legend.get_legend().get_texts())
+
+
+def test_a_ranking_of_many_settings_leaves_a_third_of_the_page_to_its_marks(recwarn):
+    names = [f"setting_{number}" for number in range(9)]
+    trials = [
+        {"trial": i, "epochs": i, "val_accuracy": 0.9, **dict.fromkeys(names, "256x256")} for i in (1, 2)
+    ]
+    run = {"trials": trials, "space": dict.fromkeys(names, "256x256"), "search_title": ""}
+    figure = visualize.ranking_figure(run)
+    figure.draw_without_rendering()
+    ax, legend = figure.axes[0], figure.axes[0].get_legend().get_window_extent()
+    heading = ax.get_yticklabels()[0].get_text()
+    assert "setting_0" in heading and "…" in heading and not recwarn.list
+    assert ax.get_position().width > 0.33 and 0 < legend.x0 < legend.x1 < figure.bbox.x1
 
 
 # --- several runs ---
