@@ -296,9 +296,10 @@ def templates_figure(weights, shape, start, run):
     names = run["config"]["data"]["class_names"]
     figure = new_figure("Class templates: the weights of each class", run["title"])
     axes = picture_grid(figure, len(names), shape)
+    across = axes[0].get_gridspec().ncols
     for ax, template, name in zip(axes, weights.T, names):
         image = signed_image(ax, template.reshape(shape), signed_limit(weights))
-        ax.set_title(name, fontsize=9)
+        ax.set_title(printable(name, 84 // across), fontsize=9)
     below = {"location": "bottom", "aspect": 50, "ax": list(axes)}
     weight_colourbar(figure, image, f"weight from {start} to the class", **below)
     return figure
@@ -637,7 +638,8 @@ def setting_axis(ax, name, spec, trials):
             ax.margins(x=0.1)
         return lambda trial: trial[name]
     choices = sorted(set(values), key=lambda v: (0, v) if isinstance(v, (int, float)) else (1, str(v)))
-    ax.set_xticks(range(len(choices)), map(short, choices))
+    most = max(4, 30 // len(choices))  # letters of a choice, so that they do not touch
+    ax.set_xticks(range(len(choices)), [printable(short(choice), most) for choice in choices])
     ax.set_xlim(-0.5, len(choices) - 0.5)
     return lambda trial: choices.index(trial[name])
 
@@ -675,7 +677,9 @@ def ranking_lines(trials, names):
     """A heading and a line for each trial, with as many of the named settings as half of the page takes."""
     for count in range(len(names), 0, -1):
         columns, more = ["trial", *names[:count]], ["…"] * (count < len(names))
-        rows = [[short(trial[name]) for name in columns] + [""] * len(more) for trial in trials]
+        rows = [
+            [printable(short(trial[name]), 36) for name in columns] + [""] * len(more) for trial in trials
+        ]
         lines = table_lines([columns + more, *rows])
         if len(lines[0]) <= RANKED_COLUMNS:
             break
@@ -1159,8 +1163,8 @@ def load_folder(path):
     files = [path, *(path / name for name in ("params.pkl", "trials.csv") if (path / name).exists())]
     run["date"] = time.strftime("%Y-%m-%d", time.gmtime(files[-1].stat().st_mtime))
     if (path / "params.pkl").exists():
-        run["params"], config = data.load_run(path)
-        run["config"] = {**run["config"], **config}
+        run["params"], run["stored"] = data.load_run(path)
+        run["config"] = {**run["config"], **run["stored"]}
     else:
         run["lacks"] = dict.fromkeys(TEST_SET, LACKING["params"])
     if rows := load_history(path / "history.csv"):
@@ -1330,7 +1334,7 @@ def add_test_set(run, data_dir):
     """
     params, config = run["params"], run["config"]
     try:
-        dataset = data.load_dataset_of(config, data_dir)
+        dataset = data.load_dataset_of(run["stored"], data_dir)  # its class names are whole
     except (OSError, ValueError) as error:
         reason = f"the data set is not at hand: {error}"
         return {**run, "lacks": dict.fromkeys(TEST_SET, reason)}

@@ -339,6 +339,24 @@ def test_mistakes_come_most_confident_first():
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), images[2])
 
 
+def test_long_names_of_templates_do_not_touch():
+    weights, names = np.eye(64, 20), [f"a name of many letters {number}" for number in range(20)]
+    facts = {"image_shape": [8, 8], "class_names": names}
+    run = held(params={"W1": weights, "b1": weights[0]}, config={"data": facts})
+    figure = visualize.fields_figure(run)
+    figure.draw_without_rendering()
+    boxes = [ax.title.get_window_extent() for ax in figure.axes[:20]]
+    assert not any(a.y0 == b.y0 and a.x1 > b.x0 for a, b in zip(boxes, boxes[1:]))
+
+
+def test_long_names_of_classes_are_shortened_where_they_are_drawn_alone(tmp_path, small):
+    folder = shutil.copytree(small, tmp_path / "data")
+    (folder / "classes.txt").write_text("".join(f"a name of many letters {k}\n" for k in "abc"))
+    make_run(tmp_path / "run", folder, "--hidden", 0)
+    figures, skipped = visualize.draw_folder(tmp_path / "run", ["confusion", "fields"], None)
+    assert set(figures) == {"confusion", "fields"} and not skipped
+
+
 def test_pictures_take_most_of_the_page():
     for count, shape in ((24, (28, 28)), (10, (28, 28)), (3, (20, 60)), (1, (8, 8))):
         figure = Figure(figsize=visualize.PAGE)
@@ -575,6 +593,7 @@ def test_ticks_of_a_small_search_do_not_touch(tmp_path):
             "lr": 0.19021,
             "weight_decay": 1.2e-7,
             "bend": 0.2512345,
+            "preprocess": "deskew+width:14+pool+scale+center+standardize+pca:50",
         },
         {
             "trial": 2,
@@ -583,13 +602,14 @@ def test_ticks_of_a_small_search_do_not_touch(tmp_path):
             "lr": 0.20572,
             "weight_decay": 9.8e-5,
             "bend": 0.2512346,
+            "preprocess": "scale+center+standardize+pca:50",
         },
     ]
-    space = {"lr": "0.15:0.25", "weight_decay": "1e-7:1e-4:log", "bend": "0:1"}
+    space = {"lr": "0.15:0.25", "weight_decay": "1e-7:1e-4:log", "bend": "0:1", "preprocess": "a,b"}
     with matplotlib.style.context(visualize.LOOK):
         figure = visualize.search_figure(held(trials=trials, space=space, search_title=""))
         figure.draw_without_rendering()
-        for ax in figure.axes[:3]:
+        for ax in figure.axes[:4]:
             low, high = ax.get_xlim()
             ticks = [t for t in ax.xaxis.get_major_ticks() if low <= t.get_loc() <= high]
             boxes = [tick.label1.get_window_extent() for tick in ticks]
