@@ -34,6 +34,7 @@ import platform
 import queue
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -707,6 +708,8 @@ def _processes(count):
 
 def hand_out(calls, processes, closing):
     """What each thread of ``_processes`` does: hand calls to a process, and another if that one dies."""
+    if hasattr(signal, "pthread_sigmask"):  # a process inherits this: a Ctrl-C may come before it is apart
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     process = None
     for future, call in iter(calls.get, None):
         try:

@@ -19,6 +19,7 @@ import base64
 import hashlib
 import html
 import io
+import itertools
 import json
 import math
 import os
@@ -89,7 +90,7 @@ ROUND = {"integer": True, "steps": [1, 2, 5, 10]}  # of ticks
 SATURATED = {"tanh": (-0.95, 0.95), "sigmoid": (0.025, 0.975)}  # beyond them the slope is below a tenth
 MARKED_EPOCHS = 30  # histories of up to so many epochs have a marker at each
 SHORT_RUN = 5  # a run of up to so many epochs is shown whole
-SHOWN_FIELDS = 300
+SHOWN_FIELDS, SHOWN_STARS = 300, 54
 SHOWN_TEMPLATES = 100  # each with its name: Matplotlib takes minutes to lay out many axes
 SHOWN_MISTAKES = 24
 SALIENT_CLASSES = 10
@@ -279,7 +280,8 @@ def fields_figure(run):
         return templates_figure(weights, shape, start, run)
     unit, units = ("class", "classes") if linear else ("hidden unit", "hidden units")
     fields = receptive_fields(weights, shape)
-    shown = fields[:SHOWN_FIELDS]
+    of_stars = shape != run["config"]["data"]["image_shape"]  # they need more room
+    shown = fields[: SHOWN_STARS if of_stars else SHOWN_FIELDS]
     which = f"{len(fields):,} {units}, strongest first" if len(fields) > 1 else unit
     if len(shown) < len(fields):
         which = f"strongest {len(shown)} of {len(fields):,} {units}"
@@ -1280,8 +1282,8 @@ def load_committee(paths, data_dir):
     Returns
     -------
     dict
-        ``runs``, ``title``, ``config``; ``members``, ``images``, ``labels``, ``estimates`` and
-        ``mistakes``, or ``why`` there are none.
+        ``runs``, ``title``, ``config``; as far as there are any ``members``, ``images``, ``labels``,
+        ``estimates`` and ``mistakes``; ``why`` there are no members.
     """
     runs = [load_folder(folder) for path in paths for folder in judging.runs_in(path)]
     runs = [run for run in runs if "rows" in run]
@@ -1289,16 +1291,16 @@ def load_committee(paths, data_dir):
     try:
         members = judging.load_members([run["path"] for run in runs])
         if len({config["dataset"] for _, config in members}) > 1:
-            raise ValueError("the runs have different data sets")
+            raise ValueError("they have different data sets")
+        made |= {"members": members, "title": f"{common_title(runs)}: a committee of {len(runs)}"}
         dataset = data.load_dataset_of(members[0][1], data_dir)
-    except (OSError, ValueError) as error:
+        images, labels = dataset["test_images"], dataset["test_labels"]
+        estimates, report, _ = judging.judge(members, images, labels)
+    except (OSError, ValueError, ArithmeticError) as error:  # of the data set alone: members stay
         return {**made, "why": f"no committee can be made of these runs: {data.message_of(error)}"}
-    images, labels = dataset["test_images"], dataset["test_labels"]
-    estimates, report, _ = judging.judge(members, images, labels)
-    title = f"{common_title(runs)}: a committee of {len(runs)}, test accuracy {percent(report['accuracy'])}"
+    made["title"] += f", test accuracy {percent(report['accuracy'])}"
     mistakes = worst_mistakes(estimates, labels)
-    judged = {"members": members, "images": images, "labels": labels, "estimates": estimates}
-    return {**made, **judged, "title": title, "mistakes": mistakes}
+    return {**made, "images": images, "labels": labels, "estimates": estimates, "mistakes": mistakes}
 
 
 def mean_trial(rows):
@@ -1598,34 +1600,35 @@ def base64_text(content):
 def page_facts(run):
     """What stands at the top of the page: pairs of a name and a text."""
     if "runs" in run:
-        return [
-            *((f"member {number}", label) for number, label in enumerate(run_labels(run["runs"]), start=1))
-        ]
-    told, versions = run.get("settings", {}), run["config"].get("versions") or {}
-    if "trials" in run:
-        told, versions = run["definition"], run["definition"].get("versions") or versions
-        told = {name: value for name, value in told.items() if name not in ("data", "versions")}
-        told |= told.pop("settings", None) or {}
-        told |= {"network": run["title"]} if "params" in run else {}
-    changed = {k: v for k, v in told.items() if k not in train.DEFAULTS or v != train.DEFAULTS[k]}
-    facts = [(name, short(value)) for name, value in changed.items()]
-    facts += [("made again by", made_by(run))] if told else []
-    facts += [("made with", ", ".join(f"{name} {version}" for name, version in versions.items()))]
-    return [*facts, ("files of", run["date"])]
+        members = [(f"member {n}", label) for n, label in enumerate(run_labels(run["runs"]), start=1)]
+        return [*members, ("files of", max(one["date"] for one in run["runs"]))]
+    definition, known = run.get("definition", {}), run.get("settings", {})
+    told = {name: definition[name] for name in SEARCHED if name in definition}
+    known = definition.get("settings") or {} if definition else known
+    known = {name: known[name] for name in train.DEFAULTS if name in known}
+    facts = [("network", run["title"])] * bool(definition and "params" in run)
+    facts += [(name, short(value)) for name, value in told.items()]
+    facts += [(name, short(value)) for name, value in known.items() if value != train.DEFAULTS[name]]
+    facts += [("made again by", made_by(told, known))] * bool(told or known)
+    versions = run["config"].get("versions") or definition.get("versions") or {}
+    made = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return [*facts, *[("made with", made)] * bool(made), ("files of", run["date"])]
 
 
-def made_by(run):
-    """The command that makes a run or a search again."""
-    if "trials" not in run:
-        known = {name: run["settings"].get(name, default) for name, default in train.DEFAULTS.items()}
-        return data.command_text("python", "train.py", *train.as_flags(known))
-    given = {k: v for k, v in run["definition"].items() if k not in ("data", "versions", "settings")}
-    given |= run["definition"].get("settings") or {}
-    words = []
-    for name, value in given.items():
-        texts = value.split() if name == "space" else value if isinstance(value, list) else [value]
-        words += [train.flag(name), *map(str, texts)]
-    return data.command_text("python", "search.py", *words)
+SEARCHED = ("space", "strategy", "trials", "repeat", "seed")  # what a search is told beside settings
+
+
+def made_by(told, settings):
+    """The command that makes a search (what it was told) or a run (told nothing else) of settings again."""
+    words = train.as_flags({**train.DEFAULTS, **settings})
+    if not told:
+        return data.command_text("python", "train.py", *words)
+    if told.get("strategy") == "grid":
+        told = {name: value for name, value in told.items() if name != "trials"}
+    if settings.get("val_size") == train.DEFAULTS["val_size"]:  # that of a search is another
+        words += ["--val-size", settings["val_size"]]
+    own = [[train.flag(name), *str(value).split()] for name, value in told.items()]
+    return data.command_text("python", "search.py", *itertools.chain(*own), *words)
 
 
 def page_figure(heading, picture):
@@ -1647,36 +1650,36 @@ def page_content(run):
     """What the page's script needs: plain data for JSON."""
     facts = run["config"].get("data") or {}
     content = {name: facts.get(name) for name in ("class_names", "image_shape", "fit", "edge")}
-    members = run.get("members") or ([(run["params"], run["config"])] if "params" in run else [])
     images = np.zeros((0, 0), np.uint8)
     if "images" in run:
         chosen = page_images(run)
-        images = run["images"][chosen]
-        predicted = run["estimates"][chosen].argmax(axis=1)
-        right = predicted == run["labels"][chosen]
+        images, labels, estimates = (run[name][chosen] for name in ("images", "labels", "estimates"))
+        predicted = estimates.argmax(axis=1)
+        right, wrong = np.flatnonzero(predicted == labels), np.flatnonzero(predicted != labels)
         numbers = min(CHECKED_IMAGES, len(chosen), 1 + 100_000 // len(facts["class_names"]))
         checked = np.linspace(0, len(chosen) - 1, numbers).astype(int)
         content |= {
             "pixels": base64_text(images.tobytes()),
             "numbers": chosen.tolist(),
-            "labels": run["labels"][chosen].tolist(),
+            "labels": labels.tolist(),
             "predicted": predicted.tolist(),
-            "clicked": [
-                *np.flatnonzero(right)[:CLICKED_IMAGES].tolist(),
-                *np.flatnonzero(~right)[:CLICKED_IMAGES].tolist(),
-            ],
+            "clicked": np.concatenate([right[:CLICKED_IMAGES], wrong[:CLICKED_IMAGES]]).tolist(),
             "checked": checked.tolist(),
-            "expected": np.round(run["estimates"][chosen[checked]], 6).tolist(),
+            "expected": np.round(estimates[checked], 6).tolist(),
         }
-    size = sum(w.size for params, _ in members for w in params.values())
+    return content | page_members(run, images)
+
+
+def page_members(run, images):
+    """The networks of a page, tried on some images; or why it has none."""
+    members = run.get("members") or ([(run["params"], run["config"])] if "params" in run else [])
     if not members:
-        return {**content, "why": run.get("why", LACKING["params"])}
+        return {"why": run.get("why", LACKING["params"])}
+    grey = [data.on_grey_levels(params, config["steps"]) for params, config in members]
+    size = sum(w.size for params in grey for w in params.values())
     if size > PAGE_NUMBERS:
-        return {
-            **content,
-            "why": f"it has {size:,} weights, more than the {PAGE_NUMBERS:,} that a page holds",
-        }
-    return {**content, "members": [page_member(*member, images) for member in members]}
+        return {"why": f"a page holds {PAGE_NUMBERS:,} weights, and there are {size:,}"}
+    return {"members": [page_member(*member, one, images) for member, one in zip(members, grey)]}
 
 
 def page_images(run):
@@ -1691,13 +1694,12 @@ def page_images(run):
     return np.array(chosen[: max(1, PAGE_BYTES // run["images"].shape[1])])
 
 
-def page_member(params, config, images):
-    """A network for the page's script, with weights of 16 bits where that changes no answer."""
+def page_member(params, config, grey, images):
+    """A network for the page's script, of ``data.on_grey_levels``, with weights of 16 bits where they do."""
     steps, kinds = config["steps"], (config["activation"], config["loss"])
     drawn = data.redraw(images, steps)
     if len(images):
         exact = nn.predict(params, data.to_numbers(drawn, steps, params["W1"].dtype), *kinds)
-    grey = data.on_grey_levels(params, steps)
     for dtype in ("<i2", "<f4"):
         pairs = {name: packed(w, dtype if name[0] == "W" else "<f4") for name, w in grey.items()}
         if not len(images):
@@ -1705,7 +1707,7 @@ def page_member(params, config, images):
         near = nn.predict({name: rounded for name, (rounded, _) in pairs.items()}, drawn, *kinds)
         if np.abs(near - exact).max() < CLOSE and (near.argmax(axis=1) == exact.argmax(axis=1)).all():
             break
-    pictures = [step for step in steps if step["name"] in data.PICTURE_STEPS]
+    pictures = [step for step in steps if step["name"] != "affine"]
     held = {name: kept for name, (_, kept) in pairs.items()}
     return {"activation": kinds[0], "loss": kinds[1], "steps": pictures, "params": held}
 
@@ -1730,14 +1732,41 @@ def classes_table(run):
 
 def search_table(run):
     """The ranking of a search, which sorts by any of its columns."""
-    shown = ["trial", *run["space"], "epochs", "val_accuracy"]
-    columns = [name for name in dict.fromkeys(shown) if name in run["trials"][0]]
-    head = ["rank", *(name.replace("val_accuracy", "validation accuracy (%)") for name in columns)]
+    percents = {"val_accuracy": "validation accuracy (%)", "val_sd": "standard deviation"}
+    shown = dict.fromkeys(["trial", *run["space"], "epochs", *percents])
+    columns = [name for name in shown if name in run["trials"][0]]
     rows = [
-        [rank, *(100 * trial[c] if c == "val_accuracy" else trial[c] for c in columns)]
+        [rank, *(short(100 * trial[c] if c in percents else trial[c]) for c in columns)]
         for rank, trial in enumerate(run["trials"], start=1)
     ]
-    return section("Ranking", sortable(head, [[short(value) for value in row] for row in rows]))
+    return section("Ranking", sortable(["rank", *(percents.get(c, c) for c in columns)], rows))
+
+
+def confusion_table(run):
+    """The confusion matrix, whose numbers show images behind them; nothing where there are many classes."""
+    names = run["config"]["data"]["class_names"]
+    if len(names) > LABELLED_CLASSES:
+        return ""
+    counts = nn.confusion_matrix(run["labels"], run["estimates"].argmax(axis=1), len(names))
+    most = max(1, int((counts - np.diag(counts.diagonal())).max()))
+
+    def cell(row, column):
+        count = counts[row, column]
+        kind = "right" if row == column else f"wrong{math.ceil(3 * count / most)}"
+        says = safe(f"{names[row]} read as {names[column]}: {count} test images")
+        where = f'class="{kind}" data-label="{row}" data-read="{column}"'
+        return f'<button type="button" {where} aria-label="{says}">{count}</button>' if count else ""
+
+    places = range(len(names))
+    rows = [[cell(row, column) for column in places] for row in places]
+    rows = [[f'<th scope="row">{safe(name)}</th>', *row] for name, row in zip(names, rows)]
+    head = ["<td></td>", *(f'<th scope="col">{safe(name)}</th>' for name in names)]
+    return section(
+        "Confusion matrix",
+        '<p class="soft">A row for each label, a column for each answer; a number shows images behind it.</p>'
+        f"{table('confusion', head, rows)}"
+        '<div id="behind" class="images" role="group" aria-label="Images behind a number"></div>',
+    )
 
 
 def section(heading, content):
@@ -1746,39 +1775,18 @@ def section(heading, content):
 
 def sortable(head, rows):
     """A table that the page's script sorts by the column whose heading is clicked."""
-    head = "".join(f'<th scope="col"><button type="button">{safe(text)}</button></th>' for text in head)
-    body = "".join(f"<tr>{''.join(f'<td>{safe(text)}</td>' for text in row)}</tr>" for row in rows)
-    table = f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="wide" tabindex="0">{table}</div>'
+    head = [f'<th scope="col"><button type="button">{safe(text)}</button></th>' for text in head]
+    return table("sortable", head, [[safe(text) for text in row] for row in rows])
 
 
-def confusion_table(run):
-    """The confusion matrix; a click on a cell shows images behind it."""
-    names = run["config"]["data"]["class_names"]
-    if len(names) > LABELLED_CLASSES:
-        return ""
-    counts = nn.confusion_matrix(run["labels"], run["estimates"].argmax(axis=1), len(names))
-    most = max(1, int((counts - np.diag(counts.diagonal())).max()))
-    lines = []
-    for row, name in enumerate(names):
-        cells = []
-        for column, count in enumerate(counts[row]):
-            kind = "right" if row == column else f"wrong{math.ceil(3 * count / most)}"
-            says = f"{name} read as {names[column]}: {count} test images"
-            button = (
-                f'<button type="button" class="{kind}" data-label="{row}" data-read="{column}" '
-                f'aria-label="{safe(says)}">{count}</button>'
-            )
-            cells.append(f"<td>{button if count else ''}</td>")
-        lines.append(f'<tr><th scope="row">{safe(name)}</th>{"".join(cells)}</tr>')
-    head = "".join(f'<th scope="col">{safe(name)}</th>' for name in names)
-    table = (
-        '<p class="soft">A row for each label, a column for each answer; a number shows images behind it.</p>'
-        f'<div class="wide" tabindex="0"><table class="confusion"><thead><tr><td></td>{head}</tr></thead>'
+def table(kind, head, rows):
+    """A table of cells that are HTML, in a box that scrolls where it is too wide for the screen."""
+    rows = [[text if text.startswith("<th") else f"<td>{text}</td>" for text in row] for row in rows]
+    lines = [f"<tr>{''.join(row)}</tr>" for row in rows]
+    return (
+        f'<div class="wide" tabindex="0"><table class="{kind}"><thead><tr>{"".join(head)}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
-    shown = '<div id="behind" class="images" role="group" aria-label="Images behind a number"></div>'
-    return section("Confusion matrix", table + shown)
 
 
 TEMPLATE = r"""<!doctype html>
@@ -1811,6 +1819,7 @@ dd { margin: 0; font-family: ui-monospace, monospace; font-size: 0.9rem; }
 figure { margin: 0; min-width: 0; }
 figcaption { margin-bottom: 0.3rem; }
 canvas { display: block; image-rendering: pixelated; border: 1px solid var(--line); background: #fff; }
+[hidden] { display: none !important; }
 button { font: inherit; color: inherit; background: var(--panel); border: 1px solid var(--line);
   border-radius: 4px; cursor: pointer; }
 :focus-visible { outline: 3px solid var(--main); outline-offset: 2px; }
@@ -1829,7 +1838,8 @@ button { font: inherit; color: inherit; background: var(--panel); border: 1px so
 .views canvas { width: 8.5rem; height: auto; }
 .views figure { width: 8.5rem; }
 .images { display: flex; flex-wrap: wrap; gap: 0.5rem; margin: 0.75rem 0; }
-.images button { padding: 0.25rem; width: 5rem; font-size: 0.8rem; line-height: 1.2; }
+.images p { flex-basis: 100%; margin: 0; }
+.images button { padding: 0.25rem; width: 5rem; font-size: 0.75rem; line-height: 1.2; }
 .images canvas { width: 100%; margin-bottom: 0.2rem; }
 .wide { overflow-x: auto; }
 .figures { display: grid; gap: 1.5rem;
@@ -1863,7 +1873,7 @@ tbody tr { border-top: 1px solid var(--line); }
   <div>
     <p id="help" class="soft">Draw with mouse, finger or pen. Keys: the arrows draw, with Shift they move
     the pen, c clears.</p>
-    <canvas id="pad" width="140" height="140" tabindex="0" role="img" aria-label="Pad to draw on"
+    <canvas id="pad" width="140" height="140" tabindex="0" role="application" aria-label="Pad to draw on"
       aria-describedby="help"></canvas>
     <button type="button" id="clear">Clear</button>
   </div>
@@ -1933,6 +1943,8 @@ const STEPS = {
   },
   pool: (im) => image(Math.ceil(im.rows / 2), Math.ceil(im.columns / 2), (r, c) =>
     even(sum([0, 1, 2, 3].map((i) => at(im, 2 * r + (i >> 1), 2 * c + (i & 1)))) / 4)),
+  hog,
+  "pixels-and-hog": hog,
 };
 
 function hog(im, {name, number}) {  // the arrows of each of 8 directions, averaged in each cell
@@ -1957,7 +1969,6 @@ function hog(im, {name, number}) {  // the arrows of each of 8 directions, avera
   const p = name === "hog" ? found : Float64Array.of(...im.p, ...found);
   return {rows: 1, columns: p.length, p};
 }
-Object.assign(STEPS, {hog, "pixels-and-hog": hog});
 
 // --- from a drawing to an image as the network knows them: the fits of data.py ---
 
@@ -2022,8 +2033,9 @@ const FITS = {
   whole(ink, rows, columns) {
     const grey = mapped(ink, (v) => Math.floor(255 * (1 - v)));
     const im = resized(grey, rows, columns, BOX, (v) => Math.floor(v + 0.5));
-    const rim = [[...Array(columns).keys()].flatMap((c) => [at(im, 0, c), at(im, rows - 1, c)]),
-      [...Array(rows).keys()].flatMap((r) => [at(im, r, 0), at(im, r, columns - 1)])].flat();
+    const along = (n, both) => [...Array(n).keys()].flatMap(both);
+    const rim = [...along(columns, (c) => [at(im, 0, c), at(im, rows - 1, c)]),
+      ...along(rows, (r) => [at(im, r, 0), at(im, r, columns - 1)])];
     const edge = sum(rim) / rim.length;
     return Math.abs(255 - edge - page.edge) < Math.abs(edge - page.edge) ? mapped(im, (v) => 255 - v) : im;
   },
@@ -2093,7 +2105,8 @@ const signed = ({p}) => {  // orange above 0, blue below
 function paint(canvas, im, colour) {
   Object.assign(canvas, {width: im.columns, height: im.rows});
   const pixels = new ImageData(im.columns, im.rows);
-  im.p.forEach((v, i) => pixels.data.set([...colour(v), 255], 4 * i));
+  pixels.data.fill(255);
+  im.p.forEach((v, i) => colour(v).forEach((level, k) => { pixels.data[4 * i + k] = level; }));
   canvas.getContext("2d").putImageData(pixels, 0, 0);
 }
 
@@ -2137,12 +2150,11 @@ function show(im, says = "") {
     return line;
   }));
   $("answer").textContent = `${says}${names[best]}, ${written(mean[best])}`;
-  const inner = passes.flatMap((pass, m) => {
+  $("views").replaceChildren(view("what the network sees", im, grey), ...passes.flatMap((pass, m) => {
     const [own] = order(pass.estimates);
-    const says = `member ${m + 1} (${names[own]}, ${written(pass.estimates[own])}): `;
-    return inside(members[m], pass, passes.length > 1 ? says : "", best, next);
-  });
-  $("views").replaceChildren(view("what the network sees", im, grey), ...inner);
+    const whose = `member ${m + 1} (${names[own]}, ${written(pass.estimates[own])}): `;
+    return inside(members[m], pass, passes.length > 1 ? whose : "", best, next);
+  }));
 }
 
 function inside(member, pass, whose, best, next) {  // what speaks for the answer, and the hidden units
@@ -2186,7 +2198,8 @@ function listen() {
     if (!step) return;
     event.preventDefault();
     const to = (pen ?? [SIDE / 2, SIDE / 2]).map((v, i) => clip(v + step[i], 0, SIDE - 1));
-    if (event.shiftKey) pen = to; else draw(to);
+    if (event.shiftKey) { pen = to; redraw(); } else draw(to);
+    pad.getContext("2d").strokeRect(to[0] - PEN, to[1] - PEN, 2 * PEN, 2 * PEN);  // where the pen is
   };
 }
 
@@ -2211,7 +2224,7 @@ function buttons(chosen) {
 }
 
 function sort(table, column) {
-  const head = table.tHead.rows[0].cells, down = head[column].ariaSort === "ascending";
+  const head = table.tHead.rows[0].cells, down = head[column].getAttribute("aria-sort") === "ascending";
   [...head].forEach((cell) => cell.removeAttribute("aria-sort"));
   head[column].setAttribute("aria-sort", down ? "descending" : "ascending");
   const value = (row) => row.cells[column].textContent;
@@ -2232,8 +2245,9 @@ function check() {  // that this page computes what the program does
     `largest difference from the program is ${largest.toExponential(1)}, ${others} get another class.`;
 }
 
-const unknown = members.find(({activate}) => !activate);
-const why = page.why ?? (unknown && `this page does not know the activation ${unknown.activation}`);
+const needed = members.flatMap(({activation, steps}) => [activation, ...steps.map(({name}) => name)]);
+const unknown = needed.find((name) => !(name in ACTIVATIONS || name in STEPS));
+const why = page.why ?? (unknown && `it does not know ${unknown}`);
 if (why) {
   $("why").textContent = `The network does not run in this page: ${why}.`;
 } else {
@@ -2248,7 +2262,7 @@ document.querySelectorAll("[data-label]").forEach((cell) => {
     const {label, read} = cell.dataset;
     const behind = [...page.labels.keys()].filter((i) =>
       page.labels[i] === +label && page.predicted[i] === +read);
-    const says = element("p", `${cell.ariaLabel}, ${behind.length} of them in this page:`);
+    const says = element("p", `${cell.getAttribute("aria-label")}, ${behind.length} of them in this page:`);
     $("behind").replaceChildren(says, ...buttons(behind));
   };
 });
@@ -2318,8 +2332,7 @@ def draw(flags, only):
     """Draw what the flags ask for, and write or show it."""
     first = pathlib.Path(flags.folders[0])
     if len(flags.folders) > 1:
-        figures, skipped = draw_comparison(flags.folders, only)
-        run = load_committee(flags.folders, flags.data_dir) if figures and not only else None
+        run, (figures, skipped) = None, draw_comparison(flags.folders, only)
         beside = (first if first.name.strip(".") else first.resolve()).parent  # the parent of . is not .
         apart = len({os.path.dirname(os.path.abspath(folder)) for folder in flags.folders}) > 1
         out = (first if apart or beside.resolve() == pathlib.Path.cwd() else beside) / "comparison"
@@ -2339,6 +2352,7 @@ def draw(flags, only):
         out = pathlib.Path(flags.out or out)
         pictures = save_figures(figures, out)
         if not only:
+            run = run or load_committee(flags.folders, flags.data_dir)
             headings = [figure._suptitle.get_text().partition("\n")[0] for figure in figures.values()]
             shown = dict(zip(figures, zip(headings, pictures)))
             save_file(out / "report.html", page_of(run, shown).encode())

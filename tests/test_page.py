@@ -6,6 +6,7 @@ import html
 import io
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -90,8 +91,8 @@ def draw_line(send, *places):
     """Draw on the pad with a pressed mouse: places are shares of its width and height."""
     box = value_of(send, "$('pad').scrollIntoView(), $('pad').getBoundingClientRect().toJSON()")
     at = [{"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]} for x, y in places]
-    kinds = ["mousePressed", *["mouseMoved"] * (len(at) - 2), "mouseReleased"]
-    for kind, place in zip(kinds, [at[0], *at[1:-1], at[-1]]):
+    moves = [("mouseMoved", place) for place in at[1:]]
+    for kind, place in [("mousePressed", at[0]), *moves, ("mouseReleased", at[-1])]:
         send("Input.dispatchMouseEvent", type=kind, button="left", buttons=1, clickCount=1, **place)
 
 
@@ -137,6 +138,25 @@ def test_the_same_run_gives_the_same_page(trained):
     assert pages[0] == pages[1]
 
 
+@pytest.mark.parametrize("strategy", ["random", "grid"])
+def test_a_search_is_made_again_by_the_command_on_its_page(strategy, tmp_path):
+    trials = ["--trials", "5"] if strategy == "random" else []
+    given = ["--space", "lr=0.1,0.5", "hidden=3,12x5", *trials, "--strategy", strategy, "--seed", "3"]
+    given += ["--nesterov", "--momentum", "0.5", "--val-size", "6000", "--out", str(tmp_path)]
+
+    def defined(words):
+        parser = data.make_parser("")
+        search.add_flags(parser)
+        return search.define(vars(parser.parse_args(words)), search.DEFAULT_SEARCH)
+
+    told = defined(given)
+    settings = {"settings": told["settings"], **{name: told[name] for name in visualize.SEARCHED}}
+    made = {"definition": settings, "config": {}, "date": "", "title": ""}
+    command = dict(visualize.page_facts(made))["made again by"]
+    python, script, *words = shlex.split(command)
+    assert (python, script) == ("python", "search.py") and defined(words) == told
+
+
 def test_names_from_outside_are_text_and_no_more():
     run = made_up()
     run["config"]["data"]["class_names"] = [EVIL, "b", "c"]
@@ -168,10 +188,10 @@ def test_a_page_holds_a_few_images_of_each_cell_and_the_worst_mistakes(monkeypat
 
 def test_weights_of_16_bits_are_left_where_they_would_change_an_answer():
     run = made_up(["scale"], loss="mse")
-    params, config = run["params"], run["config"]
-    assert visualize.page_member(params, config, run["images"])["params"]["W1"]["type"] == "<i2"
-    large = {name: 1e4 * w for name, w in params.items()}
-    assert visualize.page_member(large, config, run["images"])["params"]["W1"]["type"] == "<f4"
+    for size, kind in ((1, "<i2"), (1e4, "<f4")):
+        params = {name: size * w for name, w in run["params"].items()}
+        (member,) = visualize.page_members({**run, "params": params}, run["images"])["members"]
+        assert member["params"]["W1"]["type"] == kind
 
 
 # --- what it does in a browser ---
@@ -299,16 +319,32 @@ def test_a_committee_is_a_page_of_its_members(opened, trained, small, tmp_path):
     assert len(titles) == 1 + 3 + 2 and "member 2" in titles[-1]
 
 
+def test_runs_that_are_no_committee_have_a_page_that_says_why(trained, tmp_path):
+    other = write_dataset(tmp_path / "other", classes=4)
+    other = make_run(tmp_path / "b", other, "--hidden", 4, "--epochs", 1)
+    made = visualize.load_committee([trained, other], None)
+    assert "classes" in visualize.page_content(made)["why"]
+    assert "why" not in visualize.page_content(visualize.load_committee([trained, trained], None))
+
+
 def test_a_page_without_the_data_set_still_reads_what_is_drawn(opened, trained, tmp_path):
     open_text(opened, visualize.page_of(visualize.load_folder(trained), {}), tmp_path)
     draw_line(opened, (0.2, 0.3), (0.5, 0.4), (0.8, 0.9))
     assert len(bars(opened)) == 3
 
 
-def test_an_activation_of_your_own_is_why_there_is_no_pad(opened, monkeypatch, tmp_path):
-    monkeypatch.setitem(nn.ACTIVATIONS, "mine", nn.ACTIVATIONS["relu"])
-    open_text(opened, visualize.page_of(made_up(activation="mine"), {}), tmp_path)
-    assert "mine" in value_of(opened, "$('why').textContent") and value_of(opened, "$('live').hidden")
+@pytest.mark.parametrize("kind", ["activation", "step"])
+def test_what_you_have_added_to_the_program_is_why_there_is_no_pad(opened, kind, monkeypatch, tmp_path):
+    if kind == "activation":
+        monkeypatch.setitem(nn.ACTIVATIONS, "mine", nn.ACTIVATIONS["relu"])
+        run = made_up(activation="mine")
+    else:
+        monkeypatch.setitem(data.PICTURE_STEPS, "mine", lambda pictures, step: pictures)
+        run = made_up()
+        run["config"]["steps"] = [{"name": "mine", "shape": [9, 8]}]
+    open_text(opened, visualize.page_of(run, {}), tmp_path)
+    assert "mine" in value_of(opened, "$('why').textContent")
+    assert value_of(opened, "getComputedStyle($('live')).display") == "none"
 
 
 def test_a_hostile_name_does_nothing(opened, tmp_path):
@@ -354,10 +390,14 @@ CONTRAST = """
 
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_no_text_is_cut_off_or_pale(opened, page, searched, theme, width):
+def test_no_text_is_cut_off_or_pale(opened, page, searched, theme, width, tmp_path):
+    long = made_up()
+    long["config"]["data"]["class_names"] = ["W" * 20, "ß" * 20, "emu"]
+    long |= {"title": "W" * 60, "settings": {"dataset": "W" * 300}}
+    (tmp_path / "long.html").write_text(visualize.page_of(long, {}), encoding="utf-8")
     opened("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
     opened("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
-    for path in (page, searched):
+    for path in (page, searched, tmp_path / "long.html"):
         assert open_page(opened, path) == []
         value_of(opened, "document.querySelector('#clicked button').click()")
         value_of(opened, "document.querySelector('.confusion button').click()")

@@ -383,6 +383,28 @@ def test_files_of_a_search_that_are_whole_but_say_something_odd(whole, tmp_path,
     assert not faults and 0 < fine < count
 
 
+@pytest.mark.parametrize("file", ["trials.csv", "search.json"])
+def test_damaged_searches_with_repeats_are_resumed_or_refused(small, tmp_path, here, file):
+    rng, out = np.random.default_rng([8, len(file)]), tmp_path / "out"
+    assert call(search.main, *flags(small, out, "--trials", 2, "--repeat", 2))[0] == 0
+    assert call(search.main, "--resume", "--out", out, "--best", 1, "--epochs", 3)[0] == 0
+    honest = {path: path.read_bytes() for path in (out / "trials.csv", out / "search.json")}
+    record = json.loads(honest[out / "search.json"])
+
+    def cases():
+        for number in range(80):
+            for path, content in honest.items():
+                path.write_bytes(content)
+            if file == "search.json" and number % 2:
+                (out / file).write_text(json.dumps(altered(record, rng)))
+            else:
+                (out / file).write_bytes(damaged(honest[out / file], rng))
+            yield out
+
+    fine, faults = outcomes(cases(), use_search)
+    assert not faults and 0 < fine < 80
+
+
 # --- nonsense ---------------------------------------------------------------------------------
 
 
