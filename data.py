@@ -795,11 +795,16 @@ def _read_pictures(folder, size):
 
 
 def _class_folders(folder):
-    """{name: files} of the folders in a folder that hold pictures."""
-    found = {}
+    """{name: files} of the folders that hold pictures; a note says what else lies there."""
+    found, others = {}, []
     for inner in sorted(folder.iterdir()):
         if inner.is_dir() and not inner.name.startswith("."):
-            found[inner.name] = list(filter(_is_picture, sorted(inner.iterdir())))
+            files = [file for file in sorted(inner.iterdir()) if not file.name.startswith(".")]
+            found[inner.name] = list(filter(_is_picture, files))
+            others += [file for file in files if not _is_picture(file) and file.is_file()]
+    if others and any(found.values()):
+        left_out = f"{count(len(others), 'file')} left out, such as {others[0].name}"
+        _note(f"{folder}: {left_out}; save pictures as PNG or JPEG")
     return {name: files for name, files in found.items() if files}
 
 
@@ -2569,6 +2574,11 @@ def printable(text):
     """Text without what could command a terminal or turn a line around: ``\\x1b`` is spelled out."""
     odd = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
     return re.sub(odd, lambda found: ascii(found[0])[1:-1], text)
+
+
+def count(number, what):
+    """``1 trial``, ``2 trials``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def say(text, file=None):

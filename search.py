@@ -1026,7 +1026,7 @@ def short(value, digits=4):
 
 def trial_line(trial, trials, searched, done):
     """``7/50 trial 6  lr 0.2186  hidden 280  val 97.91%  rank 2``, of those that have ended."""
-    words = [f"{done} trial {trial_name(trial)}", settings_text({n: trial["config"][n] for n in searched})]
+    words = []
     if len(trial["rows"]) != trial["config"]["epochs"]:
         words.append(f"epoch {len(trial['rows'])}")
     numbers = [group[0]["number"] for group in ranking(trials)]
@@ -1035,8 +1035,22 @@ def trial_line(trial, trials, searched, done):
         words += [f"rank {numbers.index(trial['number']) + 1}"] if trial["number"] in numbers else []
     else:
         words.append({"diverged": "diverged", "failed": "FAILED: its workers died"}[trial["status"]])
-    line = "  ".join(words)
-    return line if len(line) < 80 else line.replace("  ", " ").replace(" rank ", " #")
+
+    def lines_of(names, more):
+        settings = settings_text({name: trial["config"][name] for name in names})
+        line = "  ".join([f"{done} trial {trial_name(trial)}", *filter(None, [settings]), *more, *words])
+        return [line if len(line) < 80 else line.replace("  ", " ").replace(" rank ", " #")]
+
+    return fitting(searched, lines_of)[0]
+
+
+def fitting(names, lines_of):
+    """The lines with as many of the names as fit a terminal, the first; ``...`` stands for the others."""
+    for count in range(len(names), -1, -1):
+        lines = lines_of(names[:count], ["..."] * (count < len(names)))
+        if max(map(len, lines)) < 80:
+            break
+    return lines
 
 
 def live_line(trials, done, running, until, seconds):
@@ -1057,10 +1071,16 @@ def duration(seconds):
 def ranking_text(ranked, compared, searched, top=10):
     """The first rows of the ranking as an aligned table."""
     searched = [name for name in searched if name != "epochs"]  # shown anyway: those done
-    spread = ["sd", "to best", "p"] if len(ranked[0]) > 1 else []
-    lines = [["rank", "trial", *searched, "epochs", "train %", "val %", *spread, "val loss"]]
-    for rank, (group, row) in enumerate(zip(ranked[:top], compared), start=1):
+    rows = list(zip(ranked[:top], compared))
+    return "\n".join(fitting(searched, lambda names, more: ranking_lines(rows, names, more)))
+
+
+def ranking_lines(rows, searched, more):
+    spread = ["sd", "to best", "p"] if len(rows[0][0]) > 1 else []
+    lines = [["rank", "trial", *searched, *more, "epochs", "train %", "val %", *spread, "val loss"]]
+    for rank, (group, row) in enumerate(rows, start=1):
         words = [str(rank), str(row["trial"]), *(short(group[0]["config"][name]) for name in searched)]
+        words += [""] * len(more)
         shares = [f"{100 * row[name]:.2f}" for name in ("train_accuracy", "val_accuracy")]
         words += [str(row["epochs"]), *shares]
         if spread:
@@ -1068,7 +1088,7 @@ def ranking_text(ranked, compared, searched, top=10):
             words += ["", ""] if row["p"] is None else [f"{100 * row['difference']:+.2f}", f"{row['p']:.2g}"]
         lines.append([*words, f"{row['val_loss']:.4f}"])
     wide = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(word.rjust(w) for word, w in zip(line, wide)) for line in lines)
+    return ["  ".join(word.rjust(w) for word, w in zip(line, wide)) for line in lines]
 
 
 # --- command line -----------------------------------------------------------------------------
@@ -1165,14 +1185,14 @@ def add_flags(parser):
 EXAMPLES = """examples:
   python search.py --strategy halving
   python search.py --space lr=0.01:0.5:log hidden=128,512x256 --trials 20
-  python search.py --strategy grid --space momentum=0,0.9 batch_size=10,100 --lr 0.1
-  python search.py --strategy grid --space activation=relu,tanh --repeat 5 --test
+  python search.py --strategy grid --space dropout=0,0.2 batch_size=32,128
+  python search.py --strategy grid --space init=he,xavier --repeat 5 --test
   python search.py --resume --best 3 --epochs 100"""
 
 
 def main(argv=None):
     parser = data.make_parser(
-        "Search for the best settings, and train the best network on all training images.\n"
+        "Search for the best settings, and train the best on all training images.\n"
         "Settings that are not searched are the same in all trials.",
         EXAMPLES,
     )
@@ -1190,7 +1210,7 @@ def main(argv=None):
         raise ValueError("--test: there are no test images")
     out.mkdir(parents=True, exist_ok=True)
     titles = " and ".join(dataset["title"] for dataset in datasets.values())
-    what = f"{definition['strategy']} search on {titles}: {definition['trials']} trials"
+    what = f"{definition['strategy']} search on {titles}: {data.count(definition['trials'], 'trial')}"
     each = f", {runs_of(definition)} {run_column(trials[0])}s of each" if runs_of(definition) > 1 else ""
     data.say(f"{what} of {definition['space']}{each}")
     if flags.scheduler:

@@ -496,7 +496,7 @@ def report_answers(flags, members):
         for row, shares in zip(rows, estimates.clip(0, 1).tolist()):
             row |= {name: f"{share:.6f}" for name, share in zip(columns[3:], shares)}
     if not flags.out:
-        print(data.rows_text(rows, columns), end="")
+        data.say(data.rows_text(rows, columns).rstrip("\n"))
         return status
     data.save_rows(flags.out, rows, columns)
     data.say(answers_text(flags, members, [row[columns[1]] for row in rows]))

@@ -903,15 +903,11 @@ def see_through(out, run, say, goes_on=False):
             status = "diverged"
             raise
         except KeyboardInterrupt:
-            kept = f"{count(state['epoch'], 'whole epoch')} kept in {out}"
+            kept = f"{data.count(state['epoch'], 'whole epoch')} kept in {out}"
             raise KeyboardInterrupt(f"{kept}; --resume goes on") from None
         finally:
             save_record(out, config, status, rows, state["best"])
     return state, rows
-
-
-def count(number, what):
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def epoch_line(row, config):
@@ -966,7 +962,7 @@ def summary(rows, best, config, sets):
     why = "the last" if kept["val_accuracy"] is None else "the best on validation"
     lines = [f"{config['data']['title']}, epoch {kept['epoch']}, {why}:", f"  {figures_text(kept)}"]
     if len(rows) < config["epochs"]:
-        lines.insert(0, f"stopped early: no gain in {count(config['patience'], 'epoch')}")
+        lines.insert(0, f"stopped early: no gain in {data.count(config['patience'], 'epoch')}")
     commonest = np.bincount(sets["train"]["labels"]).max() / len(sets["train"]["labels"])
     if kept["train_accuracy"] <= commonest + 0.05 * (1 - commonest):
         lines.append("note: it is no better than guessing; try a smaller --lr, or look at the data")
@@ -980,7 +976,7 @@ SHOWN_DEFAULTS |= {"train_size": "all", "split_seed": "as --seed", "size": "as t
 SHOWN_DEFAULTS |= {"lr": "by optimizer", "lr_decay": "by schedule", "class_weight": "none"}
 EXAMPLES = """examples:
   python train.py --lr 0.25 --hidden 292
-  python train.py --dataset fashion-mnist --hidden 512 256 --momentum 0.9 --lr 0.05
+  python train.py --dataset fashion-mnist --hidden 512 256 --optimizer adam
   python train.py --hidden 0 --epochs 20 --out results/softmax"""
 
 

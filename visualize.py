@@ -94,7 +94,7 @@ SHOWN_FIELDS, SHOWN_STARS = 300, 54
 SHOWN_TEMPLATES = 100  # each with its name: Matplotlib takes minutes to lay out many axes
 SHOWN_MISTAKES = 24
 SALIENT_CLASSES = 10
-RANKED_TRIALS = 25
+RANKED_TRIALS, RANKED_COLUMNS = 25, 60
 LABEL_SETTINGS = 4  # a label names no more of them
 # what a run found out, where the rest of its config is what it was told
 NO_SETTINGS = ("data", "versions", "status", "result", "steps", "epoch", "val_accuracy")
@@ -298,9 +298,10 @@ def templates_figure(weights, shape, start, run):
     names = run["config"]["data"]["class_names"]
     figure = new_figure("Class templates: the weights of each class", run["title"])
     axes = picture_grid(figure, len(names), shape)
+    across = axes[0].get_gridspec().ncols
     for ax, template, name in zip(axes, weights.T, names):
         image = signed_image(ax, template.reshape(shape), signed_limit(weights))
-        ax.set_title(name, fontsize=9)
+        ax.set_title(printable(name, 84 // across), fontsize=9)
     below = {"location": "bottom", "aspect": 50, "ax": list(axes)}
     weight_colourbar(figure, image, f"weight from {start} to the class", **below)
     return figure
@@ -639,7 +640,8 @@ def setting_axis(ax, name, spec, trials):
             ax.margins(x=0.1)
         return lambda trial: trial[name]
     choices = sorted(set(values), key=lambda v: (0, v) if isinstance(v, (int, float)) else (1, str(v)))
-    ax.set_xticks(range(len(choices)), map(short, choices))
+    most = max(4, 30 // len(choices))  # letters of a choice, so that they do not touch
+    ax.set_xticks(range(len(choices)), [printable(short(choice), most) for choice in choices])
     ax.set_xlim(-0.5, len(choices) - 0.5)
     return lambda trial: choices.index(trial[name])
 
@@ -653,24 +655,37 @@ def floor_of(values):
 def ranking_figure(run):
     """The best trials, each a line with its settings and its validation accuracy."""
     trials, shown = run["trials"], run["trials"][:RANKED_TRIALS]
-    columns = ["trial", *run["space"]]
-    if len({trial["epochs"] for trial in trials}) > 1 and "epochs" not in columns:
-        columns.append("epochs")
+    names = list(run["space"])
+    if len({trial["epochs"] for trial in trials}) > 1:
+        names = ["epochs", *(name for name in names if name != "epochs")]
     heading = f"The best {len(shown)} of {len(trials)} trials" if len(shown) < len(trials) else "All trials"
     figure = new_figure(f"{heading}, ranked by validation accuracy", run["search_title"])
     ax = figure.add_subplot()
     places = {trial["trial"]: place for place, trial in enumerate(shown, start=1)}
     plot_trials(ax, shown, lambda trial: 100 * trial["val_accuracy"], lambda trial: places[trial["trial"]])
-    legend_above(ax, ax.lines)
+    legend_above(ax, ax.lines, side="right")
     spread = [[100 * (t["val_accuracy"] + sign * t.get("val_sd", 0)) for t in shown] for sign in (-1, 1)]
     ax.hlines(list(places.values()), *spread, color=GREY, lw=1)
-    lines = table_lines([columns, *([short(trial[name]) for name in columns] for trial in shown)])
+    lines = ranking_lines(shown, names)
     ax.set_yticks(range(len(lines)), lines, family="monospace")
     ax.set_ylim(len(shown) + 0.7, -0.5)
     ax.tick_params(axis="y", length=0)
     repeats = "; lines: one standard deviation of the runs" if "runs" in trials[0] else ""
     ax.set_xlabel(f"validation accuracy (%){repeats}")
     return figure
+
+
+def ranking_lines(trials, names):
+    """A heading and a line for each trial, with as many of the named settings as half of the page takes."""
+    for count in range(len(names), 0, -1):
+        columns, more = ["trial", *names[:count]], ["…"] * (count < len(names))
+        rows = [
+            [printable(short(trial[name]), 36) for name in columns] + [""] * len(more) for trial in trials
+        ]
+        lines = table_lines([columns + more, *rows])
+        if len(lines[0]) <= RANKED_COLUMNS:
+            break
+    return lines
 
 
 def table_lines(rows):
@@ -685,7 +700,7 @@ def learning_curves_figure(run):
     A few combinations with repeats have a colour each.
     """
     histories, best = run["histories"], run["trials"][0]["trial"]
-    figure = new_figure(f"Learning curves of {len(histories)} trials", run["search_title"])
+    figure = new_figure(f"Learning curves of {data.count(len(histories), 'trial')}", run["search_title"])
     ax = figure.add_subplot()
     runs = {trial: {"rows": rows, "config": {}, "chosen": None} for trial, rows in histories.items()}
     few = "runs" in run["trials"][0] and len(runs) <= len(RUN_COLOURS)
@@ -840,8 +855,9 @@ def new_figure(heading, title, height=PAGE[1], layout="constrained"):
     return figure
 
 
-def legend_above(ax, handles, columns=4):
-    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncol=columns, borderaxespad=0.2)
+def legend_above(ax, handles, columns=4, side="left"):
+    place = {"loc": f"lower {side}", "bbox_to_anchor": (int(side == "right"), 1), "borderaxespad": 0.2}
+    ax.legend(handles=handles, ncol=columns, **place)
 
 
 def legend_below(figure, place, handles, labels, **options):
@@ -1054,7 +1070,7 @@ def draw_run(run, only):
 
 def names_for(run):
     """The figures that belong to what a folder is: a run, a search or both."""
-    is_search = "trials" in run
+    is_search = "trials" in run or (run["path"] / "trials.csv").exists()  # of which each trial has failed
     is_run = bool({"rows", "params"} & set(run)) or not is_search
     belongs = {
         "settings": "settings" in run,
@@ -1149,8 +1165,8 @@ def load_folder(path):
     files = [path, *(path / name for name in ("params.pkl", "trials.csv") if (path / name).exists())]
     run["date"] = time.strftime("%Y-%m-%d", time.gmtime(files[-1].stat().st_mtime))
     if (path / "params.pkl").exists():
-        run["params"], config = data.load_run(path)
-        run["config"] = {**run["config"], **config}
+        run["params"], run["stored"] = data.load_run(path)
+        run["config"] = {**run["config"], **run["stored"]}
     else:
         run["lacks"] = dict.fromkeys(TEST_SET, LACKING["params"])
     if rows := load_history(path / "history.csv"):
@@ -1245,9 +1261,9 @@ def load_search(path):
     best = trials[0]
     config = load_checked(folders[best["trial"]] / "config.json", CONFIG)
     facts = with_printable_names(config.get("data") or {})
-    count = len({row.get("trial") for row in rows})
-    runs = len(rows) > count and f"{len(rows)} runs"
-    title = [facts.get("title"), f"{count} trials", runs, failed and f"{failed} failed"]
+    numbers = {row.get("trial") for row in rows}
+    runs = len(rows) > len(numbers) and f"{len(rows)} runs"
+    title = [facts.get("title"), data.count(len(numbers), "trial"), runs, failed and f"{failed} failed"]
     title.append(f"best validation accuracy {percent(best['val_accuracy'])} (trial {best['trial']})")
     return {
         "trials": trials,
@@ -1321,7 +1337,7 @@ def add_test_set(run, data_dir):
     """
     params, config = run["params"], run["config"]
     try:
-        dataset = data.load_dataset_of(config, data_dir)
+        dataset = data.load_dataset_of(run["stored"], data_dir)  # its class names are whole
     except (OSError, ValueError) as error:
         reason = f"the data set is not at hand: {error}"
         return {**run, "lacks": dict.fromkeys(TEST_SET, reason)}

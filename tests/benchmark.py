@@ -3,11 +3,12 @@
     python tests/benchmark.py                     # every section
     python tests/benchmark.py epoch --quick       # one section, one case
 
-Contestants that are not installed are skipped by name (pip install torch==2.13.0 jax scikit-learn).
-All use the same uint8 images, shapes, dtype and threads, and shuffle and gather their batches from
-them in every epoch. Runs are interleaved: ratios are taken run by run, so that a machine that is
-busy for a while slows all of them. The table is also written to results/benchmark.csv, and with --write
-into results/reference/README.md.
+Contestants that are not installed are skipped by name (pip install
+torch==2.13.0 jax scikit-learn). All use the same uint8 images, shapes, dtype
+and threads, and shuffle and gather their batches from them in every epoch.
+Runs are interleaved: ratios are taken run by run, so that a machine that is
+busy for a while slows all of them. The table is also written to
+results/benchmark.csv, and with --write into results/reference/README.md.
 """
 
 import argparse
@@ -525,6 +526,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.error = lambda message: parser.exit(2, f"benchmark.py: {message}\n")  # one line
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"any of: {', '.join(SECTIONS)}")
     parser.add_argument("--runs", type=int, default=7, help="runs of each contestant (default: 7)")
     parser.add_argument(
@@ -543,6 +545,8 @@ def main():
     unknown = set(options.sections) - set(SECTIONS)
     if unknown:
         parser.error(f"unknown section {', '.join(unknown)} (any of: {', '.join(SECTIONS)})")
+    if options.runs < 1 or min(options.threads) < 1:
+        parser.error("--runs, --threads: must be at least 1")
     if options.child:
         return run_child(options)
     pathlib.Path(options.csv).unlink(missing_ok=True)

@@ -1,14 +1,15 @@
-"""Train the reference systems and the records, and print the table of what they reach.
+"""Train the reference systems and the records, and print what they reach.
 
     python tests/reproduce.py                # every row: hours
     python tests/reproduce.py A C            # these rows
-    python tests/reproduce.py --show         # the table of what is there already, without training
-    python tests/reproduce.py --write        # and put it into results/reference/README.md
+    python tests/reproduce.py --show         # the table, without training
+    python tests/reproduce.py --write        # and put it into the README.md
 
-Each run is one ``python train.py`` command in a folder of its own below results/reproduce. A run
-that was stopped is resumed, one that has ended is not run again. The table is made from the files
-that the runs leave. Settings were chosen on validation images, never on the test set. Each run takes
-as many threads as it can get: with --jobs 2 set OPENBLAS_NUM_THREADS=1.
+Each run is one ``python train.py`` command in a folder of its own below
+results/reproduce. A run that was stopped is resumed, one that has ended is not
+run again. The table is made from the files that the runs leave. Settings were
+chosen on validation images, never on the test set. Each run takes as many
+threads as it can get: with --jobs 2 set OPENBLAS_NUM_THREADS=1.
 """
 
 import argparse
@@ -306,6 +307,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.error = lambda message: parser.exit(2, f"reproduce.py: {message}\n")  # one line
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"any of: {', '.join(ROWS)}")
     parser.add_argument("--out", default=str(ROOT / "results" / "reproduce"), help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")

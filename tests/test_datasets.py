@@ -416,6 +416,15 @@ def test_pictures_of_several_sizes_become_one(tmp_path):
     assert load(tmp_path, size="28x14")["image_shape"] == (28, 14)
 
 
+def test_files_beside_pictures_that_are_none_are_named(tmp_path, capsys):
+    save_pictures(tmp_path)
+    for name in ("a/1.heic", "only/1.svg", "a/._1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert load(tmp_path)["class_names"] == ["a", "b", "c"]
+    assert is_one_clear_line(capsys.readouterr().err, tmp_path, "2 files", "1.heic")
+
+
 def test_folders_named_by_numbers_are_in_the_order_of_numbers(tmp_path):
     save_pictures(tmp_path, names=["10", "9", "2"])
     assert load(tmp_path)["class_names"] == ["2", "9", "10"]

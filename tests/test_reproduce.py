@@ -3,8 +3,10 @@
 import json
 import re
 
+import benchmark
 import pytest
 import reproduce
+from faults import call_refused
 
 import train
 
@@ -62,10 +64,20 @@ def test_runs_with_other_settings_are_not_shown_but_trained_again(rows, tmp_path
     assert json.loads((tmp_path / "plain" / "0" / "config.json").read_text())["lr"] == 0.125
 
 
-def test_no_jobs_are_refused(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["reproduce.py", "--jobs", "0"])
-    with pytest.raises(ValueError, match="--jobs"):
-        reproduce.main()
+@pytest.mark.parametrize(
+    "main, arguments, name",
+    [
+        (reproduce.main, ["--jobs", "0"], "--jobs"),
+        (reproduce.main, ["--jobs", "x"], "--jobs"),
+        (reproduce.main, ["nonsense"], "nonsense"),
+        (benchmark.main, ["--runs", "0"], "--runs"),
+        (benchmark.main, ["--threads", "0"], "--threads"),
+        (benchmark.main, ["nonsense"], "nonsense"),
+    ],
+)
+def test_bad_input_is_one_clear_line(monkeypatch, main, arguments, name):
+    monkeypatch.setattr("sys.argv", ["script.py", *arguments])
+    call_refused(lambda _: main(), names=[name])
 
 
 def test_runs_that_have_not_ended_are_not_shown(rows, tmp_path, monkeypatch, capsys):

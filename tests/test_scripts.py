@@ -1,6 +1,7 @@
 """The edges that every script has: output that is full, closed or read by nobody; impossible names."""
 
 import errno
+import importlib
 import os
 import subprocess
 import sys
@@ -26,6 +27,16 @@ def whole(tmp_path_factory):
 
 def training(whole, out, epochs):
     return ["--dataset", whole / "small", "--val-size", 12, "--epochs", epochs, "--out", out]
+
+
+@pytest.mark.parametrize("script", ["train", "search", "test", "visualize", "reproduce", "benchmark"])
+def test_help_fits_a_terminal(monkeypatch, capsys, script):
+    monkeypatch.setenv("COLUMNS", "80")
+    main = importlib.import_module(script).main
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 79
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")

@@ -1072,6 +1072,20 @@ def test_search_does_not_import_matplotlib_or_dask():
     assert done.stdout == "set()\n"
 
 
+def test_lines_of_a_search_of_many_settings_fit_a_terminal():
+    names = ["lr", "weight_decay", "hidden", "label_smoothing", "class_weight", "preprocess"]
+    trials = [as_trial(number, 0.9) for number in range(1, 4)]
+    for trial in trials:
+        trial["rows"][-1]["val_loss"] = 0.1
+        trial["config"] |= dict.fromkeys(names, "balanced")
+    ranked = search.ranking(trials)
+    table = search.ranking_text(ranked, search.compare(ranked), names).split("\n")
+    lines = [search.trial_line(trial, trials, names, "1/3") for trial in trials]
+    assert len(table) == 4 and max(map(len, table + lines)) <= 79
+    assert "weight_decay" in table[0] and all("..." in line for line in [table[0], *lines])
+    assert "..." not in search.trial_line(trials[0], trials, ["lr"], "1/3")
+
+
 def test_live_line_tells_done_running_best_and_time_left():
     line = search.live_line([as_trial(7, 0.9791)], "1/5", 2, None, 240)
     assert line == "1/5 trials done  2 running  best 97.91% (trial 7)  4 min left"

@@ -324,6 +324,12 @@ def test_the_moving_average_is_what_is_judged_and_kept(small_set, tmp_path):
     assert any((best[key] != state["params"][key]).any() for key in best)
 
 
+def test_a_row_has_the_lr_of_its_last_step(small_set):
+    config, sets = small_run(small_set, warmup=2, lr=0.4)  # 48 images in steps of 16
+    _, row = train.train_epoch(train.init_state(sets, config), sets, config)
+    assert row["lr"] == pytest.approx(0.4 * (2 / 3) / 2)
+
+
 def test_another_schedule_does_not_inherit_the_decay():
     saved = train.check_settings({"lr_schedule": "exponential"})
     assert train.check_settings(train.changed(saved, {"lr_schedule": "cosine"}))["lr_decay"] is None
@@ -629,6 +635,13 @@ def test_a_folder_is_made_when_the_run_can_start_and_not_before(small_set, tmp_p
 
 
 # --- stopped and resumed ----------------------------------------------------------------------
+
+
+def test_more_epochs_for_a_schedule_that_has_come_to_its_end_get_a_note(small_set, tmp_path):
+    flags = ["--dataset", small_set, "--epochs", 2, "--lr-schedule", "cosine", *SMALL, "--out", tmp_path]
+    assert not run("train.py", *flags).stderr
+    resumed = run("train.py", "--resume", "--epochs", 4, "--out", tmp_path)
+    assert is_one_clear_line(resumed.stderr, "note", "cosine", "4")
 
 
 def test_resume_refuses_another_run_and_extends_its_own(small_set, tmp_path):

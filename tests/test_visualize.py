@@ -339,6 +339,24 @@ def test_mistakes_come_most_confident_first():
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), images[2])
 
 
+def test_long_names_of_templates_do_not_touch():
+    weights, names = np.eye(64, 20), [f"a name of many letters {number}" for number in range(20)]
+    facts = {"image_shape": [8, 8], "class_names": names}
+    run = held(params={"W1": weights, "b1": weights[0]}, config={"data": facts})
+    figure = visualize.fields_figure(run)
+    figure.draw_without_rendering()
+    boxes = [ax.title.get_window_extent() for ax in figure.axes[:20]]
+    assert not any(a.y0 == b.y0 and a.x1 > b.x0 for a, b in zip(boxes, boxes[1:]))
+
+
+def test_long_names_of_classes_are_shortened_where_they_are_drawn_alone(tmp_path, small):
+    folder = shutil.copytree(small, tmp_path / "data")
+    (folder / "classes.txt").write_text("".join(f"a name of many letters {k}\n" for k in "abc"))
+    make_run(tmp_path / "run", folder, "--hidden", 0)
+    figures, skipped = visualize.draw_folder(tmp_path / "run", ["confusion", "fields"], None)
+    assert set(figures) == {"confusion", "fields"} and not skipped
+
+
 def test_pictures_take_most_of_the_page():
     for count, shape in ((24, (28, 28)), (10, (28, 28)), (3, (20, 60)), (1, (8, 8))):
         figure = Figure(figsize=visualize.PAGE)
@@ -437,8 +455,8 @@ def test_a_search_shows_each_setting_the_ranking_and_the_curves(tmp_path):
     ranking = figures["ranking"].axes[0]
     np.testing.assert_allclose([line.get_xdata()[0] for line in ranking.lines], [87.5, 77.5, 65])
     heading, first, *_, last = [label.get_text().split() for label in ranking.get_yticklabels()]
-    assert heading == ["trial", "lr", "weight_decay", "hidden", "epochs"]
-    assert first == ["1", "0.2", "1e-07", "30", "4"] and last[-1] == "2"
+    assert heading == ["trial", "epochs", "lr", "weight_decay", "hidden"]
+    assert first == ["1", "4", "0.2", "1e-07", "30"] and last[1] == "2"
     assert [line.get_markerfacecolor() == "none" for line in ranking.lines] == [False, False, True]
 
     curves = figures["learning_curves"].axes[0].lines
@@ -554,6 +572,12 @@ def test_a_search_without_histories_is_still_drawn(tmp_path):
     assert "history.csv" in reason and names == ["learning_curves"]
 
 
+def test_a_search_whose_trials_have_all_failed_says_so(tmp_path):
+    (tmp_path / "trials.csv").write_text("trial,status,seed,epochs,val_accuracy\n1,diverged,1,0,\n")
+    (tmp_path / "search.json").write_text("{}")
+    assert is_one_clear_line(run("visualize.py", tmp_path, check=2).stderr, tmp_path, "trials.csv")
+
+
 def test_a_search_without_its_definition_is_refused(tmp_path):
     (make_search(tmp_path) / "search.json").unlink()
     with pytest.raises(OSError, match=r"search\.json"):
@@ -569,6 +593,7 @@ def test_ticks_of_a_small_search_do_not_touch(tmp_path):
             "lr": 0.19021,
             "weight_decay": 1.2e-7,
             "bend": 0.2512345,
+            "preprocess": "deskew+width:14+pool+scale+center+standardize+pca:50",
         },
         {
             "trial": 2,
@@ -577,13 +602,14 @@ def test_ticks_of_a_small_search_do_not_touch(tmp_path):
             "lr": 0.20572,
             "weight_decay": 9.8e-5,
             "bend": 0.2512346,
+            "preprocess": "scale+center+standardize+pca:50",
         },
     ]
-    space = {"lr": "0.15:0.25", "weight_decay": "1e-7:1e-4:log", "bend": "0:1"}
+    space = {"lr": "0.15:0.25", "weight_decay": "1e-7:1e-4:log", "bend": "0:1", "preprocess": "a,b"}
     with matplotlib.style.context(visualize.LOOK):
         figure = visualize.search_figure(held(trials=trials, space=space, search_title=""))
         figure.draw_without_rendering()
-        for ax in figure.axes[:3]:
+        for ax in figure.axes[:4]:
             low, high = ax.get_xlim()
             ticks = [t for t in ax.xaxis.get_major_ticks() if low <= t.get_loc() <= high]
             boxes = [tick.label1.get_window_extent() for tick in ticks]
@@ -601,6 +627,20 @@ def test_trials_far_below_the_others_do_not_flatten_them():
     ax, legend = visualize.search_figure(run).axes
     assert ax.get_ylim()[0] > 90
     assert any("lower still" in text.get_text() for text in legend.get_legend().get_texts())
+
+
+def test_a_ranking_of_many_settings_leaves_a_third_of_the_page_to_its_marks(recwarn):
+    names = [f"setting_{number}" for number in range(9)]
+    trials = [
+        {"trial": i, "epochs": i, "val_accuracy": 0.9, **dict.fromkeys(names, "256x256")} for i in (1, 2)
+    ]
+    run = {"trials": trials, "space": dict.fromkeys(names, "256x256"), "search_title": ""}
+    figure = visualize.ranking_figure(run)
+    figure.draw_without_rendering()
+    ax, legend = figure.axes[0], figure.axes[0].get_legend().get_window_extent()
+    heading = ax.get_yticklabels()[0].get_text()
+    assert "setting_0" in heading and "…" in heading and not recwarn.list
+    assert ax.get_position().width > 0.33 and 0 < legend.x0 < legend.x1 < figure.bbox.x1
 
 
 # --- several runs ---
