@@ -46,7 +46,7 @@ def peak_memory():
 READERS = {
     ".pkl": nn.load_checkpoint,
     ".json": data.load_json,
-    ".csv": lambda path: data.load_rows(path, words=path.name == "trials.csv"),
+    ".csv": lambda path: data.load_rows(path, words=path.name in ("trials.csv", "groups.csv")),
 }
 
 
