@@ -150,7 +150,7 @@ def test_stopped_at_any_moment_a_search_leaves_no_process_and_resumes(
 
 
 @windows_has_none
-@pytest.mark.parametrize("count", [3, pytest.param(40, marks=EXTENDED)])
+@pytest.mark.parametrize("count", [3, pytest.param(20, marks=EXTENDED)])
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_while_its_workers_start_a_search_leaves_no_process(small, tmp_path, number, status, count):
     """The signal comes soon after the search has said that it starts, or twice, to it or to all of them."""
@@ -174,7 +174,7 @@ def test_stopped_while_its_workers_start_a_search_leaves_no_process(small, tmp_p
     [
         ("halving", 0, 3),
         ("repeats", 0, 3),
-        *(pytest.param(name, seed, 10, marks=EXTENDED) for name in STRATEGIES for seed in range(1, 6)),
+        *(pytest.param(name, seed, 6, marks=EXTENDED) for name in STRATEGIES for seed in range(1, 3)),
     ],
 )
 def test_killed_again_and_again_a_search_ends_with_the_same_bits(

@@ -211,7 +211,7 @@ def test_the_lock_of_windows(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "seed, kills", [(0, 4), *(pytest.param(seed, 10, marks=pytest.mark.extended) for seed in range(1, 11))]
+    "seed, kills", [(0, 4), *(pytest.param(seed, 10, marks=pytest.mark.extended) for seed in range(1, 6))]
 )
 def test_killed_again_and_again_a_run_ends_with_the_same_bits(whole, tmp_path, seed, kills):
     """100 moments in the extended run: half of them soon after the start, the others after some epochs."""
