@@ -824,8 +824,8 @@ def split(images, labels, val_size, rng, train_size=None, stratified=False):
     train_size : int, optional
         Number of training images to keep of the others; default: all of them.
     stratified : bool
-        Whether both parts have as large a share of each class as all images, and at least one image of a
-        class with two, as far as the sizes allow.
+        Whether both parts have as large a share of each class as all images, and at least one image of
+        each class that has two, as far as the sizes allow.
 
     Returns
     -------

@@ -1119,8 +1119,7 @@ def make_trials(definition, data_dir, known, workers=1):
         data.check_parts(dataset, s)
         if known is not None and known.get(dataset["name"]) != dataset["sha256"]:
             raise ValueError(f"the data set {dataset['name']} is not the one that the search used")
-        whole = {"train": {"labels": dataset["train_labels"]}, "classes": len(dataset["class_names"])}
-        train.class_weights(whole, s)
+        train.class_weights(dataset["train_labels"], len(dataset["class_names"]), s)
         for repeat in range(1, runs_of(definition) + 1):
             config = train.run_config(run_settings(s, definition, repeat), dataset)
             empty = {"config": config, "rows": [], "status": None, "seconds": 0.0}

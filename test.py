@@ -817,6 +817,45 @@ EXAMPLES = """examples:
   python test.py results --export digits.onnx"""
 
 
+SEVERAL = ("PICTURE", "PATH")  # values of which a flag takes one or more
+FLAGS = {  # flag -> what its value looks like (None: it has none), help
+    "dataset": ("NAME", "judge on this data set (default: the run's own)"),
+    "compare": (
+        None,
+        "compare the first run with each other one; a folder without params stands for the runs in its "
+        "folders: their means are compared",
+    ),
+    "json": (None, "print the report as JSON"),
+    "images": (
+        "PICTURE",
+        "classify these pictures, or those of a folder, one digit on each, instead of a test set",
+    ),
+    "fit": (
+        "NAME",
+        "of pictures: digit (cut out and centred as MNIST's are) or whole (default: as trained)",
+    ),
+    "split": (None, "read several digits on a picture from left to right as a number"),
+    "save": (None, "with --images: write PICTURE.seen.png, what was given and what the network saw"),
+    "explain": (
+        None,
+        "with --images: write PICTURE.why.png, what in the picture speaks for the likeliest class (orange) "
+        "and against it (blue)",
+    ),
+    "predict": (
+        "PATH",
+        "say what new images are: a file (.csv, .npy, .npz, IDX) without labels, or pictures",
+    ),
+    "out": ("FILE", "with --predict: write the answers there, as CSV"),
+    "columns": (
+        "A,B",
+        "with --predict: write these two columns, number from 1 (or file) and class; ImageId,Label is "
+        "Kaggle's form",
+    ),
+    "probabilities": (None, "with --predict: a column for each class as well"),
+    "export": ("FILE", f"write the network for other programs, by the suffix: {', '.join(EXPORTS)}"),
+}
+
+
 def main(argv=None):
     parser = data.make_parser(
         "Judge saved params on a test set, or use them on images of your own.", EXAMPLES
@@ -825,56 +864,16 @@ def main(argv=None):
         "runs", nargs="*", metavar="RUN", default=["results"],
         help="a run's folder or a params file (default: results); several are a committee",
     )  # fmt: skip
-    parser.add_argument("--dataset", metavar="NAME", help="judge on this data set (default: the run's own)")
-    parser.add_argument(
-        "--compare",
-        action="store_true",
-        help="compare the first run with each other one; "
-        "a folder without params stands for the runs in its folders: their means are compared",
-    )
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument(
-        "--images", nargs="+", metavar="FILE",
-        help="classify these pictures, or those of a folder, one digit on each, instead of a test set",
-    )  # fmt: skip
-    parser.add_argument(
-        "--fit", metavar="NAME",
-        help="of pictures: digit (cut out, and centred as MNIST's are) or whole (default: as trained)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--split", action="store_true",
-        help="read several digits on a picture from left to right as a number",
-    )  # fmt: skip
-    parser.add_argument(
-        "--save", action="store_true",
-        help="with --images: write FILE.seen.png, what was given and what the network saw",
-    )  # fmt: skip
-    parser.add_argument(
-        "--explain", action="store_true",
-        help="with --images: write FILE.why.png, what in the picture speaks for the likeliest class "
-        "(orange) and against it (blue)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--predict", nargs="+", metavar="PATH",
-        help="say what new images are: a file (.csv, .npy, .npz, IDX) without labels, or pictures",
-    )  # fmt: skip
-    parser.add_argument("--out", metavar="FILE", help="with --predict: write the answers there, as CSV")
-    parser.add_argument(
-        "--columns", metavar="A,B",
-        help="with --predict: write these two columns, number from 1 (or file) and class; ImageId,Label "
-        "is Kaggle's form",
-    )  # fmt: skip
-    parser.add_argument(
-        "--probabilities", action="store_true", help="with --predict: a column for each class as well"
-    )
+    for name, (value, text) in FLAGS.items():
+        if value is None:
+            parser.add_argument(f"--{name}", action="store_true", help=text)
+        else:
+            count = "+" if value in SEVERAL else None
+            parser.add_argument(f"--{name}", metavar=value, nargs=count, help=text)
     parser.add_argument(
         "--adversarial", metavar="X", type=float, default=0.0,
         help="judge on images of which each pixel is moved by so much (1: from black to white) along the "
         "sign of the loss's slope, as train.py --adversarial does",
-    )  # fmt: skip
-    parser.add_argument(
-        "--export", metavar="FILE",
-        help=f"write the network for other programs, by the suffix: {', '.join(EXPORTS)}",
     )  # fmt: skip
     flags = data.parse_flags(parser, argv)
     check_flags(flags)

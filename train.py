@@ -65,7 +65,7 @@ def train_epoch(state, sets, config, progress=lambda images: None):
     started, epoch = time.perf_counter(), state["epoch"] + 1
     columns = None if config["augment"] else sets["columns"]  # W1's rows lie as the columns of x do
     params, velocity = (in_order(state[name], columns) for name in ("params", "velocity"))  # copies
-    weights, cache = class_weights(sets, config), None
+    weights, cache = class_weights(sets["train"]["labels"], sets["classes"], config), None
     room = {key: np.empty_like(w) for key, w in params.items()}  # for the gradients of each step
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found by isfinite
         for batch in epoch_batches(epoch, sets, config):
@@ -232,11 +232,11 @@ def take_step(params, grads, velocity, batch, config):
     return params, velocity
 
 
-def class_weights(sets, config):
+def class_weights(labels, classes, config):
     """Factors (k,) on the loss of the images of each class, of mean 1 over the training images, or None."""
     if not config["class_weight"]:
         return None
-    counts = np.bincount(sets["train"]["labels"], minlength=sets["classes"])
+    counts = np.bincount(labels, minlength=classes)
     weights = 1 / np.maximum(counts, 1) if config["class_weight"] == ["balanced"] else config["class_weight"]
     if len(weights) != len(counts):
         raise ValueError(f"--class-weight: there are {len(counts)} classes, not {len(weights)}")
@@ -844,7 +844,8 @@ def start_run(settings, data_dir):
     check_memory(settings, *dataset["train_images"].shape, len(dataset["class_names"]))
     config = run_config(settings, dataset)
     sets = prepare(dataset, config)
-    class_weights(sets, config)  # a wrong number of them is found before any folder is made
+    # a wrong number of weights is found before any folder is made
+    class_weights(sets["train"]["labels"], sets["classes"], config)
     return init_state(sets, config), [], config, sets
 
 

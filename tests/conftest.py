@@ -29,6 +29,7 @@ import numpy as np
 import pytest
 
 import data
+import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HANG = 600  # seconds: what is not done by then, on any machine, will never be
@@ -144,3 +145,22 @@ def refused(*names, error=CLEAR):
     with pytest.raises(error) as caught:
         yield
     assert str(caught.value) and all(str(name) in str(caught.value) for name in names), caught.value
+
+
+# --- runs to be drawn ---------------------------------------------------------------------------
+
+
+def make_run(out, dataset, *arguments):
+    given = ["--dataset", dataset, "--out", out, "--batch-size", 16, "--val-size", 12, "--quiet", *arguments]
+    assert not train.main(list(map(str, given)))
+    return out
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "small", train=80, test=40)
+
+
+@pytest.fixture(scope="module")
+def trained(small, tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("run"), small, "--hidden", 7, 5, "--epochs", 4, "--lr", 0.05)

@@ -11,9 +11,9 @@ import shlex
 import numpy as np
 import pytest
 from browser import browser, open_page, value_of
-from conftest import ROOT, run, write_dataset
+from conftest import ROOT, make_run, run, write_dataset
 from matplotlib.figure import Figure
-from test_visualize import held, make_run
+from test_visualize import held
 
 import data
 import nn
@@ -21,16 +21,6 @@ import search
 import visualize
 
 EVIL = '</script><img src=x onerror="hacked=1"><script>hacked=1</script>{{content}}\u202e'
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data") / "small", train=80, test=40)
-
-
-@pytest.fixture(scope="module")
-def trained(small, tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("run"), small, "--hidden", 7, 5, "--epochs", 4, "--lr", 0.05)
 
 
 @pytest.fixture(scope="module")

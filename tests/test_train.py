@@ -575,12 +575,13 @@ def test_runs_that_do_not_say_how_they_held_out_split_as_they_did(small_set, tmp
 def test_class_weights_make_rare_classes_count(small_set, tmp_path):
     config, sets = small_run(small_set, class_weight="balanced")
     sets["train"]["labels"] = np.repeat(np.arange(3), [40, 6, 2])
-    weights = train.class_weights(sets, config)
+    weights = train.class_weights(sets["train"]["labels"], sets["classes"], config)
     np.testing.assert_allclose(weights * [40, 6, 2], 16, rtol=1e-12)
-    given = train.class_weights(sets, train.check_settings({"class_weight": "1x2x4"}))
+    labels = sets["train"]["labels"]
+    given = train.class_weights(labels, 3, train.check_settings({"class_weight": "1x2x4"}))
     np.testing.assert_allclose(given / given[0], [1, 2, 4])
     assert given @ [40, 6, 2] == pytest.approx(48)
-    assert train.class_weights(sets, train.check_settings({"class_weight": "none"})) is None
+    assert train.class_weights(labels, 3, train.check_settings({"class_weight": "none"})) is None
     refused = run(
         "train.py", "--dataset", small_set, "--class-weight", 1, 2, "--out", tmp_path, *SMALL, check=2
     )
@@ -591,7 +592,7 @@ def test_an_epoch_with_class_weights_is_the_core_functions_in_a_row(small_set):
     config, sets = small_run(small_set, class_weight=["1", "2", "4"], batch_size=64)
     state = train.init_state(sets, config)
     images, labels = pictures(sets, "train")
-    weights = train.class_weights(sets, config)
+    weights = train.class_weights(sets["train"]["labels"], sets["classes"], config)
     _, cache = nn.forward(state["params"], images / 255)
     grads = nn.backward(state["params"], cache, labels, class_weight=weights)
     params, _ = nn.sgd_step(state["params"], grads, None, config["lr"], weight_decay=2.5e-7)

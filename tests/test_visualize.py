@@ -5,7 +5,7 @@ import xml.etree.ElementTree
 import matplotlib.style
 import numpy as np
 import pytest
-from conftest import is_one_clear_line, run, run_apart, write_dataset
+from conftest import is_one_clear_line, make_run, run, run_apart, write_dataset
 from matplotlib.backend_bases import KeyEvent, MouseEvent
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -14,22 +14,6 @@ import data
 import nn
 import train
 import visualize
-
-
-def make_run(out, dataset, *arguments):
-    given = ["--dataset", dataset, "--out", out, "--batch-size", 16, "--val-size", 12, "--quiet", *arguments]
-    assert not train.main(list(map(str, given)))
-    return out
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data") / "small", train=80, test=40)
-
-
-@pytest.fixture(scope="module")
-def trained(small, tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("run"), small, "--hidden", 7, 5, "--epochs", 4, "--lr", 0.05)
 
 
 @pytest.fixture(scope="module")
