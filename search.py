@@ -27,6 +27,7 @@ import functools
 import itertools
 import logging
 import math
+import operator
 import os
 import pathlib
 import pickle
@@ -68,35 +69,27 @@ ETA = 3  # of the trials of a rung, one in so many goes on to the next
 def run_search(trials, plan, workers, out, searched, show):
     """Run what is missing of all trials; write and print each as it ends; returns them as they are then.
 
-    Parameters
-    ----------
-    plan : list of tuple
-        From ``rungs``.
-    workers : dict
-        From ``local_workers`` or ``cluster_workers``.
-    searched : list of str
-        Names of the settings that differ from trial to trial.
-    show : function
-        From ``data.progress_line``.
+    ``plan`` is a list from ``rungs``; ``workers`` are those of ``local_workers`` or ``cluster_workers``;
+    ``searched`` are the names of the settings that differ; ``show`` is that of ``data.progress_line``.
     """
     found = {trial_name(trial): trial for trial in trials}
     started, reached, worked = time.perf_counter(), 0, 0
     for rung, (count, until) in enumerate(plan):
         chosen = best_at(found.values(), reached, count)
         missing = {trial_name(trial): trial for trial in chosen if is_missing(trial, until)}
-        for running, ended in run_trials(list(missing.values()), until, workers, out):
+        done = f"{len(chosen) - len(missing)}/{len(chosen)}"
+        for running, ended in run_trials(missing.values(), until, workers, out):
             for trial, result in ended:
                 before = missing.pop(trial_name(trial))
                 save_trial(out, trial, result, len(before["rows"]))
                 found[trial_name(trial)] = trial
                 save_table(out, found.values(), searched)
                 worked += len(trial["rows"]) - len(before["rows"])
-                show("")
                 done = f"{len(chosen) - len(missing)}/{len(chosen)}"
+                show("")
                 data.say(trial_line(trial, found.values(), searched, done))
             left = epochs_left(missing.values(), plan[rung:], len(trials) // plan[0][0])
             seconds = (time.perf_counter() - started) / worked * left if worked else None
-            done = f"{len(chosen) - len(missing)}/{len(chosen)}"
             show(live_line(found.values(), done, running, until, seconds))
         reached = until
     return list(found.values())
@@ -143,30 +136,12 @@ def is_missing(trial, until):
 
 def groups_of(trials):
     """The trials of each number, as a list of lists in order of number and repeat."""
-    found = {}
-    for trial in sorted(trials, key=lambda trial: (trial["number"], trial["repeat"])):
-        found.setdefault(trial["number"], []).append(trial)
-    return list(found.values())
-
-
-def best_first(group, epochs=None):
-    """Sort key: mean validation accuracy after so many epochs (None: the last), ties by mean loss."""
-    rows = [trial["rows"][:epochs][-1] for trial in group]
-    return -mean_of(rows, "val_accuracy"), mean_of(rows, "val_loss"), group[0]["number"]
+    ordered = sorted(trials, key=operator.itemgetter("number", "repeat"))
+    return [list(group) for _, group in itertools.groupby(ordered, operator.itemgetter("number"))]
 
 
 def mean_of(rows, column):
     return math.fsum(row[column] for row in rows) / len(rows)
-
-
-def ranking(trials):
-    """The groups that can win, best first; behind all that finished, those that came further.
-
-    A group of which one has diverged or failed cannot win; trials that have not run do not count yet.
-    """
-    groups = groups_of(trial for trial in trials if trial["status"])
-    able = [group for group in groups if all(trial["status"] in RANKED for trial in group)]
-    return sorted(able, key=lambda group: (-came(group), *best_first(group)))
 
 
 def came(group):
@@ -174,18 +149,30 @@ def came(group):
     return min(math.inf if t["status"] == "finished" else len(t["rows"]) for t in group)
 
 
-def best_at(trials, epochs, count):
-    """The trials of the ``count`` best groups after ``epochs``, first repeats first.
+def ranking(trials, epochs=math.inf):
+    """The groups that can win, best first, by their figures after so many epochs, or their last.
 
-    A trial that ended by early stopping before that counts with its last epoch; a group with one that
-    diverged or failed before that is out.
+    Ranked are those that came further, the mean validation accuracy, the mean loss. A group of which one
+    has diverged or failed before that cannot win; trials that have not run do not count yet.
     """
-    groups = groups_of(trials)
-    if epochs:
-        able = [all(len(t["rows"]) >= epochs or t["status"] in RANKED for t in group) for group in groups]
-        groups = sorted(itertools.compress(groups, able), key=lambda group: best_first(group, epochs))
+
+    def able(trial):
+        return trial["status"] in RANKED or len(trial["rows"]) >= epochs
+
+    def best_first(group):
+        rows = [trial["rows"][min(epochs, len(trial["rows"])) - 1] for trial in group]
+        figures = -mean_of(rows, "val_accuracy"), mean_of(rows, "val_loss")
+        return (-min(came(group), epochs), *figures, group[0]["number"])
+
+    groups = groups_of(trial for trial in trials if trial["status"])
+    return sorted([group for group in groups if all(map(able, group))], key=best_first)
+
+
+def best_at(trials, epochs, count):
+    """The trials of the ``count`` best groups after ``epochs``, first repeats first."""
+    groups = ranking(trials, epochs) if epochs else groups_of(trials)
     chosen = itertools.chain(*groups[:count])
-    return sorted(chosen, key=lambda trial: (trial["repeat"], trial["number"]))
+    return sorted(chosen, key=operator.itemgetter("repeat", "number"))
 
 
 def wait_for_one(futures, seconds):
@@ -200,15 +187,10 @@ def wait_for_one(futures, seconds):
 
 
 def run_trials(trials, until, workers, out):
-    """Run trials up to an epoch.
+    """Run trials up to an epoch: about once a second, and when one ends, yields how many run, and what ended.
 
-    Yields
-    ------
-    running : int
-        About once a second, and whenever a trial ends.
-    ended : list of (trial, result)
-        Those that have ended since; ``result`` is that of ``run_trial``, or None for a trial that
-        failed: whose worker died, and the next one too.
+    That is a list of (trial, result) of ``run_trial``; the result is None for a trial that failed: whose
+    worker died, and the next one too.
     """
     waiting, running, ended = collections.deque(trials), {}, []
     deaths = collections.Counter()  # by name
@@ -218,9 +200,8 @@ def run_trials(trials, until, workers, out):
             job = (trial["config"], *load_trial(out, trial), until, workers["source"](trial["config"]))
             running[workers["submit"](run_trial, *job)] = trial
         yield len(running), ended  # only now: the workers are busy while the caller writes
-        done = wait_for_one(running, 1)
         ended = []
-        for future in done:
+        for future in wait_for_one(running, 1):
             trial = running.pop(future)
             try:
                 result = future.result()
@@ -236,23 +217,12 @@ def run_trials(trials, until, workers, out):
 
 
 def run_trial(config, state, rows, until, source):
-    """Train a trial up to an epoch, on a worker.
+    """Train a trial up to an epoch (None: its last), on a worker.
 
-    Parameters
-    ----------
-    state, rows
-        Where to go on from, and the history so far; None and no rows are the beginning.
-    until : int or None
-        The epoch to pause after; None is the trial's last.
-    source : function
-        Gives the training and the validation images, as ``train.prepare`` does.
-
-    Returns
-    -------
-    dict
-        ``state``, ``rows``, ``status``, ``steps`` of the preprocessing, and the ``seconds`` that this
-        took. Only the last row has the loss and accuracy of the training images: they take as long as
-        half a training epoch.
+    It goes on from ``state`` and ``rows``; None and no rows are the beginning. ``source`` gives the images
+    as ``train.prepare`` does. Returns ``state``, ``rows``, ``status``, ``steps`` of the preprocessing and
+    the ``seconds`` it took. Only the last row has the figures of the training images: they take as long
+    as half a training epoch.
     """
     started = time.perf_counter()
     sets = {**source(), "evaluate": ("val",)}
@@ -290,12 +260,13 @@ def compare(ranked):
     found, best = [], [trial["rows"][-1]["val_accuracy"] for trial in ranked[0]]
     for group in ranked:
         rows = [trial["rows"][-1] for trial in group]
-        sd = nn.mean_and_sd([row["val_accuracy"] for row in rows])[1]
+        accuracies = [row["val_accuracy"] for row in rows]
         row = {"trial": group[0]["number"], "runs": len(group), "epochs": max(len(t["rows"]) for t in group)}
-        row |= {name: mean_of(rows, name) for name in FIGURES} | {"val_sd": sd, "difference": None, "p": None}
+        row |= {name: mean_of(rows, name) for name in FIGURES}
+        row |= {"val_sd": nn.mean_and_sd(accuracies)[1], "difference": None, "p": None}
         if group is not ranked[0] and came(group) == came(ranked[0]):
-            pairs = [own["val_accuracy"] - other for own, other in zip(rows, best)]
-            row |= {"difference": sum(pairs) / len(pairs), "p": nn.permutation_test(pairs)}
+            pairs = np.subtract(accuracies, best)
+            row |= {"difference": pairs.mean(), "p": nn.permutation_test(pairs)}
         found.append(row)
     return found
 
@@ -308,28 +279,31 @@ def verdict(compared, kind):
         return f"There is nothing to compare {first} with."
     if runs == 1:
         return f"One run of each does not show whether {first} is better or luckier: see --repeat."
-    clear = named(row for row in others if row["p"] <= LIKELY)
-    always = named(row for row in others if row["p"] > LIKELY and row["p"] == least)
-    unclear = named(row for row in others if row["p"] > max(LIKELY, least))
-    words = [f"{first} is better than {clear} by more than chance explains"] if clear else []
-    if always:
-        words.append(f"{first} was better than {always} in each {kind}, which is a hint but may be chance")
-    if unclear:
-        words.append(f"that it is better than {unclear} is not shown: the {kind}s differ by as much")
+    clear = [row for row in others if row["p"] <= LIKELY]
+    said = {
+        f"{first} is better than {{}} by more than chance explains": clear,
+        f"{first} was better than {{}} in each {kind}, which is a hint but may be chance": [
+            row for row in others if LIKELY < row["p"] == least
+        ],
+        f"that it is better than {{}} is not shown: the {kind}s differ by as much": [
+            row for row in others if row["p"] > max(LIKELY, least)
+        ],
+    }
+    text = "; ".join(words.format(named(rows)) for words, rows in said.items() if rows)
     why = f"with {runs} {kind}s the smallest possible p is 2/{2**runs} = {least:.2g}"
     why += f", above the usual limit of {LIKELY}" if least > LIKELY else ""
     why += "; each p is that of one comparison alone" if len(others) > 1 and clear else ""
     why += "; folds share training images, so that p comes out too small" if kind == "fold" else ""
-    sentence = f"{'; '.join(words)} ({why})."
-    return sentence[0].upper() + sentence[1:]
+    return f"{text[0].upper()}{text[1:]} ({why})."
 
 
 def named(rows):
-    """``trials 3, 4 and 7``; the first five of many; nothing of none."""
+    """``trials 3, 4 and 7``; the first five of many."""
     numbers = [str(row["trial"]) for row in rows]
+    if len(numbers) == 1:
+        return f"trial {numbers[0]}"
     numbers[5:] = [f"{len(numbers) - 5} more"] if len(numbers) > 5 else []
-    text = " and ".join(filter(None, [", ".join(numbers[:-1]), *numbers[-1:]]))
-    return text and f"trial{'s' if len(numbers) > 1 else ''} {text}"
+    return f"trials {', '.join(numbers[:-1])} and {numbers[-1]}"
 
 
 def report_folds(out, group, datasets):
@@ -344,18 +318,17 @@ def report_folds(out, group, datasets):
     for trial in group:
         mine = fold == trial["repeat"]
         estimates[mine] = train.last_estimates(trial_folder(out, trial), images[mine])
-    predicted, rows = estimates.argmax(axis=1), []
-    for i in np.flatnonzero(fold):
-        own = f"{min(1, max(0, estimates[i, labels[i]])):.6g}"
-        rows.append({"index": i, "label": labels[i], "prediction": predicted[i], "probability": own})
-    data.save_rows(out / "oof.csv", rows, list(rows[0]))
+    predicted, own = estimates.argmax(axis=1), estimates[np.arange(len(labels)), labels].clip(0, 1)
+    columns = ["index", "label", "prediction", "probability"]
+    rows = [(i, labels[i], predicted[i], f"{own[i]:.6g}") for i in np.flatnonzero(fold)]
+    data.save_rows(out / "oof.csv", [dict(zip(columns, row)) for row in rows], columns)
     right = nn.accuracy(estimates[fold > 0], labels[fold > 0])
     data.say(f"out of fold trial {group[0]['number']} gets {100 * right:.2f}% right: {out / 'oof.csv'}\n")
 
 
 def report_test(out, ranked, datasets, top=10):
     """Write test.csv, and print the test accuracy of the last params: looked at when the ranking is fixed."""
-    rows, lines = [], []
+    rows, lines = [], ["test accuracy of the last params, the ranking being fixed:"]
     for group in ranked:
         dataset, values = datasets[group[0]["config"]["dataset"]], []
         for trial in group:
@@ -367,8 +340,7 @@ def report_test(out, ranked, datasets, top=10):
         spread = f"  sd {100 * sd:.2f}  ({each})" if len(group) > 1 else ""
         lines.append(f"  trial {group[0]['number']}: {100 * mean:.2f}%{spread}")
     data.save_rows(out / "test.csv", rows, list(rows[0]))
-    lines = ["test accuracy of the last params, the ranking being fixed:", *lines[:top]]
-    data.say("\n".join([*lines, f"(all of them: {out / 'test.csv'})\n"]))
+    data.say("\n".join([*lines[: 1 + top], f"(all of them: {out / 'test.csv'})\n"]))
 
 
 # --- the definition of a search ---------------------------------------------------------------
@@ -1057,7 +1029,8 @@ def live_line(trials, done, running, until, seconds):
     """Trials done and running, the best so far, and the time left, where it is known."""
     words = [f"{done} trials done" + (f" to epoch {until}" if until else ""), f"{running} running"]
     for best in ranking(trials)[:1]:
-        words.append(f"best {-100 * best_first(best)[0]:.2f}% (trial {best[0]['number']})")
+        accuracy = mean_of([trial["rows"][-1] for trial in best], "val_accuracy")
+        words.append(f"best {100 * accuracy:.2f}% (trial {best[0]['number']})")
     return "  ".join(words if seconds is None else [*words, f"{duration(seconds)} left"])
 
 
