@@ -360,18 +360,13 @@ MOST_IN_ALL = 100_000  # runs of a search
 
 
 def define(given, base):
-    """A checked definition of a search: what is given, over a base.
+    """A checked definition of a search: what is given, over a base such as DEFAULT_SEARCH.
 
-    Parameters
-    ----------
-    given : dict
-        ``space`` (list of words), ``strategy``, ``trials``, ``repeat``, ``seed``, ``best`` (a number of
-        trials that go on to ``epochs``), and any other of ``train.SETTINGS``, the same in all trials.
-    base : dict
-        Such as DEFAULT_SEARCH, with the same keys as the result.
+    Given may be ``space`` (list of words), ``strategy``, ``trials``, ``repeat``, ``seed``, ``best`` (a
+    number of trials that go on to ``epochs``), and any other of ``train.SETTINGS``, the same in all trials.
     """
     found = {**base, **{name: given[name] for name in base if name in given}}
-    found["space"] = " ".join(given["space"]) if "space" in given else base["space"]
+    found["space"] = " ".join(given.get("space", [base["space"]]))
     space = parse_space(found["space"])
     nn.choose("strategy", found["strategy"], STRATEGIES)
     found["seed"] = train.check_setting("seed", found["seed"])
@@ -386,7 +381,7 @@ def define(given, base):
         raise ValueError("--space: halving itself finds the epochs of each trial; see --epochs")
     if found["strategy"] == "grid" and "trials" in given:
         raise ValueError("--trials: a grid has one for each combination of its lists")
-    runs = check_runs(found, space, fixed)
+    runs = check_runs(found, {**space, **fixed})
     found["paired"] = runs > 1 if found["paired"] is None else found["paired"]
     found["trials"] = check_count("--trials", found["trials"], MOST_IN_ALL // runs)
     if (every := combinations(found, space)) is not None:
@@ -395,11 +390,11 @@ def define(given, base):
     return found
 
 
-def check_runs(definition, space, fixed):
-    """How many runs each combination of settings has, which must go with the rest of the search."""
+def check_runs(definition, asked):
+    """How many runs each combination of settings has, which must go with what else is asked for."""
     definition["repeat"] = check_count("--repeat", definition["repeat"], nn.MOST_PAIRS)
     runs, folds = runs_of(definition), definition["settings"].get("folds")
-    if "fold" in fixed or (folds and "val_size" in {**space, **fixed}) or (runs > 1 and "seed" in space):
+    if "fold" in asked or (folds and "val_size" in asked) or (runs > 1 and "seed" in asked):
         raise ValueError("--repeat or --folds: they go with no --fold, --val-size or seeds of your own")
     if folds and definition["repeat"] > 1:
         raise ValueError("--repeat: the folds are the repeats; leave out --repeat, or --folds")
@@ -442,7 +437,7 @@ def trial_settings(definition):
     space it draws among the combinations that no earlier trial has. Settings that the drawn ones switch
     off are left out.
     """
-    space, fixed, found = parse_space(definition["space"]), definition["settings"], []
+    space, found = parse_space(definition["space"]), []
     every = combinations(definition, space)
     for number in range(1, definition["trials"] + 1):
         rng = np.random.default_rng([definition["seed"], number])
@@ -453,7 +448,7 @@ def trial_settings(definition):
             drawn = every.pop(rng.integers(len(every)))
         else:
             drawn = {name: draw(dimension, rng) for name, dimension in space.items()}
-        used = without({**fixed, **drawn}, switched_off(definition, space, drawn))
+        _, used = without_idle(drawn, definition, space)
         try:
             settings = run_settings(train.check_settings(seeds | used), definition, 1)
             if not settings["val_size"]:
@@ -478,20 +473,12 @@ def run_settings(settings, definition, repeat):
 
 
 def parse_space(text):
-    """Read a search space; ValueError where it cannot be one.
+    """A search space as a dict: name -> list of its choices, or dict of ``low``, ``high`` and ``log``.
 
-    Parameters
-    ----------
-    text : str
-        Such as ``lr=0.15:0.25 weight_decay=1e-7:1e-4:log hidden=200:300 activation=relu,tanh``.
-        ``low:high`` is uniform in [low, high), of whole numbers where the setting is one, and with
-        ``:log`` uniform in the logarithm; anything else is a list of choices, where ``512x256``
-        are two hidden layers and ``scale+center`` two steps of preprocessing.
-
-    Returns
-    -------
-    dict
-        Name of a setting -> list of its choices, or dict of ``low``, ``high`` and ``log``.
+    The text is such as ``lr=0.15:0.25 weight_decay=1e-7:1e-4:log hidden=200:300 activation=relu,tanh``.
+    ``low:high`` is uniform in [low, high), of whole numbers where the setting is one, and with ``:log``
+    uniform in the logarithm; anything else is a list of choices, where ``512x256`` are two hidden
+    layers and ``scale+center`` two steps of preprocessing. ValueError where it cannot be a space.
     """
     space = {}
     for part in text.split():
@@ -530,7 +517,7 @@ def as_number(value):
     """The number that is a checked setting; hidden widths are one when there is one layer."""
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if type(value) not in (int, float):
         raise ValueError("only numbers (above 0 for hidden) make a range; list the choices: a,b,c")
     return value
 
@@ -555,40 +542,37 @@ def idle(settings):
     s = {**train.DEFAULTS, **settings}
     options = {name: set(names) for name, (_, names, *_) in train.OPTIMIZERS.items()}
     off = set.union(*options.values()) - options[s["optimizer"]]
-    return off | {
-        *(["nesterov"] if "momentum" in off or not s["momentum"] else []),
-        *(["lr_decay"] if s["lr_schedule"] not in train.LR_DECAYS else []),
-        *(["lr_step"] if s["lr_schedule"] != "step" else []),
-        *(["dropout", "max_norm"] if not s["hidden"] else []),
-        *(["min_delta"] if not s["patience"] else []),
-        *(data.STRENGTHS if not set(s["augment"]) & set(data.DISTORTIONS) else []),
+    switched_on = {
+        ("nesterov",): s["momentum"] and "momentum" not in off,
+        ("lr_decay",): s["lr_schedule"] in train.LR_DECAYS,
+        ("lr_step",): s["lr_schedule"] == "step",
+        ("dropout", "max_norm"): s["hidden"],
+        ("min_delta",): s["patience"],
+        tuple(data.STRENGTHS): set(s["augment"]) & set(data.DISTORTIONS),
     }
+    return off.union(*(names for names, on in switched_on.items() if not on))
+
+
+def without_idle(drawn, definition, space):
+    """What is drawn, and then all that is fixed, but for what is switched off, if a switch is searched."""
+    settings = {**definition["settings"], **drawn}
+    off = idle(settings) if SWITCHES & space.keys() and definition["distinct"] else ()
+    return [{n: v for n, v in found.items() if n not in off} for found in (drawn, settings)]
 
 
 def combinations(definition, space):
     """The different combinations of lists, as dicts; None where a random search has a range, or too many."""
-    grid = definition["strategy"] == "grid"
     ranges = [name for name, dimension in space.items() if isinstance(dimension, dict)]
     size = 0 if ranges else math.prod(map(len, space.values()))
-    if grid and ranges:
-        raise ValueError(f"--space: a grid needs a list of values for {ranges[0]}, not a range")
-    if grid:
+    if definition["strategy"] == "grid":
+        if ranges:
+            raise ValueError(f"--space: a grid needs a list of values for {ranges[0]}, not a range")
         check_count("--trials", size, MOST_IN_ALL // runs_of(definition))
     elif not 0 < size <= MOST_IN_ALL or not definition["distinct"]:
         return None
     every = [dict(zip(space, values)) for values in itertools.product(*space.values())]
-    every = [without(drawn, switched_off(definition, space, drawn)) for drawn in every]
+    every = [without_idle(drawn, definition, space)[0] for drawn in every]
     return list({str(sorted(drawn.items())): drawn for drawn in every}.values())
-
-
-def switched_off(definition, space, drawn):
-    """The settings to leave out beside what is drawn: none where nothing that is searched is a switch."""
-    switches = SWITCHES & space.keys() and definition["distinct"]
-    return idle({**definition["settings"], **drawn}) if switches else ()
-
-
-def without(settings, names):
-    return {name: value for name, value in settings.items() if name not in names}
 
 
 def draw(dimension, rng):
