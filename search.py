@@ -636,54 +636,38 @@ def _processes(count):
     message, the parent waits for the rest of it forever. A process ends when its pipe does, so
     none outlives the parent, however that dies.
     """
-    calls, processes, closing = queue.SimpleQueue(), [], threading.Event()
-    work = functools.partial(hand_out, calls, processes, closing)
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
+    processes, idle, closing = [], [], threading.Event()
 
-    def submit(function, *args):
-        future = concurrent.futures.Future()
-        calls.put((future, (function, args)))
-        return future
+    def call(*function_and_args):  # on a thread that waits for the answer
+        try:
+            process = idle.pop()
+        except IndexError:
+            process = start_process()
+            processes.append(process)
+        if closing.is_set():  # it may have come too late to be killed with the others
+            process.kill()
+        result, error = ask(process, function_and_args)
+        idle.append(process)
+        if error:
+            raise error
+        return result
 
+    threads = concurrent.futures.ThreadPoolExecutor(count)
     try:
-        for thread in threads:
-            thread.start()
-        yield submit
+        yield functools.partial(threads.submit, call)
     finally:
         closing.set()
         for process in list(processes):
             process.kill()
-        for _ in threads:
-            calls.put(None)
-        for thread in threads:
-            if thread.is_alive():  # not if Ctrl-C came while it was started
-                thread.join()
+        threads.shutdown(cancel_futures=True)
         for process in processes:
             process.communicate()  # closes the pipes
 
 
-def hand_out(calls, processes, closing):
-    """What each thread of ``_processes`` does: hand calls to a process, and another if that one dies."""
-    if hasattr(signal, "pthread_sigmask"):  # a process inherits this: a Ctrl-C may come before it is apart
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    process = None
-    for future, call in iter(calls.get, None):
-        try:
-            if process is None:
-                process = start_process()
-                processes.append(process)
-            if closing.is_set():  # it may have come too late to be killed with the others
-                process.kill()
-            result, error = ask(process, call)
-        except Exception as failure:
-            process, result, error = None, None, failure
-        future.set_exception(error) if error else future.set_result(result)
-        if closing.is_set():
-            break
-
-
 def start_process():
     """A process that answers calls; in a session of its own, where no Ctrl-C reaches it."""
+    if hasattr(signal, "pthread_sigmask"):  # it inherits this: a Ctrl-C may come before it is apart
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     code = f"import sys; sys.path[:] = {sys.path!r}; import search; search.answer_calls()"
     main = getattr(sys.modules["__main__"], "__file__", None)
     return subprocess.Popen(
@@ -696,7 +680,7 @@ def start_process():
 
 
 def ask(process, call):
-    """Have a process make a call ``(function, args)``: its result and None, or None and its exception."""
+    """Have a process call ``(function, *args)``: its result and None, or None and its exception."""
     try:
         pickle.dump(call, process.stdin)
         process.stdin.flush()
@@ -725,7 +709,7 @@ def answer_calls():
 
     threading.Thread(target=listen, daemon=True).start()
     while True:
-        function, args = calls.get()
+        function, *args = calls.get()
         try:
             outcome = function(*args), None
         except Exception as error:  # it is raised again where the call came from
