@@ -38,12 +38,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 import time
 import types
-import zipfile
 
 import numpy as np
 
@@ -100,16 +98,18 @@ def trial_name(trial):
     return f"{trial['number']}-{trial['repeat']}" if trial["repeat"] > 1 else str(trial["number"])
 
 
-def rungs(strategy, trials, epochs, further=()):
-    """How many trials go on to which epoch: ``[(50, 2), (17, 6), (6, 50)]``.
+def rungs(definition):
+    """How many trials go on to which epoch: ``[(50, 2), (17, 6), (6, 50)]``; those of --best at the end.
 
     Successive halving (Jamieson & Talwalkar 2016) with the third instead of the half, as advised
     for Hyperband (Li et al. 2018): a third of the trials, rounded up, get three times the epochs.
     The last few are not thinned out again but trained to the end: by then they differ less than
     the same settings with another seed. The other strategies have one rung; its epoch None stands
-    for the last of each trial. ``further`` are the rungs of --best.
+    for the last of each trial.
     """
-    if strategy != "halving":
+    trials, further = definition["trials"], definition["further"]
+    epochs = {**train.DEFAULTS, **definition["settings"]}["epochs"]
+    if definition["strategy"] != "halving":
         return [(trials, epochs if further else None), *further]
     counts, budgets = [trials], [epochs]
     while counts[-1] >= ETA and budgets[-1] > 1:
@@ -372,6 +372,8 @@ def define(given, base):
     found["seed"] = train.check_setting("seed", found["seed"])
     fixed = {name: value for name, value in given.items() if name in train.SETTINGS and name != "seed"}
     rung = [[given["best"], fixed.pop("epochs", 1)]] if "best" in given else []
+    if rung and base is DEFAULT_SEARCH:
+        raise ValueError("--best: goes on with a search, with --resume")
     for name in fixed:
         if name in space:
             raise ValueError(f"{train.flag(name)}: {name} is searched: {found['space']} (see --space)")
@@ -750,21 +752,22 @@ def cluster_workers(address, data_dir):
     """
     try:
         import distributed  # late: only needed here
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "--scheduler needs Dask on every machine: pip install distributed"
-        ) from None
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # its errors are raised, too
+    except ModuleNotFoundError as error:
+        error.msg = "--scheduler needs Dask on every machine: pip install distributed"
+        raise
+    for name in ("distributed.client", "tornado.application"):  # their errors are raised, too
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = distributed.Client(address, timeout=ANSWER_SECONDS)
     except (OSError, ValueError) as error:
         raise ConnectionError(f"there is no Dask scheduler at {address}: {error}") from None
-    with client, tempfile.TemporaryDirectory() as folder:
+    with client:
         try:
             client.wait_for_workers(1, timeout=ANSWER_SECONDS)
         except (TimeoutError, concurrent.futures.TimeoutError):
             raise ConnectionError(f"no worker has joined the scheduler at {address}") from None
-        client.upload_file(zip_program(pathlib.Path(folder)))
+        for name in ("nn.py", "data.py", "train.py", "search.py"):  # each after those that it imports
+            client.upload_file(str(pathlib.Path(__file__).resolve().parent / name))
         executor = client.get_executor(pure=False)
         try:
             yield {
@@ -775,34 +778,22 @@ def cluster_workers(address, data_dir):
                 "tries": 1,  # Dask has tried it on several workers by then
             }
         except (*GONE, distributed.comm.CommClosedError):
-            raise ConnectionError(
-                f"the scheduler at {address} is gone; every trial that has ended is kept, and --resume "
-                f"runs the others"
-            ) from None
+            kept = "every trial that has ended is kept, and --resume runs the others"
+            raise ConnectionError(f"the scheduler at {address} is gone; {kept}") from None
         finally:
             executor.shutdown(wait=False)  # cancels what runs
 
 
-def zip_program(folder):
-    here = pathlib.Path(__file__).resolve().parent
-    with zipfile.ZipFile(folder / "program.zip", "w") as file:
-        for name in ("nn.py", "data.py", "train.py", "search.py"):
-            file.write(here / name, name)
-    return str(folder / "program.zip")
-
-
 def own_sets(config, data_dir):
     """What ``train.prepare`` gives, on a cluster's worker: from the data that its machine has."""
-    worker = f"the worker on {platform.node()}"
+    worker, name = f"the worker on {platform.node()}", config["dataset"]
     try:
         dataset = train.load_dataset(config, data_dir, download=False)
     except (ValueError, OSError) as error:
-        raise FileNotFoundError(
-            f"{worker} does not have the data set {config['dataset']}: {error}; put it there, or name "
-            f"the folder that it has on the workers with --data-dir"
-        ) from None
+        where = "put it there, or name the folder that it has on the workers with --data-dir"
+        raise FileNotFoundError(f"{worker} does not have the data set {name}: {error}; {where}") from None
     if dataset["sha256"] != config["data"]["sha256"]:
-        raise ValueError(f"{worker} has another data set under the name {config['dataset']}")
+        raise ValueError(f"{worker} has another data set under the name {name}")
     return train.prepare(dataset, config, SPLIT_PARTS)
 
 
@@ -816,19 +807,18 @@ TABLE_ROW = {"trial": int, "status": str, "seed": int, "epochs": int, "seconds":
 TABLE_ROW |= {"repeat?": int, "fold?": int}
 
 
-def open_search(out, given, resume):
-    """``(definition, data)``: of the search in ``out``, or a new one (data is None).
+def check_free(out):
+    """Raise a ValueError where there is a search already: a new one does not overwrite it."""
+    if (out / "search.json").exists():
+        raise ValueError(f"{out} holds a search already: go on with it (--resume), or name another --out")
 
-    ``data`` has the SHA-256 of the files of each data set.
 
-    Raises
-    ------
-    ValueError
-        There is a search already, and it is another one, or ``resume`` was not asked for.
+def resumed(out, given):
+    """``(definition, data)`` of the search in ``out`` with what is given anew: more of the same, or nothing.
+
+    ``data`` has the SHA-256 of the files of each data set. ValueError where it is another search.
     """
     path = out / "search.json"
-    if not path.exists():
-        return define(given, DEFAULT_SEARCH), None
     record = data.load_json(path)
     nn.check(record, dict, path)
     record = {**DEFAULT_SEARCH, "paired": False, "distinct": False, **record}  # older ones have less
@@ -838,23 +828,21 @@ def open_search(out, given, resume):
         saved = define({}, {name: record[name] for name in DEFAULT_SEARCH})
     except ValueError as error:
         raise ValueError(f"{path} does not define a search: {error}") from error
-    definition = define(given, saved if resume else DEFAULT_SEARCH)
-    new, old = ({**train.DEFAULTS, **d["settings"], **d, "settings": None} for d in (definition, saved))
-    if resume and new["strategy"] != "halving":  # the runs so far are the same, whatever comes after them
-        old["repeat"] = max(old["repeat"], new["repeat"])
-        old["trials"] = max(old["trials"], new["trials"])
+    definition = define(given, saved)
+    new, old = ({**train.DEFAULTS, **d["settings"], **d} for d in (definition, saved))
+    more = ("trials", "repeat") if new["strategy"] != "halving" else ()  # the runs so far are the same then
     for name in new:
-        if name not in ("further", "paired", "distinct") and new[name] != old[name]:
-            raise ValueError(
-                f"{out} holds another search: its {name} is {old[name]}, not {new[name]}; "
-                "name another folder with --out"
-            )
-    if not resume:
-        raise ValueError(f"{out} holds this search already: go on with --resume, or name another --out")
+        same = new[name] >= old[name] if name in more else new[name] == old[name]
+        if name not in ("settings", "further") and not same:
+            another = f"its {name} is {old[name]}, not {new[name]}"
+            raise ValueError(f"{out} holds another search: {another}; name another folder with --out")
     return definition, record["data"]
 
 
-def save_definition(out, definition, datasets):
+def begin(out, definition, datasets):
+    """Write search.json, and remove what a search that was killed left half written."""
+    for half in out.glob("trials/*/*.part"):
+        half.unlink()
     versions = {"python": platform.python_version(), "numpy": np.__version__}
     sums = {dataset["name"]: dataset["sha256"] for dataset in datasets.values()}
     data.save_json(out / "search.json", {**definition, "data": sums, "versions": versions})
@@ -870,19 +858,15 @@ def save_trial(out, trial, result, epochs_before):
     """Write a trial's folder: that of a run of train.py."""
     folder, config, rows = trial_folder(out, trial), trial["config"], trial["rows"]
     folder.mkdir(parents=True, exist_ok=True)
-    best = None
+    state = result and result["state"]
     if result:
-        state, best = result["state"], result["state"]["best"]
         train.save_epoch(folder, state, rows, config, result["steps"], len(rows) - epochs_before)
-    train.save_record(folder, config, trial["status"], rows, best)
+    train.save_record(folder, config, trial["status"], rows, state and state["best"])
 
 
 def load_trial(out, trial):
     """``(state, rows)`` to go on from; None and no rows for a trial that starts."""
-    if not trial["rows"]:
-        return None, []
-    state, rows, _ = train.load_last(trial_folder(out, trial))
-    return state, rows
+    return train.load_last(trial_folder(out, trial))[:2] if trial["rows"] else (None, [])
 
 
 def save_table(out, trials, searched):
@@ -1139,16 +1123,16 @@ def main(argv=None):
     add_flags(parser)
     flags = data.parse_flags(parser, argv)
     given = {n: v for n, v in vars(flags).items() if n in {**DEFAULT_SEARCH, **train.SETTINGS, "best": 0}}
-    out, count = pathlib.Path(flags.out), count_workers(flags)
+    out, count, known = pathlib.Path(flags.out), count_workers(flags), None
     if flags.resume:
         train.check_resumable(out, "search.json", "search")
-    elif "best" in given:
-        raise ValueError("--best: goes on with a search, with --resume")
-    definition, known = open_search(out, given, flags.resume)
+        definition, known = resumed(out, given)
+    else:
+        check_free(out)
+        definition = define(given, DEFAULT_SEARCH)
     trials, datasets = make_trials(definition, flags.data_dir, known, 1 if flags.scheduler else count)
     if flags.test and not all(len(dataset["test_images"]) for dataset in datasets.values()):
         raise ValueError("--test: there are no test images")
-    out.mkdir(parents=True, exist_ok=True)
     titles = " and ".join(dataset["title"] for dataset in datasets.values())
     what = f"{definition['strategy']} search on {titles}: {data.count(definition['trials'], 'trial')}"
     each = f", {runs_of(definition)} {run_column(trials[0])}s of each" if runs_of(definition) > 1 else ""
@@ -1159,16 +1143,13 @@ def main(argv=None):
         opened = local_workers(min(count, len(trials)), out / ".split", datasets)
     try:
         with train.locked(out), data.progress_line() as show, opened as workers:
-            if known is None and (out / "search.json").exists():
-                raise ValueError(f"another search has been written to {out} meanwhile; name another --out")
-            for half in out.glob("trials/*/*.part"):  # of a search that was killed
-                half.unlink()
-            trials = load_trials(out, trials) if known is not None else trials
-            save_definition(out, definition, datasets)
-            epochs = {**train.DEFAULTS, **definition["settings"]}["epochs"]
-            plan = rungs(definition["strategy"], definition["trials"], epochs, definition["further"])
+            if flags.resume:
+                trials = load_trials(out, trials)
+            else:
+                check_free(out)  # another one may have been there meanwhile
+            begin(out, definition, datasets)
             searched = list(parse_space(definition["space"]))
-            trials = run_search(trials, plan, workers, out, searched, show)
+            trials = run_search(trials, rungs(definition), workers, out, searched, show)
             best = conclude(out, trials, datasets, searched, flags.test)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"every trial that has ended is in {out}; --resume runs the others") from None

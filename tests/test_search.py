@@ -235,12 +235,14 @@ def test_searches_of_the_reference_systems_can_be_said(space, trials):
     ],
 )
 def test_rungs_of_successive_halving(trials, epochs, expected):
-    assert search.rungs("halving", trials, epochs) == expected
-    assert search.rungs("random", trials, epochs) == [(trials, None)]
+    found = definition(strategy="halving", trials=trials, epochs=epochs)
+    assert search.rungs(found) == expected
+    assert search.rungs({**found, "strategy": "random"}) == [(trials, None)]
 
 
 def test_halving_of_the_default_search_takes_at_most_a_fifth_of_its_epochs():
-    assert search.epochs_left([{"rows": []}] * 50, search.rungs("halving", 50, 50)) <= 50 * 50 / 5
+    plan = search.rungs(search.define({"strategy": "halving"}, search.DEFAULT_SEARCH))
+    assert search.epochs_left([{"rows": []}] * 50, plan) <= 50 * 50 / 5
 
 
 def as_trial(number, *accuracies, status="finished", repeat=1):
@@ -384,7 +386,7 @@ def test_random_search_can_be_resumed_with_more_trials(done, tmp_path):
     "more, names",
     [
         ([], ["--resume"]),
-        (["--trials", "6"], ["trials", "5", "6"]),
+        (["--trials", "6"], ["--resume"]),
         (["--resume", "--trials", "4"], ["trials", "5", "4"]),
         (["--resume", "--seed", "1"], ["seed", "0", "1"]),
         (["--resume", "--strategy", "halving"], ["strategy", "random", "halving"]),

@@ -328,13 +328,10 @@ def test_trials_that_fit_into_memory_one_by_one_may_not_fit_together(small, tmp_
 
 def use_search(out):
     """All that --resume reads, and what it makes of it, without any training."""
-    definition, known = search.open_search(out, {}, True)
+    definition, known = search.resumed(out, {})
     trials, _ = search.make_trials(definition, None, known)
     trials = search.load_trials(out, trials)
-    epochs = trials[0]["config"]["epochs"]
-    search.epochs_left(
-        trials, search.rungs(definition["strategy"], len(trials), epochs, definition["further"])
-    )
+    search.epochs_left(trials, search.rungs(definition))
     for trial in trials:
         search.load_trial(out, trial)
     searched = list(search.parse_space(definition["space"]))
