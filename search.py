@@ -456,7 +456,8 @@ def trial_settings(definition):
             if not settings["val_size"]:
                 raise ValueError("--val-size: a search needs validation images")
         except ValueError as error:
-            raise ValueError(f"trial {number} ({settings_text(drawn)}): {error}") from None
+            words = "  ".join(f"{name} {short(value, 3)}" for name, value in drawn.items())
+            raise ValueError(f"trial {number} ({words}): {error}") from None
         found.append(settings)
     return found
 
@@ -913,10 +914,7 @@ def save_groups(out, trials, ranked, compared, searched):
 def load_trials(out, trials):
     """The trials with what trials.csv and their folders say about those that have run.
 
-    Raises
-    ------
-    ValueError
-        A file is damaged, or does not belong to these trials.
+    ValueError where a file is damaged, or does not belong to these trials.
     """
     path, found = out / "trials.csv", {(trial["number"], trial["repeat"]): trial for trial in trials}
     for row in data.load_rows(path, words=True) if path.exists() else []:
@@ -940,10 +938,6 @@ def load_trials(out, trials):
 # --- what is printed --------------------------------------------------------------------------
 
 
-def settings_text(settings):
-    return "  ".join(f"{name} {short(value, 3)}" for name, value in settings.items())
-
-
 def short(value, digits=4):
     return f"{value:.{digits}g}" if isinstance(value, float) else data.setting_text(value)
 
@@ -953,16 +947,17 @@ def trial_line(trial, trials, searched, done):
     words = []
     if len(trial["rows"]) != trial["config"]["epochs"]:
         words.append(f"epoch {len(trial['rows'])}")
-    numbers = [group[0]["number"] for group in ranking(trials)]
     if trial["status"] in RANKED:
         words.append(f"val {100 * trial['rows'][-1]['val_accuracy']:.2f}%")
-        words += [f"rank {numbers.index(trial['number']) + 1}"] if trial["number"] in numbers else []
     else:
         words.append({"diverged": "diverged", "failed": "FAILED: its workers died"}[trial["status"]])
+    numbers = [group[0]["number"] for group in ranking(trials)]
+    if trial["number"] in numbers:
+        words.append(f"rank {numbers.index(trial['number']) + 1}")
 
     def lines_of(names, more):
-        settings = settings_text({name: trial["config"][name] for name in names})
-        line = "  ".join([f"{done} trial {trial_name(trial)}", *filter(None, [settings]), *more, *words])
+        settings = [f"{name} {short(trial['config'][name], 3)}" for name in names]
+        line = "  ".join([f"{done} trial {trial_name(trial)}", *settings, *more, *words])
         return [line if len(line) < 80 else line.replace("  ", " ").replace(" rank ", " #")]
 
     return fitting(searched, lines_of)[0]
@@ -996,24 +991,23 @@ def duration(seconds):
 def ranking_text(ranked, compared, searched, top=10):
     """The first rows of the ranking as an aligned table."""
     searched = [name for name in searched if name != "epochs"]  # shown anyway: those done
-    rows = list(zip(ranked[:top], compared))
-    return "\n".join(fitting(searched, lambda names, more: ranking_lines(rows, names, more)))
+    spread = ["sd", "to best", "p"] if len(ranked[0]) > 1 else []
 
+    def lines_of(names, more):
+        lines = [["rank", "trial", *names, *more, "epochs", "train %", "val %", *spread, "val loss"]]
+        for rank, (group, row) in enumerate(zip(ranked[:top], compared), start=1):
+            settings = [short(group[0]["config"][name]) for name in names] + [""] * len(more)
+            shares = [f"{100 * row[name]:.2f}" for name in ("train_accuracy", "val_accuracy")]
+            if spread:
+                shares.append(f"{100 * row['val_sd']:.2f}")
+                told = row["p"] is not None
+                shares += [f"{100 * row['difference']:+.2f}", f"{row['p']:.2g}"] if told else ["", ""]
+            words = [rank, row["trial"], *settings, row["epochs"], *shares, f"{row['val_loss']:.4f}"]
+            lines.append([str(word) for word in words])
+        wide = [max(map(len, column)) for column in zip(*lines)]
+        return ["  ".join(word.rjust(w) for word, w in zip(line, wide)) for line in lines]
 
-def ranking_lines(rows, searched, more):
-    spread = ["sd", "to best", "p"] if len(rows[0][0]) > 1 else []
-    lines = [["rank", "trial", *searched, *more, "epochs", "train %", "val %", *spread, "val loss"]]
-    for rank, (group, row) in enumerate(rows, start=1):
-        words = [str(rank), str(row["trial"]), *(short(group[0]["config"][name]) for name in searched)]
-        words += [""] * len(more)
-        shares = [f"{100 * row[name]:.2f}" for name in ("train_accuracy", "val_accuracy")]
-        words += [str(row["epochs"]), *shares]
-        if spread:
-            words.append(f"{100 * row['val_sd']:.2f}")
-            words += ["", ""] if row["p"] is None else [f"{100 * row['difference']:+.2f}", f"{row['p']:.2g}"]
-        lines.append([*words, f"{row['val_loss']:.4f}"])
-    wide = [max(map(len, column)) for column in zip(*lines)]
-    return ["  ".join(word.rjust(w) for word, w in zip(line, wide)) for line in lines]
+    return "\n".join(fitting(searched, lines_of))
 
 
 # --- command line -----------------------------------------------------------------------------
@@ -1022,36 +1016,30 @@ def ranking_lines(rows, searched, more):
 def make_trials(definition, data_dir, known, workers=1):
     """``(trials, datasets)``: all trials before they have run, and the data sets by name.
 
-    ``workers`` is how many of them this machine will run at once.
-
-    Raises
-    ------
-    ValueError
-        Settings that cannot be, or do not fit the data; data that are not the ``known`` ones.
-    MemoryError
-        So many trials at once do not fit into memory.
+    ``workers`` is how many of them this machine will run at once. ValueError for settings that cannot be
+    or do not fit the data, and for data that are not the ``known`` ones; MemoryError where so many
+    trials at once do not fit into memory.
     """
-    settings = trial_settings(definition)
-    at_once = min(workers, len(settings) * runs_of(definition))
+    settings, runs, loaded, trials = trial_settings(definition), runs_of(definition), {}, []
+    at_once = min(workers, len(settings) * runs)
     for s in settings:
         train.check_memory(s, *train.least_size(s["dataset"]), at_once)
-    loaded = {s["dataset"]: s for s in settings}
-    loaded = {name: train.load_dataset(s, data_dir) for name, s in loaded.items()}
-    datasets, trials = {dataset["name"]: dataset for dataset in loaded.values()}, []
     for number, s in enumerate(settings, start=1):
+        if s["dataset"] not in loaded:
+            loaded[s["dataset"]] = train.load_dataset(s, data_dir)
         dataset = loaded[s["dataset"]]
-        train.check_memory(s, *dataset["train_images"].shape, len(dataset["class_names"]), at_once)
-        data.check_parts(dataset, s)
         if known is not None and known.get(dataset["name"]) != dataset["sha256"]:
             raise ValueError(f"the data set {dataset['name']} is not the one that the search used")
+        train.check_memory(s, *dataset["train_images"].shape, len(dataset["class_names"]), at_once)
+        data.check_parts(dataset, s)
         train.class_weights(dataset["train_labels"], len(dataset["class_names"]), s)
-        for repeat in range(1, runs_of(definition) + 1):
+        for repeat in range(1, runs + 1):
             config = train.run_config(run_settings(s, definition, repeat), dataset)
             empty = {"config": config, "rows": [], "status": None, "seconds": 0.0}
             trials.append({"number": number, "repeat": repeat, **empty})
     for name, steps in {(s["dataset"], tuple(s["preprocess"])) for s in settings}:
         data.fit_steps(steps, loaded[name]["train_images"][:1], loaded[name]["image_shape"])
-    return trials, datasets
+    return trials, {dataset["name"]: dataset for dataset in loaded.values()}
 
 
 def retrain(out, group, data_dir):
@@ -1059,16 +1047,15 @@ def retrain(out, group, data_dir):
 
     It runs for as many epochs as those trials did, or for all where lr falls along them to the last.
     """
-    settings = {name: group[0]["config"][name] for name in train.SETTINGS}
-    for name in ("train_size", "split_seed", "folds", "fold", "patience", "min_delta"):
-        settings[name] = train.DEFAULTS[name]
-    settings["val_size"] = 0
+    default = ("train_size", "split_seed", "folds", "fold", "patience", "min_delta")
+    own = {name: group[0]["config"][name] for name in train.SETTINGS if name not in default}
+    settings = {**train.DEFAULTS, **own, "val_size": 0}
     if settings["lr_schedule"] not in ("linear", "cosine"):
         settings["epochs"] = round(sum(len(trial["rows"]) for trial in group) / len(group))
     words = train.as_flags(settings) + (["--data-dir", data_dir] if data_dir else [])
     there = all((out / name).exists() for name in ("last.pkl", "config.json"))  # or it was killed between
     same = there and settings.items() <= train.load_settings(out / "config.json").items()
-    train.main([*words, "--out", str(out), "--quiet", *(["--resume"] if same else [])])
+    train.main([*words, "--out", str(out), "--quiet", *["--resume"] * same])
     return data.command_text("python", "train.py", *words)
 
 
