@@ -20,7 +20,6 @@ import data  # first: while the rest is imported, Ctrl-C is one line already
 # isort: split
 import argparse
 import asyncio
-import collections
 import concurrent.futures
 import contextlib
 import functools
@@ -77,7 +76,8 @@ def run_search(trials, plan, workers, out, searched, show):
         missing = {trial_name(trial): trial for trial in chosen if is_missing(trial, until)}
         done = f"{len(chosen) - len(missing)}/{len(chosen)}"
         for running, ended in run_trials(missing.values(), until, workers, out):
-            for trial, result in ended:
+            if ended:
+                trial, result = ended
                 before = missing.pop(trial_name(trial))
                 save_trial(out, trial, result, len(before["rows"]))
                 found[trial_name(trial)] = trial
@@ -175,45 +175,36 @@ def best_at(trials, epochs, count):
     return sorted(chosen, key=operator.itemgetter("repeat", "number"))
 
 
-def wait_for_one(futures, seconds):
-    """The futures that are done, as soon as there is one, or after so many seconds.
-
-    ``concurrent.futures.wait`` would do, but a Ctrl-C at the wrong moment leaves its locks held for ever.
-    """
-    deadline = time.monotonic() + seconds
-    while not (done := [future for future in futures if future.done()]) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return done
-
-
 def run_trials(trials, until, workers, out):
-    """Run trials up to an epoch: about once a second, and when one ends, yields how many run, and what ended.
+    """Run trials up to an epoch; about once a second, and when one ends, yields how many run, and that one.
 
-    That is a list of (trial, result) of ``run_trial``; the result is None for a trial that failed: whose
-    worker died, and the next one too.
+    It is None or ``(trial, result)`` of ``run_trial``; the result is None where the worker died, and the next
+    one too. ``concurrent.futures.wait`` would do, but a Ctrl-C at the wrong moment leaves its locks held.
     """
-    waiting, running, ended = collections.deque(trials), {}, []
-    deaths = collections.Counter()  # by name
+    waiting, running, futures, ended = list(trials)[::-1], {}, queue.SimpleQueue(), None
     while waiting or running or ended:
         while waiting and len(running) < workers["capacity"]():
-            trial = waiting.popleft()
-            job = (trial["config"], *load_trial(out, trial), until, workers["source"](trial["config"]))
-            running[workers["submit"](run_trial, *job)] = trial
+            trial, state, rows = waiting.pop(), None, []
+            if trial["rows"]:
+                state, rows, _ = train.load_last(trial_folder(out, trial))
+            job = (trial["config"], state, rows, until, workers["source"](trial["config"]))
+            future = workers["submit"](run_trial, *job)
+            running[future] = trial
+            future.add_done_callback(futures.put)
         yield len(running), ended  # only now: the workers are busy while the caller writes
-        ended = []
-        for future in wait_for_one(running, 1):
-            trial = running.pop(future)
-            try:
-                result = future.result()
-                seconds = trial["seconds"] + result["seconds"]
-                new = {"rows": result["rows"], "status": result["status"], "seconds": seconds}
-                ended.append(({**trial, **new}, result))
-            except workers["lost"]:
-                deaths[trial_name(trial)] += 1
-                if deaths[trial_name(trial)] < workers["tries"]:
-                    waiting.appendleft(trial)
-                else:
-                    ended.append(({**trial, "status": "failed"}, None))
+        ended = None
+        try:
+            future = futures.get(timeout=1 if running else 0)
+        except queue.Empty:
+            continue
+        trial = running.pop(future)
+        try:
+            result = future.result()
+            seconds = trial["seconds"] + result["seconds"]
+            trial = {**trial, "rows": result["rows"], "status": result["status"], "seconds": seconds}
+            ended = trial, result
+        except workers["lost"]:
+            ended = {**trial, "status": "failed"}, None
 
 
 def run_trial(config, state, rows, until, source):
@@ -594,14 +585,14 @@ def draw(dimension, rng):
 #
 # Both give the same dict: ``submit(function, *args) -> Future`` of concurrent.futures;
 # ``capacity() -> int``, how many trials can run at once; ``source(config)``, a function that gives a
-# trial its images, on the worker; ``lost``, the exception of a future whose worker died; ``tries``,
-# the number of those after which a trial has failed.
+# trial its images, on the worker; ``lost``, the exception of a future of which several workers died.
 
 SPLIT_SETTINGS = ("dataset", "val_size", "train_size", "holdout", "folds", "fold", "split_seed", "preprocess")
 SPLIT_PARTS = ("train", "val")
-ONE_THREAD = {
-    f"{library}_THREADS": "1" for library in ("OPENBLAS_NUM", "OMP_NUM", "MKL_NUM", "VECLIB_MAXIMUM")
-}
+ONE_THREAD = dict.fromkeys(
+    [f"{library}_THREADS" for library in ("OPENBLAS_NUM", "OMP_NUM", "MKL_NUM", "VECLIB_MAXIMUM")], "1"
+)
+TRIES = 2  # so many workers may die before a trial has failed
 
 
 @contextlib.contextmanager
@@ -625,7 +616,7 @@ def local_workers(count, folder, datasets):
     lost = concurrent.futures.BrokenExecutor
     try:
         with _processes(count) as submit:
-            yield {"submit": submit, "capacity": lambda: count, "source": source, "lost": lost, "tries": 2}
+            yield {"submit": submit, "capacity": lambda: count, "source": source, "lost": lost}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -642,18 +633,28 @@ def _processes(count):
     processes, idle, closing = [], [], threading.Event()
 
     def call(*function_and_args):  # on a thread that waits for the answer
-        try:
-            process = idle.pop()
-        except IndexError:
-            process = start_process()
-            processes.append(process)
-        if closing.is_set():  # it may have come too late to be killed with the others
-            process.kill()
-        result, error = ask(process, function_and_args)
-        idle.append(process)
-        if error:
-            raise error
-        return result
+        for _ in range(TRIES):
+            try:
+                process = idle.pop()
+            except IndexError:
+                process = start_process()
+                processes.append(process)
+            if closing.is_set():  # it may have come too late to be killed with the others
+                process.kill()
+            try:
+                pickle.dump(function_and_args, process.stdin)
+                process.stdin.flush()
+                result, error = pickle.load(process.stdout)
+            except (EOFError, OSError, pickle.UnpicklingError):
+                process.kill()
+                if closing.is_set():
+                    break
+                continue
+            idle.append(process)
+            if error:
+                raise error
+            return result
+        raise concurrent.futures.BrokenExecutor("its workers died")
 
     threads = concurrent.futures.ThreadPoolExecutor(count)
     try:
@@ -680,17 +681,6 @@ def start_process():
         env={**os.environ, **ONE_THREAD},
         start_new_session=True,
     )
-
-
-def ask(process, call):
-    """Have a process call ``(function, *args)``: its result and None, or None and its exception."""
-    try:
-        pickle.dump(call, process.stdin)
-        process.stdin.flush()
-        return pickle.load(process.stdout)
-    except (EOFError, OSError, pickle.UnpicklingError):
-        process.kill()
-        raise concurrent.futures.BrokenExecutor("a worker died") from None
 
 
 def answer_calls():
@@ -776,7 +766,6 @@ def cluster_workers(address, data_dir):
                 "capacity": lambda: max(1, sum(client.nthreads().values())),
                 "source": lambda config: functools.partial(own_sets, config, data_dir),
                 "lost": distributed.scheduler.KilledWorker,
-                "tries": 1,  # Dask has tried it on several workers by then
             }
         except (*GONE, distributed.comm.CommClosedError):
             kept = "every trial that has ended is kept, and --resume runs the others"
@@ -826,11 +815,10 @@ def resumed(out, given):
     nn.check(record, DEFINITION, path)
     record["settings"].setdefault("holdout", "random")  # as searches that do not say it
     try:
-        saved = define({}, {name: record[name] for name in DEFAULT_SEARCH})
+        definition = define(given, {name: record[name] for name in DEFAULT_SEARCH})
     except ValueError as error:
-        raise ValueError(f"{path} does not define a search: {error}") from error
-    definition = define(given, saved)
-    new, old = ({**train.DEFAULTS, **d["settings"], **d} for d in (definition, saved))
+        raise ValueError(f"the search in {out} cannot go on: {error}") from error
+    new, old = ({**train.DEFAULTS, **d["settings"], **d} for d in (definition, record))
     more = ("trials", "repeat") if new["strategy"] != "halving" else ()  # the runs so far are the same then
     for name in new:
         same = new[name] >= old[name] if name in more else new[name] == old[name]
@@ -863,11 +851,6 @@ def save_trial(out, trial, result, epochs_before):
     if result:
         train.save_epoch(folder, state, rows, config, result["steps"], len(rows) - epochs_before)
     train.save_record(folder, config, trial["status"], rows, state and state["best"])
-
-
-def load_trial(out, trial):
-    """``(state, rows)`` to go on from; None and no rows for a trial that starts."""
-    return train.load_last(trial_folder(out, trial))[:2] if trial["rows"] else (None, [])
 
 
 def save_table(out, trials, searched):
@@ -943,8 +926,8 @@ def short(value, digits=4):
 
 
 def trial_line(trial, trials, searched, done):
-    """``7/50 trial 6  lr 0.2186  hidden 280  val 97.91%  rank 2``, of those that have ended."""
-    words = []
+    """``7/50 trial 6  val 97.91%  rank 2  lr 0.2186  hidden 280``, of those that have ended."""
+    words = [f"{done} trial {trial_name(trial)}"]
     if len(trial["rows"]) != trial["config"]["epochs"]:
         words.append(f"epoch {len(trial['rows'])}")
     if trial["status"] in RANKED:
@@ -954,22 +937,8 @@ def trial_line(trial, trials, searched, done):
     numbers = [group[0]["number"] for group in ranking(trials)]
     if trial["number"] in numbers:
         words.append(f"rank {numbers.index(trial['number']) + 1}")
-
-    def lines_of(names, more):
-        settings = [f"{name} {short(trial['config'][name], 3)}" for name in names]
-        line = "  ".join([f"{done} trial {trial_name(trial)}", *settings, *more, *words])
-        return [line if len(line) < 80 else line.replace("  ", " ").replace(" rank ", " #")]
-
-    return fitting(searched, lines_of)[0]
-
-
-def fitting(names, lines_of):
-    """The lines with as many of the names as fit a terminal, the first; ``...`` stands for the others."""
-    for count in range(len(names), -1, -1):
-        lines = lines_of(names[:count], ["..."] * (count < len(names)))
-        if max(map(len, lines)) < 80:
-            break
-    return lines
+    line = "  ".join([*words, *(f"{name} {short(trial['config'][name], 3)}" for name in searched)])
+    return line if len(line) < 80 else textwrap.shorten(line, 79, placeholder=" ...")
 
 
 def live_line(trials, done, running, until, seconds):
@@ -989,25 +958,24 @@ def duration(seconds):
 
 
 def ranking_text(ranked, compared, searched, top=10):
-    """The first rows of the ranking as an aligned table."""
-    searched = [name for name in searched if name != "epochs"]  # shown anyway: those done
+    """The first rows of the ranking as an aligned table, with as many settings as fit a terminal."""
+    names = [name for name in searched if name != "epochs"]  # shown anyway: those done
     spread = ["sd", "to best", "p"] if len(ranked[0]) > 1 else []
-
-    def lines_of(names, more):
-        lines = [["rank", "trial", *names, *more, "epochs", "train %", "val %", *spread, "val loss"]]
-        for rank, (group, row) in enumerate(zip(ranked[:top], compared), start=1):
-            settings = [short(group[0]["config"][name]) for name in names] + [""] * len(more)
-            shares = [f"{100 * row[name]:.2f}" for name in ("train_accuracy", "val_accuracy")]
-            if spread:
-                shares.append(f"{100 * row['val_sd']:.2f}")
-                told = row["p"] is not None
-                shares += [f"{100 * row['difference']:+.2f}", f"{row['p']:.2g}"] if told else ["", ""]
-            words = [rank, row["trial"], *settings, row["epochs"], *shares, f"{row['val_loss']:.4f}"]
-            lines.append([str(word) for word in words])
-        wide = [max(map(len, column)) for column in zip(*lines)]
-        return ["  ".join(word.rjust(w) for word, w in zip(line, wide)) for line in lines]
-
-    return "\n".join(fitting(searched, lines_of))
+    lines = [["rank", "trial", "epochs", "train %", "val %", *spread, "val loss", *names]]
+    for rank, (group, row) in enumerate(zip(ranked[:top], compared), start=1):
+        words = [str(rank), str(row["trial"]), str(row["epochs"])]
+        words += [f"{100 * row[name]:.2f}" for name in ("train_accuracy", "val_accuracy")]
+        if spread:
+            words.append(f"{100 * row['val_sd']:.2f}")
+            words += ["", ""] if row["p"] is None else [f"{100 * row['difference']:+.2f}", f"{row['p']:.2g}"]
+        settings = [short(group[0]["config"][name]) for name in names]
+        lines.append([*words, f"{row['val_loss']:.4f}", *settings])
+    wide = [max(map(len, column)) for column in zip(*lines)]
+    ends = list(itertools.accumulate(width + 2 for width in wide))
+    count = len(ends) if ends[-1] < 82 else sum(end < 77 for end in ends)
+    more = ["..."] * (count < len(ends))
+    lines = [[word.rjust(w) for word, w in zip(line[:count], wide)] for line in lines]
+    return "\n".join("  ".join([*line, *more]) for line in lines)
 
 
 # --- command line -----------------------------------------------------------------------------

@@ -333,7 +333,8 @@ def use_search(out):
     trials = search.load_trials(out, trials)
     search.epochs_left(trials, search.rungs(definition))
     for trial in trials:
-        search.load_trial(out, trial)
+        if trial["rows"]:
+            train.load_last(search.trial_folder(out, trial))
     searched = list(search.parse_space(definition["space"]))
     if ranked := search.ranking(trials):
         search.ranking_text(ranked, search.compare(ranked), searched)
