@@ -22,6 +22,7 @@ import argparse
 import asyncio
 import concurrent.futures
 import contextlib
+import datetime
 import functools
 import itertools
 import logging
@@ -40,7 +41,6 @@ import sys
 import textwrap
 import threading
 import time
-import types
 
 import numpy as np
 
@@ -73,7 +73,7 @@ def run_search(trials, plan, workers, out, searched, show):
     started, reached, worked = time.perf_counter(), 0, 0
     for rung, (count, until) in enumerate(plan):
         chosen = best_at(found.values(), reached, count)
-        missing = {trial_name(trial): trial for trial in chosen if is_missing(trial, until)}
+        missing = {trial_name(trial): trial for trial in chosen if epochs_missing(trial, until) > 0}
         done = f"{len(chosen) - len(missing)}/{len(chosen)}"
         for running, ended in run_trials(missing.values(), until, workers, out):
             if ended:
@@ -93,9 +93,10 @@ def run_search(trials, plan, workers, out, searched, show):
     return list(found.values())
 
 
-def trial_name(trial):
+def trial_name(trial, digits=1):
     """``7``; ``7-2`` where it is a repeat after the first, or another fold."""
-    return f"{trial['number']}-{trial['repeat']}" if trial["repeat"] > 1 else str(trial["number"])
+    name = f"{trial['number']:0{digits}}"
+    return f"{name}-{trial['repeat']}" if trial["repeat"] > 1 else name
 
 
 def rungs(definition):
@@ -121,17 +122,15 @@ def rungs(definition):
 
 def epochs_left(missing, plan, repeats=1):
     """The epochs that ``missing`` trials of a plan's first rung lack, and those of its later rungs."""
-    until = plan[0][1]
-    left = sum((until or trial["config"]["epochs"]) - len(trial["rows"]) for trial in missing)
+    left = sum(epochs_missing(trial, plan[0][1]) for trial in missing)
     later = sum(count * (end - start) for (_, start), (count, end) in itertools.pairwise(plan))
     return left + repeats * later
 
 
-def is_missing(trial, until):
-    """Whether a trial has yet to run to the epoch ``until``, or to its end where that is None."""
-    if trial["status"] in (None, "failed"):
-        return True
-    return trial["status"] == "stopped" and len(trial["rows"]) < (until or trial["config"]["epochs"])
+def epochs_missing(trial, until):
+    """How many epochs a trial lacks to ``until``, or to its last where that is None; 0 if it has ended."""
+    ended = trial["status"] in ("finished", "diverged")
+    return 0 if ended else (until or trial["config"]["epochs"]) - len(trial["rows"])
 
 
 def groups_of(trials):
@@ -487,7 +486,7 @@ def parse_space(text):
             is_range = ":" in values and "," not in values
             space[name] = parse_range(values, check) if is_range else parse_choices(values, check)
         except ValueError as error:
-            raise ValueError(f"--space {shortened(part)}: {error}") from None
+            raise ValueError(f"--space {part:.80}: {error}") from None
     if not space:
         raise ValueError("--space: there is no setting to search; an example: lr=0.15:0.25")
     return space
@@ -497,9 +496,10 @@ def parse_range(text, check):
     low, high, *rest = text.split(":")
     if rest not in ([], ["log"]):
         raise ValueError("a range is low:high or low:high:log")
-    low, high = as_number(check(low)), as_number(check(high))
-    if type(low) is not type(high):
-        raise ValueError("one end is a share, the other a number")
+    ends = [check(low), check(high)]
+    low, high = (end[0] if isinstance(end, list) and len(end) == 1 else end for end in ends)  # of hidden
+    if type(low) not in (int, float) or type(low) is not type(high):
+        raise ValueError("only two numbers, or two shares below 1, make a range; list the choices: a,b,c")
     if low >= high:
         raise ValueError("the range is empty: its low end must be below its high end")
     if rest and low <= 0:
@@ -507,25 +507,11 @@ def parse_range(text, check):
     return {"low": low, "high": high, "log": bool(rest)}
 
 
-def as_number(value):
-    """The number that is a checked setting; hidden widths are one when there is one layer."""
-    if isinstance(value, list) and len(value) == 1:
-        (value,) = value
-    if type(value) not in (int, float):
-        raise ValueError("only numbers (above 0 for hidden) make a range; list the choices: a,b,c")
-    return value
-
-
 def parse_choices(text, check):
     choices = [check(word) for word in text.split(",")]
-    for choice in choices:
-        if choices.count(choice) > 1:
-            raise ValueError(f"{shortened(data.setting_text(choice))} is in the list twice")
+    if any(choices.count(choice) > 1 for choice in choices):
+        raise ValueError("a choice is in the list twice")
     return choices
-
-
-def shortened(text):
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 SWITCHES = {"lr_schedule", "optimizer", "momentum", "hidden", "patience", "augment"}  # what idle looks at
@@ -686,12 +672,9 @@ def start_process():
 def answer_calls():
     """What a process of ``_processes`` does: answer the calls on its standard input until that ends."""
     calls, answers = queue.SimpleQueue(), os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing that is printed may get among the answers
-    sys.stdout = sys.stderr
+    os.dup2(2, 1)  # nothing that is printed may get among the answers
     if len(sys.argv) > 1:  # the parent's script, where functions and activations of its own may be
-        main = types.ModuleType("__main__")
-        vars(main).update(runpy.run_path(sys.argv[1], run_name="__mp_main__"))
-        sys.modules["__main__"] = main
+        vars(sys.modules["__main__"]).update(runpy.run_path(sys.argv[1], run_name="__mp_main__"))
 
     def listen():
         try:
@@ -759,10 +742,9 @@ def cluster_workers(address, data_dir):
             raise ConnectionError(f"no worker has joined the scheduler at {address}") from None
         for name in ("nn.py", "data.py", "train.py", "search.py"):  # each after those that it imports
             client.upload_file(str(pathlib.Path(__file__).resolve().parent / name))
-        executor = client.get_executor(pure=False)
         try:
             yield {
-                "submit": executor.submit,
+                "submit": functools.partial(client.submit, pure=False),
                 "capacity": lambda: max(1, sum(client.nthreads().values())),
                 "source": lambda config: functools.partial(own_sets, config, data_dir),
                 "lost": distributed.scheduler.KilledWorker,
@@ -770,8 +752,6 @@ def cluster_workers(address, data_dir):
         except (*GONE, distributed.comm.CommClosedError):
             kept = "every trial that has ended is kept, and --resume runs the others"
             raise ConnectionError(f"the scheduler at {address} is gone; {kept}") from None
-        finally:
-            executor.shutdown(wait=False)  # cancels what runs
 
 
 def own_sets(config, data_dir):
@@ -838,9 +818,7 @@ def begin(out, definition, datasets):
 
 
 def trial_folder(out, trial):
-    """``trials/007``; ``trials/007-2`` of a second repeat or fold."""
-    first, *rest = trial_name(trial).split("-")
-    return out / "trials" / "-".join([first.zfill(3), *rest])
+    return out / "trials" / trial_name(trial, digits=3)
 
 
 def save_trial(out, trial, result, epochs_before):
@@ -858,12 +836,8 @@ def save_table(out, trials, searched):
     ranked = {trial_name(trial): trial for trial in itertools.chain(*ranking(trials))}
     trials = {**ranked, **{trial_name(trial): trial for trial in trials if trial["status"]}}.values()
     runs = [run_column(trial) for trial in trials if trial["repeat"] > 1][:1]
-    columns = ["trial", *runs, "status", "seed", *setting_columns(searched), *FIGURES, "seconds"]
-    data.save_rows(out / "trials.csv", map(table_row, trials), columns)
-
-
-def setting_columns(searched):
-    return [*(name for name in searched if name not in ("seed", "epochs")), "epochs"]
+    columns = ["trial", *runs, "status", "seed", *searched, "epochs", *FIGURES, "seconds"]
+    data.save_rows(out / "trials.csv", map(table_row, trials), list(dict.fromkeys(columns)))
 
 
 def run_column(trial):
@@ -890,8 +864,8 @@ def save_groups(out, trials, ranked, compared, searched):
     for trial in trials:
         if trial["number"] not in rows and trial["status"] not in RANKED:
             rows[trial["number"]] = table_row(trial) | dict.fromkeys(FIGURES)
-    columns = ["trial", "status", "runs", *setting_columns(searched), *FIGURES, "val_sd", "difference", "p"]
-    data.save_rows(out / "groups.csv", rows.values(), columns)
+    columns = ["trial", "status", "runs", *searched, "epochs", *FIGURES, "val_sd", "difference", "p"]
+    data.save_rows(out / "groups.csv", rows.values(), list(dict.fromkeys(columns)))
 
 
 def load_trials(out, trials):
@@ -947,14 +921,9 @@ def live_line(trials, done, running, until, seconds):
     for best in ranking(trials)[:1]:
         accuracy = mean_of([trial["rows"][-1] for trial in best], "val_accuracy")
         words.append(f"best {100 * accuracy:.2f}% (trial {best[0]['number']})")
-    return "  ".join(words if seconds is None else [*words, f"{duration(seconds)} left"])
-
-
-def duration(seconds):
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+    if seconds is not None:
+        words.append(f"{datetime.timedelta(seconds=round(seconds))} left")
+    return "  ".join(words)
 
 
 def ranking_text(ranked, compared, searched, top=10):

@@ -242,7 +242,7 @@ def test_rungs_of_successive_halving(trials, epochs, expected):
 
 def test_halving_of_the_default_search_takes_at_most_a_fifth_of_its_epochs():
     plan = search.rungs(search.define({"strategy": "halving"}, search.DEFAULT_SEARCH))
-    assert search.epochs_left([{"rows": []}] * 50, plan) <= 50 * 50 / 5
+    assert search.epochs_left([as_trial(1, status=None)] * 50, plan) <= 50 * 50 / 5
 
 
 def as_trial(number, *accuracies, status="finished", repeat=1):
@@ -1088,8 +1088,7 @@ def test_lines_of_a_search_of_many_settings_fit_a_terminal():
 
 def test_live_line_tells_done_running_best_and_time_left():
     line = search.live_line([as_trial(7, 0.9791)], "1/5", 2, None, 240)
-    assert line == "1/5 trials done  2 running  best 97.91% (trial 7)  4 min left"
-    assert [search.duration(s) for s in (5, 600, 9000)] == ["5 s", "10 min", "2 h 30 min"]
+    assert line == "1/5 trials done  2 running  best 97.91% (trial 7)  0:04:00 left"
 
 
 def test_words_in_tables_are_read_as_text(tmp_path):
