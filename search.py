@@ -1,10 +1,12 @@
-"""Many training runs: find the best settings, and see how far they can be told apart.
+"""Many training runs: the best settings, and how far they can be told apart.
 
-    python search.py                                     50 random trials of 50 epochs
-    python search.py --strategy halving                  most trials end early: a sixth of the epochs
-    python search.py --strategy grid --space momentum=0,0.9 batch_size=10,100 --lr 0.1
-    python search.py --strategy grid --space activation=relu,tanh --repeat 5    five seeds of each
-    python search.py --scheduler tcp://host:8786         the same trials on a Dask cluster
+  python search.py                       50 random trials of 50 epochs
+  python search.py --strategy halving    most end early: a sixth of the epochs
+  python search.py --space lr=0.01:0.5:log hidden=128,512x256 --trials 20
+  python search.py --strategy grid --space dropout=0,0.2 batch_size=32,128
+  python search.py --strategy grid --space init=he,xavier --repeat 5 --test
+  python search.py --resume --best 3 --epochs 100
+  python search.py --scheduler tcp://host:8786    the same on a Dask cluster
 
 A trial is a run of ``train.py`` in a folder of its own. Its settings and its seed come from the
 search's seed and the trial's number alone, so it does not matter where or when it runs. Trials
@@ -66,8 +68,7 @@ ETA = 3  # of the trials of a rung, one in so many goes on to the next
 def run_search(trials, plan, workers, out, searched, show):
     """Run what is missing of all trials; write and print each as it ends; returns them as they are then.
 
-    ``plan`` is a list from ``rungs``; ``workers`` are those of ``local_workers`` or ``cluster_workers``;
-    ``searched`` are the names of the settings that differ; ``show`` is that of ``data.progress_line``.
+    ``plan`` comes from ``rungs``, ``show`` from ``data.progress_line``; ``searched`` are names of settings.
     """
     found = {trial_name(trial): trial for trial in trials}
     started, reached, worked = time.perf_counter(), 0, 0
@@ -207,12 +208,10 @@ def run_trials(trials, until, workers, out):
 
 
 def run_trial(config, state, rows, until, source):
-    """Train a trial up to an epoch (None: its last), on a worker.
+    """Train a trial from a state (None: its beginning) up to an epoch (None: its last), on a worker.
 
-    It goes on from ``state`` and ``rows``; None and no rows are the beginning. ``source`` gives the images
-    as ``train.prepare`` does. Returns ``state``, ``rows``, ``status``, ``steps`` of the preprocessing and
-    the ``seconds`` it took. Only the last row has the figures of the training images: they take as long
-    as half a training epoch.
+    ``source`` gives the images as ``train.prepare`` does. Only the last row has the figures of the
+    training images: they take as long as half a training epoch.
     """
     started = time.perf_counter()
     sets = {**source(), "evaluate": ("val",)}
@@ -422,12 +421,11 @@ def check_count(flag, value, most=math.inf):
 
 
 def trial_settings(definition):
-    """The checked settings of the first run of each trial, as a list; its first is that of trial 1.
+    """The checked settings of each trial, as a list; its first is that of trial 1.
 
     Trial i draws its seed and its settings from ``np.random.default_rng([seed, i])``. Counting
     from 1 matters: a seed sequence that ends in 0 is the same as one without that 0. Of a finite
-    space it draws among the combinations that no earlier trial has. Settings that the drawn ones switch
-    off are left out.
+    space it draws among the combinations that no earlier trial has.
     """
     space, found = parse_space(definition["space"]), []
     every = combinations(definition, space)
@@ -442,7 +440,7 @@ def trial_settings(definition):
             drawn = {name: draw(dimension, rng) for name, dimension in space.items()}
         _, used = without_idle(drawn, definition, space)
         try:
-            settings = run_settings(train.check_settings(seeds | used), definition, 1)
+            settings = train.check_settings(seeds | used)
             if not settings["val_size"]:
                 raise ValueError("--val-size: a search needs validation images")
         except ValueError as error:
@@ -585,8 +583,7 @@ TRIES = 2  # so many workers may die before a trial has failed
 def local_workers(count, folder, datasets):
     """``count`` processes with one BLAS thread each; they end with the block, however it ends.
 
-    The images are prepared once for all trials with the same SPLIT_SETTINGS; they are in ``folder``
-    for as long as the block lasts.
+    The images are prepared once for all trials with the same SPLIT_SETTINGS, and lie in ``folder``.
     """
     splits = {}
 
@@ -611,10 +608,9 @@ def local_workers(count, folder, datasets):
 def _processes(count):
     """``submit(function, *args) -> Future`` on processes of which each has pipes of its own.
 
-    Such a pipe breaks when its process dies, even in the middle of a message. The processes of a
-    ProcessPoolExecutor share one that the parent keeps open: when one is killed in the middle of a
-    message, the parent waits for the rest of it forever. A process ends when its pipe does, so
-    none outlives the parent, however that dies.
+    Such a pipe breaks when its process dies, even in the middle of a message; the processes of a
+    ProcessPoolExecutor share one that the parent keeps open, and waits at forever. A process ends when its
+    pipe does, so none outlives the parent, however that dies.
     """
     processes, idle, closing = [], [], threading.Event()
 
@@ -953,9 +949,8 @@ def ranking_text(ranked, compared, searched, top=10):
 def make_trials(definition, data_dir, known, workers=1):
     """``(trials, datasets)``: all trials before they have run, and the data sets by name.
 
-    ``workers`` is how many of them this machine will run at once. ValueError for settings that cannot be
-    or do not fit the data, and for data that are not the ``known`` ones; MemoryError where so many
-    trials at once do not fit into memory.
+    ``workers`` is how many of them this machine will run at once: a MemoryError where they do not fit.
+    ValueError for settings that cannot be or do not fit the data, and for data that are not ``known``.
     """
     settings, runs, loaded, trials = trial_settings(definition), runs_of(definition), {}, []
     at_once = min(workers, len(settings) * runs)
@@ -1010,8 +1005,9 @@ def add_flags(parser):
     add = functools.partial(group.add_argument, default=argparse.SUPPRESS)
     add(
         "--space", nargs="+", metavar="NAME=VALUES",
-        help="what to search: ranges low:high or low:high:log, and lists a,b,c (two layers: 512x256; "
-        f"two steps of preprocessing: scale+center) (default: {DEFAULT_SEARCH['space']})",
+        help="what to search, the rest being the same in all trials: ranges low:high or low:high:log, and "
+        "lists a,b,c (two layers: 512x256; two steps of preprocessing: scale+center) "
+        f"(default: {DEFAULT_SEARCH['space']})",
     )  # fmt: skip
     strategies = "; ".join(f"{name}: {what}" for name, what in STRATEGIES.items())
     add("--strategy", metavar="NAME", help=f"{strategies} (default: random)")
@@ -1030,20 +1026,9 @@ def add_flags(parser):
     train.add_settings(parser, {"val_size": 0.2, "seed": "0, of the whole search"})
 
 
-EXAMPLES = """examples:
-  python search.py --strategy halving
-  python search.py --space lr=0.01:0.5:log hidden=128,512x256 --trials 20
-  python search.py --strategy grid --space dropout=0,0.2 batch_size=32,128
-  python search.py --strategy grid --space init=he,xavier --repeat 5 --test
-  python search.py --resume --best 3 --epochs 100"""
-
-
 def main(argv=None):
-    parser = data.make_parser(
-        "Search for the best settings, and train the best on all training images.\n"
-        "Settings that are not searched are the same in all trials.",
-        EXAMPLES,
-    )
+    what, examples, *_ = __doc__.split("\n\n")
+    parser = data.make_parser(what, examples)
     add_flags(parser)
     flags = data.parse_flags(parser, argv)
     given = {n: v for n, v in vars(flags).items() if n in {**DEFAULT_SEARCH, **train.SETTINGS, "best": 0}}
