@@ -17,7 +17,7 @@ import time
 import numpy as np
 import pytest
 from conftest import ENDLESS, HANG, ROOT, is_one_clear_line, refused, rows_of, run, run_apart, write_dataset
-from faults import living, started, wait_until, wait_until_gone
+from faults import living, no_processes, started, wait_until, wait_until_gone
 
 import data
 import nn
@@ -25,6 +25,22 @@ import search
 import train
 
 SPACE = "lr=0.05:0.2 weight_decay=1e-6:1e-3:log hidden=3:9"
+PROCESSES = search._processes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def here():
+    """Trials run in this process one after the other, and files need not reach the disk: for speed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_processes", no_processes)
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Trials run on workers after all."""
+    monkeypatch.setattr(search, "_processes", PROCESSES)
 
 
 def flags(folder, out, *more, space=SPACE):
@@ -285,24 +301,24 @@ def test_the_best_at_a_rung_are_found_again_from_later_histories():
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A data set and a finished search of five trials with two workers."""
+    """A data set and a finished search of five trials."""
     folder = write_dataset(tmp_path_factory.mktemp("search") / "small")
     out = folder.parent / "found"
-    search.main(flags(folder, out, "--trials", 5, "--workers", 2))
+    search.main(flags(folder, out, "--trials", 5))
     return folder, out
 
 
-def test_results_do_not_depend_on_the_number_of_workers(done, tmp_path):
+def test_results_do_not_depend_on_the_number_of_workers(done, tmp_path, processes):
     folder, out = done
-    mine = tmp_path / "one" / "split" / "mine.txt"  # a search has its splits in a folder of another name
+    mine = tmp_path / "two" / "split" / "mine.txt"  # a search has its splits in a folder of another name
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    search.main(flags(folder, tmp_path / "one", "--trials", 5, "--workers", 1))
-    assert mine.read_text() == "mine" and not (tmp_path / "one" / ".split").exists()
-    assert table(tmp_path / "one") == table(out)
+    search.main(flags(folder, tmp_path / "two", "--trials", 5, "--workers", 2))
+    assert mine.read_text() == "mine" and not (tmp_path / "two" / ".split").exists()
+    assert table(tmp_path / "two") == table(out)
     for number in range(1, 6):
         params = f"trials/00{number}/params.pkl"
-        assert (tmp_path / "one" / params).read_bytes() == (out / params).read_bytes()
+        assert (tmp_path / "two" / params).read_bytes() == (out / params).read_bytes()
 
 
 def test_table_is_the_ranking_with_settings_and_figures(done):
@@ -459,7 +475,7 @@ def test_two_searches_in_one_folder_are_refused(done):
 
 def test_halving_goes_on_with_the_better_third(small_set, tmp_path):
     out = tmp_path / "halving"
-    search.main(flags(small_set, out, "--strategy", "halving", "--trials", 9, "--epochs", 9, "--workers", 2))
+    search.main(flags(small_set, out, "--strategy", "halving", "--trials", 9, "--epochs", 9))
     rows = {row["trial"]: row for row in table(out)}
     assert sorted(row["epochs"] for row in rows.values()) == [1] * 6 + [9] * 3
     best = table(out)[0]
@@ -486,7 +502,7 @@ def test_halving_goes_on_with_the_better_third(small_set, tmp_path):
 def test_trials_that_diverge_are_rows(small_set, tmp_path):
     out = tmp_path / "out"
     space = "lr=0.1,1e30 hidden=8x4,4 momentum=0.9"
-    search.main(flags(small_set, out, "--strategy", "grid", "--workers", 2, space=space))
+    search.main(flags(small_set, out, "--strategy", "grid", space=space))
     assert [row["status"] for row in table(out)] == ["finished"] * 2 + ["diverged"] * 2
     assert {row["hidden"] for row in table(out)} == {"8x4", 4}
     assert data.load_json(out / "trials/003/config.json")["status"] == "diverged"
@@ -641,7 +657,7 @@ def repeated(tmp_path_factory):
     """A data set and a finished grid of two trials with three repeats each."""
     folder = write_dataset(tmp_path_factory.mktemp("repeats") / "small", test=200)
     out = folder.parent / "found"
-    search.main(flags(folder, out, *GRID, "--repeat", 3, "--test", "--workers", 2, space="lr=0.01,0.2"))
+    search.main(flags(folder, out, *GRID, "--repeat", 3, "--test", space="lr=0.01,0.2"))
     return folder, out
 
 
@@ -706,8 +722,7 @@ def test_a_test_accuracy_without_test_images_is_refused(small_set, tmp_path):
 
 def test_more_repeats_end_as_if_asked_for_at_once(repeated, tmp_path):
     folder, out = repeated
-    given = [*GRID, "--workers", 1]
-    search.main(flags(folder, tmp_path, *given, "--repeat", 2, space="lr=0.01,0.2"))
+    search.main(flags(folder, tmp_path, *GRID, "--repeat", 2, space="lr=0.01,0.2"))
     search.main(["--resume", "--out", str(tmp_path), "--repeat", "3"])
     assert table(tmp_path) == table(out) and groups(tmp_path) == groups(out)
     for name in ("trials/001-2", "trials/002-3", "."):
@@ -893,7 +908,7 @@ def die_always(config, *rest):
     return die() if config["seed"] == int(os.environ["VICTIM"]) else search.run_trial(config, *rest)
 
 
-def test_workers_have_one_thread_each(tmp_path, monkeypatch):
+def test_workers_have_one_thread_each(tmp_path, monkeypatch, processes):
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with search.local_workers(1, tmp_path / "split", {}) as workers:
@@ -903,7 +918,7 @@ def test_workers_have_one_thread_each(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("die", [die, die_half_written])
-def test_death_of_one_worker_leaves_the_others_alone(tmp_path, die):
+def test_death_of_one_worker_leaves_the_others_alone(tmp_path, die, processes):
     with search.local_workers(2, tmp_path / "split", {}) as workers:
         busy = workers["submit"](wait_for_file, tmp_path / "go")
         with pytest.raises(workers["lost"]):
@@ -932,7 +947,7 @@ def test_epochs_that_are_searched_have_one_column(small_set, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[4].split().count("epochs") == 1  # the ranking's heading
 
 
-def test_images_are_mapped_not_copied(small_set, tmp_path):
+def test_images_are_mapped_not_copied(small_set, tmp_path, processes):
     (trial, *_), datasets = search.make_trials(definition(dataset=str(small_set)), None, None)
     with search.local_workers(1, tmp_path / "split", datasets) as workers:
         source = workers["source"](trial["config"])
@@ -955,7 +970,7 @@ def is_mapped(array):
 
 
 @pytest.mark.parametrize("worker, statuses", [(die_once, {"finished"}), (die_always, {"finished", "failed"})])
-def test_search_survives_dead_workers(done, tmp_path, monkeypatch, worker, statuses):
+def test_search_survives_dead_workers(done, tmp_path, monkeypatch, worker, statuses, processes):
     folder, out = done
     monkeypatch.setenv("MARKER", str(tmp_path / "marker"))
     monkeypatch.setenv("VICTIM", str(search.trial_settings(definition())[1]["seed"]))
