@@ -673,14 +673,9 @@ def answer_calls():
         vars(sys.modules["__main__"]).update(runpy.run_path(sys.argv[1], run_name="__mp_main__"))
 
     def listen():
-        try:
-            while True:
-                calls.put(pickle.load(sys.stdin.buffer))
-        finally:
-            os._exit(1)  # the parent has ended, it may be in the middle of a call
+        calls.put(pickle.load(sys.stdin.buffer))
 
-    threading.Thread(target=listen, daemon=True).start()
-    while True:
+    def answer():
         function, *args = calls.get()
         try:
             outcome = function(*args), None
@@ -688,6 +683,16 @@ def answer_calls():
             outcome = None, error
         pickle.dump(outcome, answers)
         answers.flush()
+
+    def again_and_again(function):
+        try:
+            while True:
+                function()
+        finally:
+            os._exit(1)  # a pipe has broken: the parent has ended, it may be in the middle of a call
+
+    threading.Thread(target=again_and_again, args=[listen], daemon=True).start()
+    again_and_again(answer)
 
 
 def save_sets(folder, sets):

@@ -102,9 +102,11 @@ STRATEGIES = {
 def unbroken(small, tmp_path_factory):
     """Finished searches by name: a ``grid`` of SHORT_SPACE and each of STRATEGIES."""
     folder = tmp_path_factory.mktemp("unbroken")
-    assert call(search.main, *grid(small, folder / "grid", SHORT_SPACE))[0] == 0
-    for name, more in STRATEGIES.items():
-        assert call(search.main, *flags(small, folder / name, *more))[0] == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_processes", no_processes)
+        assert call(search.main, *grid(small, folder / "grid", SHORT_SPACE))[0] == 0
+        for name, more in STRATEGIES.items():
+            assert call(search.main, *flags(small, folder / name, *more))[0] == 0
     return folder
 
 
@@ -126,7 +128,7 @@ def go_on_to_the_end(out):
 )
 @pytest.mark.parametrize("moments", [1, pytest.param(10, marks=EXTENDED)])
 def test_stopped_at_any_moment_a_search_leaves_no_process_and_resumes(
-    small, unbroken, tmp_path, number, status, moments
+    small, unbroken, tmp_path, here, number, status, moments
 ):
     """After its first line (its workers start), or when some or all of the trials that end have ended."""
     rng = np.random.default_rng([number, moments])
@@ -178,7 +180,7 @@ def test_stopped_while_its_workers_start_a_search_leaves_no_process(small, tmp_p
     ],
 )
 def test_killed_again_and_again_a_search_ends_with_the_same_bits(
-    small, unbroken, tmp_path, strategy, seed, kills
+    small, unbroken, tmp_path, here, strategy, seed, kills
 ):
     """100 moments in the extended run: soon after the start, the first line (its workers start), the next."""
     out, rng = tmp_path / "out", np.random.default_rng([seed, kills])
@@ -252,7 +254,7 @@ def test_a_search_whose_lines_nobody_reads_on_ends_quietly(small, tmp_path):
 @pytest.mark.parametrize(
     "error, once, every",
     [
-        (errno.ENOSPC, False, 4),
+        (errno.ENOSPC, False, 9),
         pytest.param(errno.ENOSPC, False, 1, marks=EXTENDED),
         pytest.param(errno.EIO, True, 1, marks=EXTENDED),
     ],
@@ -314,7 +316,7 @@ def test_a_space_with_a_hidden_layer_of_a_million_is_refused_before_anything_run
     assert not (tmp_path / "out").exists()
 
 
-def test_trials_that_fit_into_memory_one_by_one_may_not_fit_together(small, tmp_path, monkeypatch):
+def test_trials_that_fit_into_memory_one_by_one_may_not_fit_together(small, tmp_path, here, monkeypatch):
     monkeypatch.setattr(train, "available_memory", lambda: 9e6)
     space = "hidden=2000:2100"
     together = flags(small, tmp_path / "together", space=space)
