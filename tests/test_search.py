@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -112,7 +113,8 @@ ONE_FOR_ALL = ["size", "transpose", "folds", "fold"]  # how data sets are read, 
 
 @pytest.mark.parametrize("name", [name for name in train.SETTINGS if name not in ONE_FOR_ALL])
 def test_every_setting_can_be_searched(name):
-    examples = {
+    shares = ["dropout", "input_dropout", "label_smoothing", "ema", "adversarial", "max_scaling"]
+    examples = dict.fromkeys([*shares, "momentum", "beta1", "beta2", "min_delta"], "0.1:0.5") | {
         "dataset": "mnist,glyphs",
         "loss": "mse,cross_entropy",
         "optimizer": "sgd,adam",
@@ -125,16 +127,6 @@ def test_every_setting_can_be_searched(name):
         "augment": "none,elastic+flip",
         "holdout": "random,last",
         "class_weight": "none,balanced",
-        "dropout": "0.1:0.5",
-        "beta1": "0.8:0.9",
-        "beta2": "0.9:0.99",
-        "input_dropout": "0.1:0.5",
-        "label_smoothing": "0.1:0.5",
-        "ema": "0.1:0.5",
-        "adversarial": "0.1:0.5",
-        "max_scaling": "0.1:0.5",
-        "momentum": "0.1:0.9",
-        "min_delta": "0.1:0.2",
     }
     dimension = search.parse_space(f"{name}={examples.get(name, '1:9')}")[name]
     value = search.draw(dimension, np.random.default_rng(0))
@@ -308,6 +300,11 @@ def done(tmp_path_factory):
     return folder, out
 
 
+@pytest.fixture
+def copy(done, tmp_path):
+    return shutil.copytree(done[1], tmp_path / "copy")
+
+
 def test_results_do_not_depend_on_the_number_of_workers(done, tmp_path, processes):
     folder, out = done
     mine = tmp_path / "two" / "split" / "mine.txt"  # a search has its splits in a folder of another name
@@ -366,36 +363,30 @@ def test_the_best_is_trained_again_along_its_own_schedule(tmp_path, monkeypatch,
     assert f"--epochs {epochs} " in f"{command} "
 
 
-def test_finished_search_is_resumed_without_running_anything(done, capsys):
-    before = {path: path.stat().st_mtime_ns for path in (done[1] / "trials").rglob("*")}
-    search.main(["--resume", "--out", str(done[1])])
-    assert {path: path.stat().st_mtime_ns for path in (done[1] / "trials").rglob("*")} == before
+@pytest.mark.parametrize("given", [[], ["--trials", 5, "--batch-size", 128, "--dropout", 0]])
+def test_finished_search_is_resumed_without_running_anything(done, capsys, given):
+    """A default that is spelled out is the same search."""
+    folder, out = done
+    before = {path: path.stat().st_mtime_ns for path in (out / "trials").rglob("*")}
+    search.main(flags(folder, out, "--resume", *given) if given else ["--resume", "--out", str(out)])
+    assert {path: path.stat().st_mtime_ns for path in (out / "trials").rglob("*")} == before
     assert "/5 trial" not in capsys.readouterr().out
 
 
-def test_a_default_that_is_spelled_out_is_the_same_search(done, capsys):
-    folder, out = done
-    search.main(flags(folder, out, "--trials", 5, "--resume", "--batch-size", 128, "--dropout", 0))
-
-
-def test_resume_runs_what_is_missing(done, tmp_path):
-    _, out = done
-    copy = shutil.copytree(out, tmp_path / "copy")
+def test_resume_runs_what_is_missing(done, copy):
     lines = (copy / "trials.csv").read_text().splitlines(keepends=True)
     (copy / "trials.csv").write_text("".join(lines[:1] + lines[3:]))
     shutil.rmtree(copy / "trials" / f"{int(lines[1].split(',')[0]):03}")
     search.main(["--resume", "--out", str(copy)])
-    assert table(copy) == table(out)
-    assert (copy / "params.pkl").read_bytes() == (out / "params.pkl").read_bytes()
+    assert table(copy) == table(done[1])
+    assert (copy / "params.pkl").read_bytes() == (done[1] / "params.pkl").read_bytes()
 
 
-def test_random_search_can_be_resumed_with_more_trials(done, tmp_path):
-    _, out = done
-    copy = shutil.copytree(out, tmp_path / "copy")
+def test_random_search_can_be_resumed_with_more_trials(done, copy):
     search.main(["--resume", "--out", str(copy), "--trials", "7"])
     by_number = {row["trial"]: row for row in table(copy)}
     assert sorted(by_number) == [1, 2, 3, 4, 5, 6, 7]
-    assert all(by_number[row["trial"]] == row for row in table(out))
+    assert all(by_number[row["trial"]] == row for row in table(done[1]))
 
 
 @pytest.mark.parametrize(
@@ -435,17 +426,14 @@ def test_another_search_into_the_same_folder_is_refused(done, more, names):
         ("trials/001/history.csv", "a,b\n1,x\n"),
     ],
 )
-def test_damaged_files_are_named(done, tmp_path, name, content):
-    copy = shutil.copytree(done[1], tmp_path / "copy")
+def test_damaged_files_are_named(copy, name, content):
     seed = str(data.load_json(copy / "trials" / "001" / "config.json")["seed"])
     (copy / name).write_bytes(content.replace("SEED", seed).encode("latin1"))
     with refused(copy, error=ValueError):
         search.main(["--resume", "--out", str(copy)])
 
 
-def test_other_data_are_refused(done, tmp_path):
-    _, out = done
-    copy = shutil.copytree(out, tmp_path / "copy")
+def test_other_data_are_refused(done, copy):
     record = data.load_json(copy / "search.json")
     record["data"] = {name: dict.fromkeys(sums, "0") for name, sums in record["data"].items()}
     (copy / "search.json").write_text(json.dumps(record))
@@ -532,9 +520,8 @@ def test_splits_and_data_sets_can_be_searched(small_set, tmp_path):
 
 def test_early_stopping_counts_for_the_best(small_set, tmp_path):
     out = tmp_path / "out"
-    search.main(
-        flags(small_set, out, "--trials", 2, "--epochs", 40, "--patience", 2, space="lr=0.1,0.2 hidden=0")
-    )
+    more = ["--trials", 2, "--epochs", 40, "--patience", 2]
+    search.main(flags(small_set, out, *more, space="lr=0.1,0.2 hidden=0"))
     best = table(out)[0]
     assert best["status"] == "finished" and best["epochs"] < 40
     assert data.load_json(out / "config.json")["epochs"] == best["epochs"]
@@ -582,8 +569,7 @@ def test_an_earlier_combination_does_not_depend_on_how_many_are_drawn():
 OLDER = ("repeat", "further", "paired", "distinct")  # what search.json did not have once
 
 
-def test_older_searches_are_gone_on_with_as_they_began(done, tmp_path, capsys):
-    copy = shutil.copytree(done[1], tmp_path / "copy")
+def test_older_searches_are_gone_on_with_as_they_began(done, copy, capsys):
     record = data.load_json(copy / "search.json")
     for name in OLDER:
         del record[name]
@@ -619,9 +605,8 @@ def test_groups_are_ranked_by_their_mean_and_compared_in_pairs():
 
 
 def sentence(*groups, kind="repeat"):
-    return search.verdict(
-        search.compare(search.ranking([trial for group in groups for trial in group])), kind
-    )
+    ranked = search.ranking(itertools.chain(*groups))
+    return search.verdict(search.compare(ranked), kind)
 
 
 def test_the_sentence_says_what_is_shown_and_what_is_not():
@@ -679,17 +664,12 @@ def test_repeats_have_the_same_seeds_for_all_trials_and_the_same_split(repeated)
 
 def test_groups_hold_mean_and_spread_of_each_combination(repeated):
     rows = table(repeated[1])
-    assert [row["trial"] for row in rows] == [2, 2, 2, 1, 1, 1] and [r["repeat"] for r in rows[:3]] == [
-        1,
-        2,
-        3,
-    ]
+    assert [(row["trial"], row["repeat"]) for row in rows] == list(itertools.product([2, 1], [1, 2, 3]))
     for place, row in enumerate(groups(repeated[1])):
         values = [r["val_accuracy"] for r in rows if r["trial"] == row["trial"]]
         assert (row["runs"], row["lr"]) == (3, [0.2, 0.01][place])
-        assert (row["val_accuracy"], row["val_sd"]) == pytest.approx(
-            (np.mean(values), np.std(values, ddof=1))
-        )
+        assert row["val_accuracy"] == pytest.approx(np.mean(values))
+        assert row["val_sd"] == pytest.approx(np.std(values, ddof=1))
     pairs = np.subtract([r["val_accuracy"] for r in rows[3:]], [r["val_accuracy"] for r in rows[:3]])
     assert row["difference"] == pytest.approx(pairs.mean()) and row["p"] == nn.permutation_test(pairs)
 
@@ -697,9 +677,7 @@ def test_groups_hold_mean_and_spread_of_each_combination(repeated):
 def test_the_test_accuracy_of_each_repeat_is_that_of_its_last_params(repeated, capsys):
     folder, out = repeated
     rows = data.load_rows(out / "test.csv")
-    assert [(row["trial"], row["repeat"]) for row in rows] == [
-        (row["trial"], row["repeat"]) for row in table(out)
-    ]
+    assert [(row["trial"], row["repeat"]) for row in rows] == list(itertools.product([2, 1], [1, 2, 3]))
     dataset = data.load_dataset(str(folder))
     for row in rows:
         name = f"{row['trial']:03}" + f"-{row['repeat']}" * (row["repeat"] > 1)
@@ -729,8 +707,7 @@ def test_more_repeats_end_as_if_asked_for_at_once(repeated, tmp_path):
         assert (tmp_path / name / "params.pkl").read_bytes() == (out / name / "params.pkl").read_bytes()
 
 
-def test_repeats_can_be_added_to_single_runs(done, tmp_path):
-    copy = shutil.copytree(done[1], tmp_path / "copy")
+def test_repeats_can_be_added_to_single_runs(done, copy):
     search.main(["--resume", "--out", str(copy), "--repeat", "2"])
     rows = table(copy)
     assert {row["trial"]: row["seed"] for row in rows if row["repeat"] == 1} == {
@@ -739,18 +716,16 @@ def test_repeats_can_be_added_to_single_runs(done, tmp_path):
     assert len(rows) == 10 and len({row["seed"] for row in rows if row["repeat"] == 2}) == 1
 
 
-def test_more_epochs_for_the_best(done, tmp_path):
+def test_more_epochs_for_the_best(done, copy, tmp_path):
     """The first trials are left alone; what goes on ends as if all of its epochs had been asked for."""
     folder, out = done
-    copy = shutil.copytree(out, tmp_path / "copy")
     best, second = (row["trial"] for row in table(out)[:2])
     for _ in range(2):  # the same command again is the same search
         search.main(["--resume", "--out", str(copy), "--best", "2", "--epochs", "6"])
         rows = table(copy)
         assert {row["trial"] for row in rows[:2]} == {best, second}
         assert [(r["status"], r["epochs"]) for r in rows] == [("finished", 6)] * 2 + [("stopped", 3)] * 3
-    again = flags(folder, tmp_path / "six", "--trials", 5, "--epochs", 6)
-    search.main(again)
+    search.main(flags(folder, tmp_path / "six", "--trials", 5, "--epochs", 6))
     expected = {row["trial"]: row for row in table(tmp_path / "six")}
     assert all(row == expected[row["trial"]] for row in rows[:2])
     search.main(["--resume", "--out", str(copy), "--best", "1", "--epochs", "7"])
@@ -800,14 +775,7 @@ def test_every_image_is_predicted_by_the_run_that_did_not_train_on_it(small_set,
     rows, dataset = data.load_rows(out / "oof.csv"), data.load_dataset(str(small_set))
     assert len({row["index"] for row in rows}) == len(rows) == 50
     assert [row["label"] for row in rows] == dataset["train_labels"][[row["index"] for row in rows]].tolist()
-    assert [(row["trial"], row["fold"]) for row in table(out)] == [
-        (2, 1),
-        (2, 2),
-        (2, 3),
-        (1, 1),
-        (1, 2),
-        (1, 3),
-    ]
+    assert [(row["trial"], row["fold"]) for row in table(out)] == list(itertools.product([2, 1], [1, 2, 3]))
     for fold, name in enumerate(["002", "002-2", "002-3"], start=1):
         params, config = data.load_run(out / "trials" / name / "last.pkl")
         mine = np.flatnonzero(data.folds_of(dataset, config) == fold)
@@ -841,10 +809,8 @@ def planted_and_found(out, dataset, wrong, *more):
 
 def test_wrong_labels_are_the_first_suspects(tmp_path):
     dataset = data.load_dataset(str(write_dataset(tmp_path / "right", train=600)))
-    found = planted_and_found(
-        tmp_path, dataset, 24, "--epochs", 10, "--space", "hidden=9", "--batch-size", 16
-    )
-    assert found >= 18
+    more = ["--epochs", 10, "--space", "hidden=9", "--batch-size", 16]
+    assert planted_and_found(tmp_path, dataset, 24, *more) >= 18
 
 
 @pytest.mark.extended

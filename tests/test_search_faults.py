@@ -254,7 +254,7 @@ def test_a_search_whose_lines_nobody_reads_on_ends_quietly(small, tmp_path):
 @pytest.mark.parametrize(
     "error, once, every",
     [
-        (errno.ENOSPC, False, 9),
+        (errno.ENOSPC, False, 4),
         pytest.param(errno.ENOSPC, False, 1, marks=EXTENDED),
         pytest.param(errno.EIO, True, 1, marks=EXTENDED),
     ],
@@ -266,9 +266,7 @@ def test_a_write_that_fails_loses_no_trial(small, tmp_path, here, error, once, e
     more = ["--resume", "--trials", 4, "--out"]
     shutil.copytree(tmp_path / "two", tmp_path / "four")
     assert call(search.main, *more, tmp_path / "four")[0] == 0
-    earlier = {
-        path: content for path, content in files_of(tmp_path / "two").items() if "trials" in path.parts
-    }
+    earlier = {path: own for path, own in files_of(tmp_path / "two").items() if "trials" in path.parts}
     retrained = (tmp_path / "two" / "params.pkl").read_bytes()
     for number in range(1, 200, every):
         out = tmp_path / str(number)
@@ -346,63 +344,48 @@ def use_search(out):
 DAMAGED = ["trials.csv", "search.json", "trials/001/history.csv", "trials/001/last.pkl"]
 
 
+@pytest.fixture(scope="module")
+def with_repeats(small, tmp_path_factory):
+    """As ``whole``: a search of two trials with two repeats, of which one has gone on."""
+    folder = tmp_path_factory.mktemp("repeats")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_processes", no_processes)
+        assert call(search.main, *flags(small, folder / "run", "--trials", 2, "--repeat", 2))[0] == 0
+        assert call(search.main, "--resume", "--out", folder / "run", "--best", 1, "--epochs", 3)[0] == 0
+    return folder
+
+
 @pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.extended)])
-@pytest.mark.parametrize("file", DAMAGED)
-def test_damaged_searches_are_resumed_or_refused(whole, tmp_path, here, file, count):
-    rng, out = np.random.default_rng([6, len(file), count]), shutil.copytree(whole / "run", tmp_path / "out")
+@pytest.mark.parametrize(
+    "kind, file, way",
+    [
+        *(("whole", file, "damaged") for file in DAMAGED),
+        *(("whole", file, "altered") for file in DAMAGED[1::2]),  # it is whole but says something odd
+        *(("with_repeats", file, "damaged") for file in DAMAGED[:2]),
+        ("with_repeats", "search.json", "altered"),
+    ],
+)
+def test_damaged_searches_are_resumed_or_refused(request, tmp_path, here, kind, file, way, count):
+    rng = np.random.default_rng([6, len(file), count, len(kind), len(way)])
+    out = shutil.copytree(request.getfixturevalue(kind) / "run", tmp_path / "out")
     honest = {name: (out / name).read_bytes() for name in ("trials.csv", file)}  # trials.csv is written
+    record = READERS[out.joinpath(file).suffix](out / file)
+
+    def bad_content():
+        if way == "damaged":
+            return damaged(honest[file], rng)
+        odd = altered(record, rng, arrays=file.endswith("pkl"))
+        return pickle.dumps(odd) if file.endswith("pkl") else json.dumps(odd).encode()
 
     def cases():
         for _ in range(count):
             for name, content in honest.items():
                 (out / name).write_bytes(content)
-            (out / file).write_bytes(damaged(honest[file], rng))
+            (out / file).write_bytes(bad_content())
             yield out
 
     fine, faults = outcomes(cases(), use_search)
     assert not faults and 0 < fine < count
-
-
-@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.extended)])
-@pytest.mark.parametrize("file", ["search.json", "trials/001/last.pkl"])
-def test_files_of_a_search_that_are_whole_but_say_something_odd(whole, tmp_path, here, file, count):
-    rng, out = np.random.default_rng([7, len(file), count]), shutil.copytree(whole / "run", tmp_path / "out")
-    table = (out / "trials.csv").read_bytes()
-    honest = READERS[out.joinpath(file).suffix](out / file)
-
-    def cases():
-        for _ in range(count):
-            (out / "trials.csv").write_bytes(table)
-            if file.endswith("json"):
-                (out / file).write_text(json.dumps(altered(honest, rng)))
-            else:
-                (out / file).write_bytes(pickle.dumps(altered(honest, rng, arrays=True)))
-            yield out
-
-    fine, faults = outcomes(cases(), use_search)
-    assert not faults and 0 < fine < count
-
-
-@pytest.mark.parametrize("file", ["trials.csv", "search.json"])
-def test_damaged_searches_with_repeats_are_resumed_or_refused(small, tmp_path, here, file):
-    rng, out = np.random.default_rng([8, len(file)]), tmp_path / "out"
-    assert call(search.main, *flags(small, out, "--trials", 2, "--repeat", 2))[0] == 0
-    assert call(search.main, "--resume", "--out", out, "--best", 1, "--epochs", 3)[0] == 0
-    honest = {path: path.read_bytes() for path in (out / "trials.csv", out / "search.json")}
-    record = json.loads(honest[out / "search.json"])
-
-    def cases():
-        for number in range(80):
-            for path, content in honest.items():
-                path.write_bytes(content)
-            if file == "search.json" and number % 2:
-                (out / file).write_text(json.dumps(altered(record, rng)))
-            else:
-                (out / file).write_bytes(damaged(honest[out / file], rng))
-            yield out
-
-    fine, faults = outcomes(cases(), use_search)
-    assert not faults and 0 < fine < 80
 
 
 # --- nonsense ---------------------------------------------------------------------------------
@@ -413,19 +396,10 @@ def not_loaded(*_, **__):
 
 
 COUNTS = {"1", "2", "1.0", "1e3", "1_0", "٣"}
-OWN_FLAGS = (
-    "--strategy",
-    "--trials",
-    "--repeat",
-    "--best",
-    "--workers",
-    "--scheduler",
-    "--data-dir",
-    "--space",
-)
+OWN_FLAGS = ["strategy", "trials", "repeat", "best", "workers", "scheduler", "data-dir", "space"]
 
 
-@pytest.mark.parametrize("flag", [*OWN_FLAGS, *map(train.flag, train.SETTINGS)])
+@pytest.mark.parametrize("flag", [*map(train.flag, OWN_FLAGS), *map(train.flag, train.SETTINGS)])
 def test_nonsense_on_the_command_line_is_refused_before_the_data_is_loaded(flag, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "load_dataset", not_loaded)
     monkeypatch.setitem(sys.modules, "distributed", None)  # --scheduler: no answer is waited for
