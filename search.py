@@ -1,10 +1,12 @@
-"""Many training runs: find the best settings, and see how far they can be told apart.
+"""Many training runs: the best settings, and how far they can be told apart.
 
-    python search.py                                     50 random trials of 50 epochs
-    python search.py --strategy halving                  most trials end early: a sixth of the epochs
-    python search.py --strategy grid --space momentum=0,0.9 batch_size=10,100 --lr 0.1
-    python search.py --strategy grid --space activation=relu,tanh --repeat 5    five seeds of each
-    python search.py --scheduler tcp://host:8786         the same trials on a Dask cluster
+  python search.py                       50 random trials of 50 epochs
+  python search.py --strategy halving    most end early: a sixth of the epochs
+  python search.py --space lr=0.01:0.5:log hidden=128,512x256 --trials 20
+  python search.py --strategy grid --space dropout=0,0.2 batch_size=32,128
+  python search.py --strategy grid --space init=he,xavier --repeat 5 --test
+  python search.py --resume --best 3 --epochs 100
+  python search.py --scheduler tcp://host:8786    the same on a Dask cluster
 
 A trial is a run of ``train.py`` in a folder of its own. Its settings and its seed come from the
 search's seed and the trial's number alone, so it does not matter where or when it runs. Trials
@@ -20,13 +22,14 @@ import data  # first: while the rest is imported, Ctrl-C is one line already
 # isort: split
 import argparse
 import asyncio
-import collections
 import concurrent.futures
 import contextlib
+import datetime
 import functools
 import itertools
 import logging
 import math
+import operator
 import os
 import pathlib
 import pickle
@@ -37,12 +40,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 import time
-import types
-import zipfile
 
 import numpy as np
 
@@ -68,55 +68,50 @@ ETA = 3  # of the trials of a rung, one in so many goes on to the next
 def run_search(trials, plan, workers, out, searched, show):
     """Run what is missing of all trials; write and print each as it ends; returns them as they are then.
 
-    Parameters
-    ----------
-    plan : list of tuple
-        From ``rungs``.
-    workers : dict
-        From ``local_workers`` or ``cluster_workers``.
-    searched : list of str
-        Names of the settings that differ from trial to trial.
-    show : function
-        From ``data.progress_line``.
+    ``plan`` comes from ``rungs``, ``show`` from ``data.progress_line``; ``searched`` are names of settings.
     """
     found = {trial_name(trial): trial for trial in trials}
     started, reached, worked = time.perf_counter(), 0, 0
     for rung, (count, until) in enumerate(plan):
         chosen = best_at(found.values(), reached, count)
-        missing = {trial_name(trial): trial for trial in chosen if is_missing(trial, until)}
-        for running, ended in run_trials(list(missing.values()), until, workers, out):
-            for trial, result in ended:
+        missing = {trial_name(trial): trial for trial in chosen if epochs_missing(trial, until) > 0}
+        done = f"{len(chosen) - len(missing)}/{len(chosen)}"
+        for running, ended in run_trials(missing.values(), until, workers, out):
+            if ended:
+                trial, result = ended
                 before = missing.pop(trial_name(trial))
                 save_trial(out, trial, result, len(before["rows"]))
                 found[trial_name(trial)] = trial
                 save_table(out, found.values(), searched)
                 worked += len(trial["rows"]) - len(before["rows"])
-                show("")
                 done = f"{len(chosen) - len(missing)}/{len(chosen)}"
+                show("")
                 data.say(trial_line(trial, found.values(), searched, done))
             left = epochs_left(missing.values(), plan[rung:], len(trials) // plan[0][0])
             seconds = (time.perf_counter() - started) / worked * left if worked else None
-            done = f"{len(chosen) - len(missing)}/{len(chosen)}"
             show(live_line(found.values(), done, running, until, seconds))
         reached = until
     return list(found.values())
 
 
-def trial_name(trial):
+def trial_name(trial, digits=1):
     """``7``; ``7-2`` where it is a repeat after the first, or another fold."""
-    return f"{trial['number']}-{trial['repeat']}" if trial["repeat"] > 1 else str(trial["number"])
+    name = f"{trial['number']:0{digits}}"
+    return f"{name}-{trial['repeat']}" if trial["repeat"] > 1 else name
 
 
-def rungs(strategy, trials, epochs, further=()):
-    """How many trials go on to which epoch: ``[(50, 2), (17, 6), (6, 50)]``.
+def rungs(definition):
+    """How many trials go on to which epoch: ``[(50, 2), (17, 6), (6, 50)]``; those of --best at the end.
 
     Successive halving (Jamieson & Talwalkar 2016) with the third instead of the half, as advised
     for Hyperband (Li et al. 2018): a third of the trials, rounded up, get three times the epochs.
     The last few are not thinned out again but trained to the end: by then they differ less than
     the same settings with another seed. The other strategies have one rung; its epoch None stands
-    for the last of each trial. ``further`` are the rungs of --best.
+    for the last of each trial.
     """
-    if strategy != "halving":
+    trials, further = definition["trials"], definition["further"]
+    epochs = {**train.DEFAULTS, **definition["settings"]}["epochs"]
+    if definition["strategy"] != "halving":
         return [(trials, epochs if further else None), *further]
     counts, budgets = [trials], [epochs]
     while counts[-1] >= ETA and budgets[-1] > 1:
@@ -128,45 +123,25 @@ def rungs(strategy, trials, epochs, further=()):
 
 def epochs_left(missing, plan, repeats=1):
     """The epochs that ``missing`` trials of a plan's first rung lack, and those of its later rungs."""
-    until = plan[0][1]
-    left = sum((until or trial["config"]["epochs"]) - len(trial["rows"]) for trial in missing)
+    left = sum(epochs_missing(trial, plan[0][1]) for trial in missing)
     later = sum(count * (end - start) for (_, start), (count, end) in itertools.pairwise(plan))
     return left + repeats * later
 
 
-def is_missing(trial, until):
-    """Whether a trial has yet to run to the epoch ``until``, or to its end where that is None."""
-    if trial["status"] in (None, "failed"):
-        return True
-    return trial["status"] == "stopped" and len(trial["rows"]) < (until or trial["config"]["epochs"])
+def epochs_missing(trial, until):
+    """How many epochs a trial lacks to ``until``, or to its last where that is None; 0 if it has ended."""
+    ended = trial["status"] in ("finished", "diverged")
+    return 0 if ended else (until or trial["config"]["epochs"]) - len(trial["rows"])
 
 
 def groups_of(trials):
     """The trials of each number, as a list of lists in order of number and repeat."""
-    found = {}
-    for trial in sorted(trials, key=lambda trial: (trial["number"], trial["repeat"])):
-        found.setdefault(trial["number"], []).append(trial)
-    return list(found.values())
-
-
-def best_first(group, epochs=None):
-    """Sort key: mean validation accuracy after so many epochs (None: the last), ties by mean loss."""
-    rows = [trial["rows"][:epochs][-1] for trial in group]
-    return -mean_of(rows, "val_accuracy"), mean_of(rows, "val_loss"), group[0]["number"]
+    ordered = sorted(trials, key=operator.itemgetter("number", "repeat"))
+    return [list(group) for _, group in itertools.groupby(ordered, operator.itemgetter("number"))]
 
 
 def mean_of(rows, column):
     return math.fsum(row[column] for row in rows) / len(rows)
-
-
-def ranking(trials):
-    """The groups that can win, best first; behind all that finished, those that came further.
-
-    A group of which one has diverged or failed cannot win; trials that have not run do not count yet.
-    """
-    groups = groups_of(trial for trial in trials if trial["status"])
-    able = [group for group in groups if all(trial["status"] in RANKED for trial in group)]
-    return sorted(able, key=lambda group: (-came(group), *best_first(group)))
 
 
 def came(group):
@@ -174,85 +149,69 @@ def came(group):
     return min(math.inf if t["status"] == "finished" else len(t["rows"]) for t in group)
 
 
+def ranking(trials, epochs=math.inf):
+    """The groups that can win, best first, by their figures after so many epochs, or their last.
+
+    Ranked are those that came further, the mean validation accuracy, the mean loss. A group of which one
+    has diverged or failed before that cannot win; trials that have not run do not count yet.
+    """
+
+    def able(trial):
+        return trial["status"] in RANKED or len(trial["rows"]) >= epochs
+
+    def best_first(group):
+        rows = [trial["rows"][min(epochs, len(trial["rows"])) - 1] for trial in group]
+        figures = -mean_of(rows, "val_accuracy"), mean_of(rows, "val_loss")
+        return (-min(came(group), epochs), *figures, group[0]["number"])
+
+    groups = groups_of(trial for trial in trials if trial["status"])
+    return sorted([group for group in groups if all(map(able, group))], key=best_first)
+
+
 def best_at(trials, epochs, count):
-    """The trials of the ``count`` best groups after ``epochs``, first repeats first.
-
-    A trial that ended by early stopping before that counts with its last epoch; a group with one that
-    diverged or failed before that is out.
-    """
-    groups = groups_of(trials)
-    if epochs:
-        able = [all(len(t["rows"]) >= epochs or t["status"] in RANKED for t in group) for group in groups]
-        groups = sorted(itertools.compress(groups, able), key=lambda group: best_first(group, epochs))
+    """The trials of the ``count`` best groups after ``epochs``, first repeats first."""
+    groups = ranking(trials, epochs) if epochs else groups_of(trials)
     chosen = itertools.chain(*groups[:count])
-    return sorted(chosen, key=lambda trial: (trial["repeat"], trial["number"]))
-
-
-def wait_for_one(futures, seconds):
-    """The futures that are done, as soon as there is one, or after so many seconds.
-
-    ``concurrent.futures.wait`` would do, but a Ctrl-C at the wrong moment leaves its locks held for ever.
-    """
-    deadline = time.monotonic() + seconds
-    while not (done := [future for future in futures if future.done()]) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return done
+    return sorted(chosen, key=operator.itemgetter("repeat", "number"))
 
 
 def run_trials(trials, until, workers, out):
-    """Run trials up to an epoch.
+    """Run trials up to an epoch; about once a second, and when one ends, yields how many run, and that one.
 
-    Yields
-    ------
-    running : int
-        About once a second, and whenever a trial ends.
-    ended : list of (trial, result)
-        Those that have ended since; ``result`` is that of ``run_trial``, or None for a trial that
-        failed: whose worker died, and the next one too.
+    It is None or ``(trial, result)`` of ``run_trial``; the result is None where the worker died, and the next
+    one too. ``concurrent.futures.wait`` would do, but a Ctrl-C at the wrong moment leaves its locks held.
     """
-    waiting, running, ended = collections.deque(trials), {}, []
-    deaths = collections.Counter()  # by name
+    waiting, running, futures, ended = list(trials)[::-1], {}, queue.SimpleQueue(), None
     while waiting or running or ended:
         while waiting and len(running) < workers["capacity"]():
-            trial = waiting.popleft()
-            job = (trial["config"], *load_trial(out, trial), until, workers["source"](trial["config"]))
-            running[workers["submit"](run_trial, *job)] = trial
+            trial, state, rows = waiting.pop(), None, []
+            if trial["rows"]:
+                state, rows, _ = train.load_last(trial_folder(out, trial))
+            job = (trial["config"], state, rows, until, workers["source"](trial["config"]))
+            future = workers["submit"](run_trial, *job)
+            running[future] = trial
+            future.add_done_callback(futures.put)
         yield len(running), ended  # only now: the workers are busy while the caller writes
-        done = wait_for_one(running, 1)
-        ended = []
-        for future in done:
-            trial = running.pop(future)
-            try:
-                result = future.result()
-                seconds = trial["seconds"] + result["seconds"]
-                new = {"rows": result["rows"], "status": result["status"], "seconds": seconds}
-                ended.append(({**trial, **new}, result))
-            except workers["lost"]:
-                deaths[trial_name(trial)] += 1
-                if deaths[trial_name(trial)] < workers["tries"]:
-                    waiting.appendleft(trial)
-                else:
-                    ended.append(({**trial, "status": "failed"}, None))
+        ended = None
+        try:
+            future = futures.get(timeout=1 if running else 0)
+        except queue.Empty:
+            continue
+        trial = running.pop(future)
+        try:
+            result = future.result()
+            seconds = trial["seconds"] + result["seconds"]
+            trial = {**trial, "rows": result["rows"], "status": result["status"], "seconds": seconds}
+            ended = trial, result
+        except workers["lost"]:
+            ended = {**trial, "status": "failed"}, None
 
 
 def run_trial(config, state, rows, until, source):
-    """Train a trial up to an epoch, on a worker.
+    """Train a trial from a state (None: its beginning) up to an epoch (None: its last), on a worker.
 
-    Parameters
-    ----------
-    state, rows
-        Where to go on from, and the history so far; None and no rows are the beginning.
-    until : int or None
-        The epoch to pause after; None is the trial's last.
-    source : function
-        Gives the training and the validation images, as ``train.prepare`` does.
-
-    Returns
-    -------
-    dict
-        ``state``, ``rows``, ``status``, ``steps`` of the preprocessing, and the ``seconds`` that this
-        took. Only the last row has the loss and accuracy of the training images: they take as long as
-        half a training epoch.
+    ``source`` gives the images as ``train.prepare`` does. Only the last row has the figures of the
+    training images: they take as long as half a training epoch.
     """
     started = time.perf_counter()
     sets = {**source(), "evaluate": ("val",)}
@@ -290,12 +249,13 @@ def compare(ranked):
     found, best = [], [trial["rows"][-1]["val_accuracy"] for trial in ranked[0]]
     for group in ranked:
         rows = [trial["rows"][-1] for trial in group]
-        sd = nn.mean_and_sd([row["val_accuracy"] for row in rows])[1]
+        accuracies = [row["val_accuracy"] for row in rows]
         row = {"trial": group[0]["number"], "runs": len(group), "epochs": max(len(t["rows"]) for t in group)}
-        row |= {name: mean_of(rows, name) for name in FIGURES} | {"val_sd": sd, "difference": None, "p": None}
+        row |= {name: mean_of(rows, name) for name in FIGURES}
+        row |= {"val_sd": nn.mean_and_sd(accuracies)[1], "difference": None, "p": None}
         if group is not ranked[0] and came(group) == came(ranked[0]):
-            pairs = [own["val_accuracy"] - other for own, other in zip(rows, best)]
-            row |= {"difference": sum(pairs) / len(pairs), "p": nn.permutation_test(pairs)}
+            pairs = np.subtract(accuracies, best)
+            row |= {"difference": pairs.mean(), "p": nn.permutation_test(pairs)}
         found.append(row)
     return found
 
@@ -308,28 +268,31 @@ def verdict(compared, kind):
         return f"There is nothing to compare {first} with."
     if runs == 1:
         return f"One run of each does not show whether {first} is better or luckier: see --repeat."
-    clear = named(row for row in others if row["p"] <= LIKELY)
-    always = named(row for row in others if row["p"] > LIKELY and row["p"] == least)
-    unclear = named(row for row in others if row["p"] > max(LIKELY, least))
-    words = [f"{first} is better than {clear} by more than chance explains"] if clear else []
-    if always:
-        words.append(f"{first} was better than {always} in each {kind}, which is a hint but may be chance")
-    if unclear:
-        words.append(f"that it is better than {unclear} is not shown: the {kind}s differ by as much")
+    clear = [row for row in others if row["p"] <= LIKELY]
+    said = {
+        f"{first} is better than {{}} by more than chance explains": clear,
+        f"{first} was better than {{}} in each {kind}, which is a hint but may be chance": [
+            row for row in others if LIKELY < row["p"] == least
+        ],
+        f"that it is better than {{}} is not shown: the {kind}s differ by as much": [
+            row for row in others if row["p"] > max(LIKELY, least)
+        ],
+    }
+    text = "; ".join(words.format(named(rows)) for words, rows in said.items() if rows)
     why = f"with {runs} {kind}s the smallest possible p is 2/{2**runs} = {least:.2g}"
     why += f", above the usual limit of {LIKELY}" if least > LIKELY else ""
     why += "; each p is that of one comparison alone" if len(others) > 1 and clear else ""
     why += "; folds share training images, so that p comes out too small" if kind == "fold" else ""
-    sentence = f"{'; '.join(words)} ({why})."
-    return sentence[0].upper() + sentence[1:]
+    return f"{text[0].upper()}{text[1:]} ({why})."
 
 
 def named(rows):
-    """``trials 3, 4 and 7``; the first five of many; nothing of none."""
+    """``trials 3, 4 and 7``; the first five of many."""
     numbers = [str(row["trial"]) for row in rows]
+    if len(numbers) == 1:
+        return f"trial {numbers[0]}"
     numbers[5:] = [f"{len(numbers) - 5} more"] if len(numbers) > 5 else []
-    text = " and ".join(filter(None, [", ".join(numbers[:-1]), *numbers[-1:]]))
-    return text and f"trial{'s' if len(numbers) > 1 else ''} {text}"
+    return f"trials {', '.join(numbers[:-1])} and {numbers[-1]}"
 
 
 def report_folds(out, group, datasets):
@@ -344,18 +307,17 @@ def report_folds(out, group, datasets):
     for trial in group:
         mine = fold == trial["repeat"]
         estimates[mine] = train.last_estimates(trial_folder(out, trial), images[mine])
-    predicted, rows = estimates.argmax(axis=1), []
-    for i in np.flatnonzero(fold):
-        own = f"{min(1, max(0, estimates[i, labels[i]])):.6g}"
-        rows.append({"index": i, "label": labels[i], "prediction": predicted[i], "probability": own})
-    data.save_rows(out / "oof.csv", rows, list(rows[0]))
+    predicted, own = estimates.argmax(axis=1), estimates[np.arange(len(labels)), labels].clip(0, 1)
+    columns = ["index", "label", "prediction", "probability"]
+    rows = [(i, labels[i], predicted[i], f"{own[i]:.6g}") for i in np.flatnonzero(fold)]
+    data.save_rows(out / "oof.csv", [dict(zip(columns, row)) for row in rows], columns)
     right = nn.accuracy(estimates[fold > 0], labels[fold > 0])
     data.say(f"out of fold trial {group[0]['number']} gets {100 * right:.2f}% right: {out / 'oof.csv'}\n")
 
 
 def report_test(out, ranked, datasets, top=10):
     """Write test.csv, and print the test accuracy of the last params: looked at when the ranking is fixed."""
-    rows, lines = [], []
+    rows, lines = [], ["test accuracy of the last params, the ranking being fixed:"]
     for group in ranked:
         dataset, values = datasets[group[0]["config"]["dataset"]], []
         for trial in group:
@@ -367,8 +329,7 @@ def report_test(out, ranked, datasets, top=10):
         spread = f"  sd {100 * sd:.2f}  ({each})" if len(group) > 1 else ""
         lines.append(f"  trial {group[0]['number']}: {100 * mean:.2f}%{spread}")
     data.save_rows(out / "test.csv", rows, list(rows[0]))
-    lines = ["test accuracy of the last params, the ranking being fixed:", *lines[:top]]
-    data.say("\n".join([*lines, f"(all of them: {out / 'test.csv'})\n"]))
+    data.say("\n".join([*lines[: 1 + top], f"(all of them: {out / 'test.csv'})\n"]))
 
 
 # --- the definition of a search ---------------------------------------------------------------
@@ -388,23 +349,20 @@ MOST_IN_ALL = 100_000  # runs of a search
 
 
 def define(given, base):
-    """A checked definition of a search: what is given, over a base.
+    """A checked definition of a search: what is given, over a base such as DEFAULT_SEARCH.
 
-    Parameters
-    ----------
-    given : dict
-        ``space`` (list of words), ``strategy``, ``trials``, ``repeat``, ``seed``, ``best`` (a number of
-        trials that go on to ``epochs``), and any other of ``train.SETTINGS``, the same in all trials.
-    base : dict
-        Such as DEFAULT_SEARCH, with the same keys as the result.
+    Given may be ``space`` (list of words), ``strategy``, ``trials``, ``repeat``, ``seed``, ``best`` (a
+    number of trials that go on to ``epochs``), and any other of ``train.SETTINGS``, the same in all trials.
     """
     found = {**base, **{name: given[name] for name in base if name in given}}
-    found["space"] = " ".join(given["space"]) if "space" in given else base["space"]
+    found["space"] = " ".join(given.get("space", [base["space"]]))
     space = parse_space(found["space"])
     nn.choose("strategy", found["strategy"], STRATEGIES)
     found["seed"] = train.check_setting("seed", found["seed"])
     fixed = {name: value for name, value in given.items() if name in train.SETTINGS and name != "seed"}
     rung = [[given["best"], fixed.pop("epochs", 1)]] if "best" in given else []
+    if rung and base is DEFAULT_SEARCH:
+        raise ValueError("--best: goes on with a search, with --resume")
     for name in fixed:
         if name in space:
             raise ValueError(f"{train.flag(name)}: {name} is searched: {found['space']} (see --space)")
@@ -414,7 +372,7 @@ def define(given, base):
         raise ValueError("--space: halving itself finds the epochs of each trial; see --epochs")
     if found["strategy"] == "grid" and "trials" in given:
         raise ValueError("--trials: a grid has one for each combination of its lists")
-    runs = check_runs(found, space, fixed)
+    runs = check_runs(found, {**space, **fixed})
     found["paired"] = runs > 1 if found["paired"] is None else found["paired"]
     found["trials"] = check_count("--trials", found["trials"], MOST_IN_ALL // runs)
     if (every := combinations(found, space)) is not None:
@@ -423,11 +381,11 @@ def define(given, base):
     return found
 
 
-def check_runs(definition, space, fixed):
-    """How many runs each combination of settings has, which must go with the rest of the search."""
+def check_runs(definition, asked):
+    """How many runs each combination of settings has, which must go with what else is asked for."""
     definition["repeat"] = check_count("--repeat", definition["repeat"], nn.MOST_PAIRS)
     runs, folds = runs_of(definition), definition["settings"].get("folds")
-    if "fold" in fixed or (folds and "val_size" in {**space, **fixed}) or (runs > 1 and "seed" in space):
+    if "fold" in asked or (folds and "val_size" in asked) or (runs > 1 and "seed" in asked):
         raise ValueError("--repeat or --folds: they go with no --fold, --val-size or seeds of your own")
     if folds and definition["repeat"] > 1:
         raise ValueError("--repeat: the folds are the repeats; leave out --repeat, or --folds")
@@ -463,14 +421,13 @@ def check_count(flag, value, most=math.inf):
 
 
 def trial_settings(definition):
-    """The checked settings of the first run of each trial, as a list; its first is that of trial 1.
+    """The checked settings of each trial, as a list; its first is that of trial 1.
 
     Trial i draws its seed and its settings from ``np.random.default_rng([seed, i])``. Counting
     from 1 matters: a seed sequence that ends in 0 is the same as one without that 0. Of a finite
-    space it draws among the combinations that no earlier trial has. Settings that the drawn ones switch
-    off are left out.
+    space it draws among the combinations that no earlier trial has.
     """
-    space, fixed, found = parse_space(definition["space"]), definition["settings"], []
+    space, found = parse_space(definition["space"]), []
     every = combinations(definition, space)
     for number in range(1, definition["trials"] + 1):
         rng = np.random.default_rng([definition["seed"], number])
@@ -481,13 +438,14 @@ def trial_settings(definition):
             drawn = every.pop(rng.integers(len(every)))
         else:
             drawn = {name: draw(dimension, rng) for name, dimension in space.items()}
-        used = without({**fixed, **drawn}, switched_off(definition, space, drawn))
+        _, used = without_idle(drawn, definition, space)
         try:
-            settings = run_settings(train.check_settings(seeds | used), definition, 1)
+            settings = train.check_settings(seeds | used)
             if not settings["val_size"]:
                 raise ValueError("--val-size: a search needs validation images")
         except ValueError as error:
-            raise ValueError(f"trial {number} ({settings_text(drawn)}): {error}") from None
+            words = "  ".join(f"{name} {short(value, 3)}" for name, value in drawn.items())
+            raise ValueError(f"trial {number} ({words}): {error}") from None
         found.append(settings)
     return found
 
@@ -506,20 +464,12 @@ def run_settings(settings, definition, repeat):
 
 
 def parse_space(text):
-    """Read a search space; ValueError where it cannot be one.
+    """A search space as a dict: name -> list of its choices, or dict of ``low``, ``high`` and ``log``.
 
-    Parameters
-    ----------
-    text : str
-        Such as ``lr=0.15:0.25 weight_decay=1e-7:1e-4:log hidden=200:300 activation=relu,tanh``.
-        ``low:high`` is uniform in [low, high), of whole numbers where the setting is one, and with
-        ``:log`` uniform in the logarithm; anything else is a list of choices, where ``512x256``
-        are two hidden layers and ``scale+center`` two steps of preprocessing.
-
-    Returns
-    -------
-    dict
-        Name of a setting -> list of its choices, or dict of ``low``, ``high`` and ``log``.
+    The text is such as ``lr=0.15:0.25 weight_decay=1e-7:1e-4:log hidden=200:300 activation=relu,tanh``.
+    ``low:high`` is uniform in [low, high), of whole numbers where the setting is one, and with ``:log``
+    uniform in the logarithm; anything else is a list of choices, where ``512x256`` are two hidden
+    layers and ``scale+center`` two steps of preprocessing. ValueError where it cannot be a space.
     """
     space = {}
     for part in text.split():
@@ -534,7 +484,7 @@ def parse_space(text):
             is_range = ":" in values and "," not in values
             space[name] = parse_range(values, check) if is_range else parse_choices(values, check)
         except ValueError as error:
-            raise ValueError(f"--space {shortened(part)}: {error}") from None
+            raise ValueError(f"--space {part:.80}: {error}") from None
     if not space:
         raise ValueError("--space: there is no setting to search; an example: lr=0.15:0.25")
     return space
@@ -544,9 +494,10 @@ def parse_range(text, check):
     low, high, *rest = text.split(":")
     if rest not in ([], ["log"]):
         raise ValueError("a range is low:high or low:high:log")
-    low, high = as_number(check(low)), as_number(check(high))
-    if type(low) is not type(high):
-        raise ValueError("one end is a share, the other a number")
+    ends = [check(low), check(high)]
+    low, high = (end[0] if isinstance(end, list) and len(end) == 1 else end for end in ends)  # of hidden
+    if type(low) not in (int, float) or type(low) is not type(high):
+        raise ValueError("only two numbers, or two shares below 1, make a range; list the choices: a,b,c")
     if low >= high:
         raise ValueError("the range is empty: its low end must be below its high end")
     if rest and low <= 0:
@@ -554,25 +505,11 @@ def parse_range(text, check):
     return {"low": low, "high": high, "log": bool(rest)}
 
 
-def as_number(value):
-    """The number that is a checked setting; hidden widths are one when there is one layer."""
-    if isinstance(value, list) and len(value) == 1:
-        (value,) = value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError("only numbers (above 0 for hidden) make a range; list the choices: a,b,c")
-    return value
-
-
 def parse_choices(text, check):
     choices = [check(word) for word in text.split(",")]
-    for choice in choices:
-        if choices.count(choice) > 1:
-            raise ValueError(f"{shortened(data.setting_text(choice))} is in the list twice")
+    if any(choices.count(choice) > 1 for choice in choices):
+        raise ValueError("a choice is in the list twice")
     return choices
-
-
-def shortened(text):
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 SWITCHES = {"lr_schedule", "optimizer", "momentum", "hidden", "patience", "augment"}  # what idle looks at
@@ -583,40 +520,37 @@ def idle(settings):
     s = {**train.DEFAULTS, **settings}
     options = {name: set(names) for name, (_, names, *_) in train.OPTIMIZERS.items()}
     off = set.union(*options.values()) - options[s["optimizer"]]
-    return off | {
-        *(["nesterov"] if "momentum" in off or not s["momentum"] else []),
-        *(["lr_decay"] if s["lr_schedule"] not in train.LR_DECAYS else []),
-        *(["lr_step"] if s["lr_schedule"] != "step" else []),
-        *(["dropout", "max_norm"] if not s["hidden"] else []),
-        *(["min_delta"] if not s["patience"] else []),
-        *(data.STRENGTHS if not set(s["augment"]) & set(data.DISTORTIONS) else []),
+    switched_on = {
+        ("nesterov",): s["momentum"] and "momentum" not in off,
+        ("lr_decay",): s["lr_schedule"] in train.LR_DECAYS,
+        ("lr_step",): s["lr_schedule"] == "step",
+        ("dropout", "max_norm"): s["hidden"],
+        ("min_delta",): s["patience"],
+        tuple(data.STRENGTHS): set(s["augment"]) & set(data.DISTORTIONS),
     }
+    return off.union(*(names for names, on in switched_on.items() if not on))
+
+
+def without_idle(drawn, definition, space):
+    """What is drawn, and then all that is fixed, but for what is switched off, if a switch is searched."""
+    settings = {**definition["settings"], **drawn}
+    off = idle(settings) if SWITCHES & space.keys() and definition["distinct"] else ()
+    return [{n: v for n, v in found.items() if n not in off} for found in (drawn, settings)]
 
 
 def combinations(definition, space):
     """The different combinations of lists, as dicts; None where a random search has a range, or too many."""
-    grid = definition["strategy"] == "grid"
     ranges = [name for name, dimension in space.items() if isinstance(dimension, dict)]
     size = 0 if ranges else math.prod(map(len, space.values()))
-    if grid and ranges:
-        raise ValueError(f"--space: a grid needs a list of values for {ranges[0]}, not a range")
-    if grid:
+    if definition["strategy"] == "grid":
+        if ranges:
+            raise ValueError(f"--space: a grid needs a list of values for {ranges[0]}, not a range")
         check_count("--trials", size, MOST_IN_ALL // runs_of(definition))
     elif not 0 < size <= MOST_IN_ALL or not definition["distinct"]:
         return None
     every = [dict(zip(space, values)) for values in itertools.product(*space.values())]
-    every = [without(drawn, switched_off(definition, space, drawn)) for drawn in every]
+    every = [without_idle(drawn, definition, space)[0] for drawn in every]
     return list({str(sorted(drawn.items())): drawn for drawn in every}.values())
-
-
-def switched_off(definition, space, drawn):
-    """The settings to leave out beside what is drawn: none where nothing that is searched is a switch."""
-    switches = SWITCHES & space.keys() and definition["distinct"]
-    return idle({**definition["settings"], **drawn}) if switches else ()
-
-
-def without(settings, names):
-    return {name: value for name, value in settings.items() if name not in names}
 
 
 def draw(dimension, rng):
@@ -635,22 +569,21 @@ def draw(dimension, rng):
 #
 # Both give the same dict: ``submit(function, *args) -> Future`` of concurrent.futures;
 # ``capacity() -> int``, how many trials can run at once; ``source(config)``, a function that gives a
-# trial its images, on the worker; ``lost``, the exception of a future whose worker died; ``tries``,
-# the number of those after which a trial has failed.
+# trial its images, on the worker; ``lost``, the exception of a future of which several workers died.
 
 SPLIT_SETTINGS = ("dataset", "val_size", "train_size", "holdout", "folds", "fold", "split_seed", "preprocess")
 SPLIT_PARTS = ("train", "val")
-ONE_THREAD = {
-    f"{library}_THREADS": "1" for library in ("OPENBLAS_NUM", "OMP_NUM", "MKL_NUM", "VECLIB_MAXIMUM")
-}
+ONE_THREAD = dict.fromkeys(
+    [f"{library}_THREADS" for library in ("OPENBLAS_NUM", "OMP_NUM", "MKL_NUM", "VECLIB_MAXIMUM")], "1"
+)
+TRIES = 2  # so many workers may die before a trial has failed
 
 
 @contextlib.contextmanager
 def local_workers(count, folder, datasets):
     """``count`` processes with one BLAS thread each; they end with the block, however it ends.
 
-    The images are prepared once for all trials with the same SPLIT_SETTINGS; they are in ``folder``
-    for as long as the block lasts.
+    The images are prepared once for all trials with the same SPLIT_SETTINGS, and lie in ``folder``.
     """
     splits = {}
 
@@ -666,7 +599,7 @@ def local_workers(count, folder, datasets):
     lost = concurrent.futures.BrokenExecutor
     try:
         with _processes(count) as submit:
-            yield {"submit": submit, "capacity": lambda: count, "source": source, "lost": lost, "tries": 2}
+            yield {"submit": submit, "capacity": lambda: count, "source": source, "lost": lost}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -675,59 +608,52 @@ def local_workers(count, folder, datasets):
 def _processes(count):
     """``submit(function, *args) -> Future`` on processes of which each has pipes of its own.
 
-    Such a pipe breaks when its process dies, even in the middle of a message. The processes of a
-    ProcessPoolExecutor share one that the parent keeps open: when one is killed in the middle of a
-    message, the parent waits for the rest of it forever. A process ends when its pipe does, so
-    none outlives the parent, however that dies.
+    Such a pipe breaks when its process dies, even in the middle of a message; the processes of a
+    ProcessPoolExecutor share one that the parent keeps open, and waits at forever. A process ends when its
+    pipe does, so none outlives the parent, however that dies.
     """
-    calls, processes, closing = queue.SimpleQueue(), [], threading.Event()
-    work = functools.partial(hand_out, calls, processes, closing)
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
+    processes, idle, closing = [], [], threading.Event()
 
-    def submit(function, *args):
-        future = concurrent.futures.Future()
-        calls.put((future, (function, args)))
-        return future
-
-    try:
-        for thread in threads:
-            thread.start()
-        yield submit
-    finally:
-        closing.set()
-        for process in list(processes):
-            process.kill()
-        for _ in threads:
-            calls.put(None)
-        for thread in threads:
-            if thread.is_alive():  # not if Ctrl-C came while it was started
-                thread.join()
-        for process in processes:
-            process.communicate()  # closes the pipes
-
-
-def hand_out(calls, processes, closing):
-    """What each thread of ``_processes`` does: hand calls to a process, and another if that one dies."""
-    if hasattr(signal, "pthread_sigmask"):  # a process inherits this: a Ctrl-C may come before it is apart
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    process = None
-    for future, call in iter(calls.get, None):
-        try:
-            if process is None:
+    def call(*function_and_args):  # on a thread that waits for the answer
+        for _ in range(TRIES):
+            try:
+                process = idle.pop()
+            except IndexError:
                 process = start_process()
                 processes.append(process)
             if closing.is_set():  # it may have come too late to be killed with the others
                 process.kill()
-            result, error = ask(process, call)
-        except Exception as failure:
-            process, result, error = None, None, failure
-        future.set_exception(error) if error else future.set_result(result)
-        if closing.is_set():
-            break
+            try:
+                pickle.dump(function_and_args, process.stdin)
+                process.stdin.flush()
+                result, error = pickle.load(process.stdout)
+            except (EOFError, OSError, pickle.UnpicklingError):
+                process.kill()
+                if closing.is_set():
+                    break
+                continue
+            idle.append(process)
+            if error:
+                raise error
+            return result
+        raise concurrent.futures.BrokenExecutor("its workers died")
+
+    threads = concurrent.futures.ThreadPoolExecutor(count)
+    try:
+        yield functools.partial(threads.submit, call)
+    finally:
+        closing.set()
+        for process in list(processes):
+            process.kill()
+        threads.shutdown(cancel_futures=True)
+        for process in processes:
+            process.communicate()  # closes the pipes
 
 
 def start_process():
     """A process that answers calls; in a session of its own, where no Ctrl-C reaches it."""
+    if hasattr(signal, "pthread_sigmask"):  # it inherits this: a Ctrl-C may come before it is apart
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     code = f"import sys; sys.path[:] = {sys.path!r}; import search; search.answer_calls()"
     main = getattr(sys.modules["__main__"], "__file__", None)
     return subprocess.Popen(
@@ -739,43 +665,34 @@ def start_process():
     )
 
 
-def ask(process, call):
-    """Have a process make a call ``(function, args)``: its result and None, or None and its exception."""
-    try:
-        pickle.dump(call, process.stdin)
-        process.stdin.flush()
-        return pickle.load(process.stdout)
-    except (EOFError, OSError, pickle.UnpicklingError):
-        process.kill()
-        raise concurrent.futures.BrokenExecutor("a worker died") from None
-
-
 def answer_calls():
     """What a process of ``_processes`` does: answer the calls on its standard input until that ends."""
     calls, answers = queue.SimpleQueue(), os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing that is printed may get among the answers
-    sys.stdout = sys.stderr
+    os.dup2(2, 1)  # nothing that is printed may get among the answers
     if len(sys.argv) > 1:  # the parent's script, where functions and activations of its own may be
-        main = types.ModuleType("__main__")
-        vars(main).update(runpy.run_path(sys.argv[1], run_name="__mp_main__"))
-        sys.modules["__main__"] = main
+        vars(sys.modules["__main__"]).update(runpy.run_path(sys.argv[1], run_name="__mp_main__"))
 
     def listen():
-        try:
-            while True:
-                calls.put(pickle.load(sys.stdin.buffer))
-        finally:
-            os._exit(1)  # the parent has ended, it may be in the middle of a call
+        calls.put(pickle.load(sys.stdin.buffer))
 
-    threading.Thread(target=listen, daemon=True).start()
-    while True:
-        function, args = calls.get()
+    def answer():
+        function, *args = calls.get()
         try:
             outcome = function(*args), None
         except Exception as error:  # it is raised again where the call came from
             outcome = None, error
         pickle.dump(outcome, answers)
         answers.flush()
+
+    def again_and_again(function):
+        try:
+            while True:
+                function()
+        finally:
+            os._exit(1)  # a pipe has broken: the parent has ended, it may be in the middle of a call
+
+    threading.Thread(target=again_and_again, args=[listen], daemon=True).start()
+    again_and_again(answer)
 
 
 def save_sets(folder, sets):
@@ -810,59 +727,44 @@ def cluster_workers(address, data_dir):
     """
     try:
         import distributed  # late: only needed here
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "--scheduler needs Dask on every machine: pip install distributed"
-        ) from None
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # its errors are raised, too
+    except ModuleNotFoundError as error:
+        error.msg = "--scheduler needs Dask on every machine: pip install distributed"
+        raise
+    for name in ("distributed.client", "tornado.application"):  # their errors are raised, too
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = distributed.Client(address, timeout=ANSWER_SECONDS)
     except (OSError, ValueError) as error:
         raise ConnectionError(f"there is no Dask scheduler at {address}: {error}") from None
-    with client, tempfile.TemporaryDirectory() as folder:
+    with client:
         try:
             client.wait_for_workers(1, timeout=ANSWER_SECONDS)
         except (TimeoutError, concurrent.futures.TimeoutError):
             raise ConnectionError(f"no worker has joined the scheduler at {address}") from None
-        client.upload_file(zip_program(pathlib.Path(folder)))
-        executor = client.get_executor(pure=False)
+        for name in ("nn.py", "data.py", "train.py", "search.py"):  # each after those that it imports
+            client.upload_file(str(pathlib.Path(__file__).resolve().parent / name))
         try:
             yield {
-                "submit": executor.submit,
+                "submit": functools.partial(client.submit, pure=False),
                 "capacity": lambda: max(1, sum(client.nthreads().values())),
                 "source": lambda config: functools.partial(own_sets, config, data_dir),
                 "lost": distributed.scheduler.KilledWorker,
-                "tries": 1,  # Dask has tried it on several workers by then
             }
         except (*GONE, distributed.comm.CommClosedError):
-            raise ConnectionError(
-                f"the scheduler at {address} is gone; every trial that has ended is kept, and --resume "
-                f"runs the others"
-            ) from None
-        finally:
-            executor.shutdown(wait=False)  # cancels what runs
-
-
-def zip_program(folder):
-    here = pathlib.Path(__file__).resolve().parent
-    with zipfile.ZipFile(folder / "program.zip", "w") as file:
-        for name in ("nn.py", "data.py", "train.py", "search.py"):
-            file.write(here / name, name)
-    return str(folder / "program.zip")
+            kept = "every trial that has ended is kept, and --resume runs the others"
+            raise ConnectionError(f"the scheduler at {address} is gone; {kept}") from None
 
 
 def own_sets(config, data_dir):
     """What ``train.prepare`` gives, on a cluster's worker: from the data that its machine has."""
-    worker = f"the worker on {platform.node()}"
+    worker, name = f"the worker on {platform.node()}", config["dataset"]
     try:
         dataset = train.load_dataset(config, data_dir, download=False)
     except (ValueError, OSError) as error:
-        raise FileNotFoundError(
-            f"{worker} does not have the data set {config['dataset']}: {error}; put it there, or name "
-            f"the folder that it has on the workers with --data-dir"
-        ) from None
+        where = "put it there, or name the folder that it has on the workers with --data-dir"
+        raise FileNotFoundError(f"{worker} does not have the data set {name}: {error}; {where}") from None
     if dataset["sha256"] != config["data"]["sha256"]:
-        raise ValueError(f"{worker} has another data set under the name {config['dataset']}")
+        raise ValueError(f"{worker} has another data set under the name {name}")
     return train.prepare(dataset, config, SPLIT_PARTS)
 
 
@@ -876,73 +778,58 @@ TABLE_ROW = {"trial": int, "status": str, "seed": int, "epochs": int, "seconds":
 TABLE_ROW |= {"repeat?": int, "fold?": int}
 
 
-def open_search(out, given, resume):
-    """``(definition, data)``: of the search in ``out``, or a new one (data is None).
+def check_free(out):
+    """Raise a ValueError where there is a search already: a new one does not overwrite it."""
+    if (out / "search.json").exists():
+        raise ValueError(f"{out} holds a search already: go on with it (--resume), or name another --out")
 
-    ``data`` has the SHA-256 of the files of each data set.
 
-    Raises
-    ------
-    ValueError
-        There is a search already, and it is another one, or ``resume`` was not asked for.
+def resumed(out, given):
+    """``(definition, data)`` of the search in ``out`` with what is given anew: more of the same, or nothing.
+
+    ``data`` has the SHA-256 of the files of each data set. ValueError where it is another search.
     """
     path = out / "search.json"
-    if not path.exists():
-        return define(given, DEFAULT_SEARCH), None
     record = data.load_json(path)
     nn.check(record, dict, path)
     record = {**DEFAULT_SEARCH, "paired": False, "distinct": False, **record}  # older ones have less
     nn.check(record, DEFINITION, path)
     record["settings"].setdefault("holdout", "random")  # as searches that do not say it
     try:
-        saved = define({}, {name: record[name] for name in DEFAULT_SEARCH})
+        definition = define(given, {name: record[name] for name in DEFAULT_SEARCH})
     except ValueError as error:
-        raise ValueError(f"{path} does not define a search: {error}") from error
-    definition = define(given, saved if resume else DEFAULT_SEARCH)
-    new, old = ({**train.DEFAULTS, **d["settings"], **d, "settings": None} for d in (definition, saved))
-    if resume and new["strategy"] != "halving":  # the runs so far are the same, whatever comes after them
-        old["repeat"] = max(old["repeat"], new["repeat"])
-        old["trials"] = max(old["trials"], new["trials"])
+        raise ValueError(f"the search in {out} cannot go on: {error}") from error
+    new, old = ({**train.DEFAULTS, **d["settings"], **d} for d in (definition, record))
+    more = ("trials", "repeat") if new["strategy"] != "halving" else ()  # the runs so far are the same then
     for name in new:
-        if name not in ("further", "paired", "distinct") and new[name] != old[name]:
-            raise ValueError(
-                f"{out} holds another search: its {name} is {old[name]}, not {new[name]}; "
-                "name another folder with --out"
-            )
-    if not resume:
-        raise ValueError(f"{out} holds this search already: go on with --resume, or name another --out")
+        same = new[name] >= old[name] if name in more else new[name] == old[name]
+        if name not in ("settings", "further") and not same:
+            another = f"its {name} is {old[name]}, not {new[name]}"
+            raise ValueError(f"{out} holds another search: {another}; name another folder with --out")
     return definition, record["data"]
 
 
-def save_definition(out, definition, datasets):
+def begin(out, definition, datasets):
+    """Write search.json, and remove what a search that was killed left half written."""
+    for half in out.glob("trials/*/*.part"):
+        half.unlink()
     versions = {"python": platform.python_version(), "numpy": np.__version__}
     sums = {dataset["name"]: dataset["sha256"] for dataset in datasets.values()}
     data.save_json(out / "search.json", {**definition, "data": sums, "versions": versions})
 
 
 def trial_folder(out, trial):
-    """``trials/007``; ``trials/007-2`` of a second repeat or fold."""
-    first, *rest = trial_name(trial).split("-")
-    return out / "trials" / "-".join([first.zfill(3), *rest])
+    return out / "trials" / trial_name(trial, digits=3)
 
 
 def save_trial(out, trial, result, epochs_before):
     """Write a trial's folder: that of a run of train.py."""
     folder, config, rows = trial_folder(out, trial), trial["config"], trial["rows"]
     folder.mkdir(parents=True, exist_ok=True)
-    best = None
+    state = result and result["state"]
     if result:
-        state, best = result["state"], result["state"]["best"]
         train.save_epoch(folder, state, rows, config, result["steps"], len(rows) - epochs_before)
-    train.save_record(folder, config, trial["status"], rows, best)
-
-
-def load_trial(out, trial):
-    """``(state, rows)`` to go on from; None and no rows for a trial that starts."""
-    if not trial["rows"]:
-        return None, []
-    state, rows, _ = train.load_last(trial_folder(out, trial))
-    return state, rows
+    train.save_record(folder, config, trial["status"], rows, state and state["best"])
 
 
 def save_table(out, trials, searched):
@@ -950,12 +837,8 @@ def save_table(out, trials, searched):
     ranked = {trial_name(trial): trial for trial in itertools.chain(*ranking(trials))}
     trials = {**ranked, **{trial_name(trial): trial for trial in trials if trial["status"]}}.values()
     runs = [run_column(trial) for trial in trials if trial["repeat"] > 1][:1]
-    columns = ["trial", *runs, "status", "seed", *setting_columns(searched), *FIGURES, "seconds"]
-    data.save_rows(out / "trials.csv", map(table_row, trials), columns)
-
-
-def setting_columns(searched):
-    return [*(name for name in searched if name not in ("seed", "epochs")), "epochs"]
+    columns = ["trial", *runs, "status", "seed", *searched, "epochs", *FIGURES, "seconds"]
+    data.save_rows(out / "trials.csv", map(table_row, trials), list(dict.fromkeys(columns)))
 
 
 def run_column(trial):
@@ -982,17 +865,14 @@ def save_groups(out, trials, ranked, compared, searched):
     for trial in trials:
         if trial["number"] not in rows and trial["status"] not in RANKED:
             rows[trial["number"]] = table_row(trial) | dict.fromkeys(FIGURES)
-    columns = ["trial", "status", "runs", *setting_columns(searched), *FIGURES, "val_sd", "difference", "p"]
-    data.save_rows(out / "groups.csv", rows.values(), columns)
+    columns = ["trial", "status", "runs", *searched, "epochs", *FIGURES, "val_sd", "difference", "p"]
+    data.save_rows(out / "groups.csv", rows.values(), list(dict.fromkeys(columns)))
 
 
 def load_trials(out, trials):
     """The trials with what trials.csv and their folders say about those that have run.
 
-    Raises
-    ------
-    ValueError
-        A file is damaged, or does not belong to these trials.
+    ValueError where a file is damaged, or does not belong to these trials.
     """
     path, found = out / "trials.csv", {(trial["number"], trial["repeat"]): trial for trial in trials}
     for row in data.load_rows(path, words=True) if path.exists() else []:
@@ -1016,79 +896,56 @@ def load_trials(out, trials):
 # --- what is printed --------------------------------------------------------------------------
 
 
-def settings_text(settings):
-    return "  ".join(f"{name} {short(value, 3)}" for name, value in settings.items())
-
-
 def short(value, digits=4):
     return f"{value:.{digits}g}" if isinstance(value, float) else data.setting_text(value)
 
 
 def trial_line(trial, trials, searched, done):
-    """``7/50 trial 6  lr 0.2186  hidden 280  val 97.91%  rank 2``, of those that have ended."""
-    words = []
+    """``7/50 trial 6  val 97.91%  rank 2  lr 0.2186  hidden 280``, of those that have ended."""
+    words = [f"{done} trial {trial_name(trial)}"]
     if len(trial["rows"]) != trial["config"]["epochs"]:
         words.append(f"epoch {len(trial['rows'])}")
-    numbers = [group[0]["number"] for group in ranking(trials)]
     if trial["status"] in RANKED:
         words.append(f"val {100 * trial['rows'][-1]['val_accuracy']:.2f}%")
-        words += [f"rank {numbers.index(trial['number']) + 1}"] if trial["number"] in numbers else []
     else:
         words.append({"diverged": "diverged", "failed": "FAILED: its workers died"}[trial["status"]])
-
-    def lines_of(names, more):
-        settings = settings_text({name: trial["config"][name] for name in names})
-        line = "  ".join([f"{done} trial {trial_name(trial)}", *filter(None, [settings]), *more, *words])
-        return [line if len(line) < 80 else line.replace("  ", " ").replace(" rank ", " #")]
-
-    return fitting(searched, lines_of)[0]
-
-
-def fitting(names, lines_of):
-    """The lines with as many of the names as fit a terminal, the first; ``...`` stands for the others."""
-    for count in range(len(names), -1, -1):
-        lines = lines_of(names[:count], ["..."] * (count < len(names)))
-        if max(map(len, lines)) < 80:
-            break
-    return lines
+    numbers = [group[0]["number"] for group in ranking(trials)]
+    if trial["number"] in numbers:
+        words.append(f"rank {numbers.index(trial['number']) + 1}")
+    line = "  ".join([*words, *(f"{name} {short(trial['config'][name], 3)}" for name in searched)])
+    return line if len(line) < 80 else textwrap.shorten(line, 79, placeholder=" ...")
 
 
 def live_line(trials, done, running, until, seconds):
     """Trials done and running, the best so far, and the time left, where it is known."""
     words = [f"{done} trials done" + (f" to epoch {until}" if until else ""), f"{running} running"]
     for best in ranking(trials)[:1]:
-        words.append(f"best {-100 * best_first(best)[0]:.2f}% (trial {best[0]['number']})")
-    return "  ".join(words if seconds is None else [*words, f"{duration(seconds)} left"])
-
-
-def duration(seconds):
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+        accuracy = mean_of([trial["rows"][-1] for trial in best], "val_accuracy")
+        words.append(f"best {100 * accuracy:.2f}% (trial {best[0]['number']})")
+    if seconds is not None:
+        words.append(f"{datetime.timedelta(seconds=round(seconds))} left")
+    return "  ".join(words)
 
 
 def ranking_text(ranked, compared, searched, top=10):
-    """The first rows of the ranking as an aligned table."""
-    searched = [name for name in searched if name != "epochs"]  # shown anyway: those done
-    rows = list(zip(ranked[:top], compared))
-    return "\n".join(fitting(searched, lambda names, more: ranking_lines(rows, names, more)))
-
-
-def ranking_lines(rows, searched, more):
-    spread = ["sd", "to best", "p"] if len(rows[0][0]) > 1 else []
-    lines = [["rank", "trial", *searched, *more, "epochs", "train %", "val %", *spread, "val loss"]]
-    for rank, (group, row) in enumerate(rows, start=1):
-        words = [str(rank), str(row["trial"]), *(short(group[0]["config"][name]) for name in searched)]
-        words += [""] * len(more)
-        shares = [f"{100 * row[name]:.2f}" for name in ("train_accuracy", "val_accuracy")]
-        words += [str(row["epochs"]), *shares]
+    """The first rows of the ranking as an aligned table, with as many settings as fit a terminal."""
+    names = [name for name in searched if name != "epochs"]  # shown anyway: those done
+    spread = ["sd", "to best", "p"] if len(ranked[0]) > 1 else []
+    lines = [["rank", "trial", "epochs", "train %", "val %", *spread, "val loss", *names]]
+    for rank, (group, row) in enumerate(zip(ranked[:top], compared), start=1):
+        words = [str(rank), str(row["trial"]), str(row["epochs"])]
+        words += [f"{100 * row[name]:.2f}" for name in ("train_accuracy", "val_accuracy")]
         if spread:
             words.append(f"{100 * row['val_sd']:.2f}")
             words += ["", ""] if row["p"] is None else [f"{100 * row['difference']:+.2f}", f"{row['p']:.2g}"]
-        lines.append([*words, f"{row['val_loss']:.4f}"])
+        settings = [short(group[0]["config"][name]) for name in names]
+        lines.append([*words, f"{row['val_loss']:.4f}", *settings])
     wide = [max(map(len, column)) for column in zip(*lines)]
-    return ["  ".join(word.rjust(w) for word, w in zip(line, wide)) for line in lines]
+    ends = list(itertools.accumulate(width + 2 for width in wide))
+    count = len(ends) if ends[-1] < 82 else sum(end < 77 for end in ends)
+    more = ["..."] * (count < len(ends))
+    lines = [[word.rjust(w) for word, w in zip(line[:count], wide)] for line in lines]
+    return "\n".join("  ".join([*line, *more]) for line in lines)
 
 
 # --- command line -----------------------------------------------------------------------------
@@ -1097,36 +954,29 @@ def ranking_lines(rows, searched, more):
 def make_trials(definition, data_dir, known, workers=1):
     """``(trials, datasets)``: all trials before they have run, and the data sets by name.
 
-    ``workers`` is how many of them this machine will run at once.
-
-    Raises
-    ------
-    ValueError
-        Settings that cannot be, or do not fit the data; data that are not the ``known`` ones.
-    MemoryError
-        So many trials at once do not fit into memory.
+    ``workers`` is how many of them this machine will run at once: a MemoryError where they do not fit.
+    ValueError for settings that cannot be or do not fit the data, and for data that are not ``known``.
     """
-    settings = trial_settings(definition)
-    at_once = min(workers, len(settings) * runs_of(definition))
+    settings, runs, loaded, trials = trial_settings(definition), runs_of(definition), {}, []
+    at_once = min(workers, len(settings) * runs)
     for s in settings:
         train.check_memory(s, *train.least_size(s["dataset"]), at_once)
-    loaded = {s["dataset"]: s for s in settings}
-    loaded = {name: train.load_dataset(s, data_dir) for name, s in loaded.items()}
-    datasets, trials = {dataset["name"]: dataset for dataset in loaded.values()}, []
     for number, s in enumerate(settings, start=1):
+        if s["dataset"] not in loaded:
+            loaded[s["dataset"]] = train.load_dataset(s, data_dir)
         dataset = loaded[s["dataset"]]
-        train.check_memory(s, *dataset["train_images"].shape, len(dataset["class_names"]), at_once)
-        data.check_parts(dataset, s)
         if known is not None and known.get(dataset["name"]) != dataset["sha256"]:
             raise ValueError(f"the data set {dataset['name']} is not the one that the search used")
+        train.check_memory(s, *dataset["train_images"].shape, len(dataset["class_names"]), at_once)
+        data.check_parts(dataset, s)
         train.class_weights(dataset["train_labels"], len(dataset["class_names"]), s)
-        for repeat in range(1, runs_of(definition) + 1):
+        for repeat in range(1, runs + 1):
             config = train.run_config(run_settings(s, definition, repeat), dataset)
             empty = {"config": config, "rows": [], "status": None, "seconds": 0.0}
             trials.append({"number": number, "repeat": repeat, **empty})
     for name, steps in {(s["dataset"], tuple(s["preprocess"])) for s in settings}:
         data.fit_steps(steps, loaded[name]["train_images"][:1], loaded[name]["image_shape"])
-    return trials, datasets
+    return trials, {dataset["name"]: dataset for dataset in loaded.values()}
 
 
 def retrain(out, group, data_dir):
@@ -1134,16 +984,15 @@ def retrain(out, group, data_dir):
 
     It runs for as many epochs as those trials did, or for all where lr falls along them to the last.
     """
-    settings = {name: group[0]["config"][name] for name in train.SETTINGS}
-    for name in ("train_size", "split_seed", "folds", "fold", "patience", "min_delta"):
-        settings[name] = train.DEFAULTS[name]
-    settings["val_size"] = 0
+    default = ("train_size", "split_seed", "folds", "fold", "patience", "min_delta")
+    own = {name: group[0]["config"][name] for name in train.SETTINGS if name not in default}
+    settings = {**train.DEFAULTS, **own, "val_size": 0}
     if settings["lr_schedule"] not in ("linear", "cosine"):
         settings["epochs"] = round(sum(len(trial["rows"]) for trial in group) / len(group))
     words = train.as_flags(settings) + (["--data-dir", data_dir] if data_dir else [])
     there = all((out / name).exists() for name in ("last.pkl", "config.json"))  # or it was killed between
     same = there and settings.items() <= train.load_settings(out / "config.json").items()
-    train.main([*words, "--out", str(out), "--quiet", *(["--resume"] if same else [])])
+    train.main([*words, "--out", str(out), "--quiet", *["--resume"] * same])
     return data.command_text("python", "train.py", *words)
 
 
@@ -1161,8 +1010,9 @@ def add_flags(parser):
     add = functools.partial(group.add_argument, default=argparse.SUPPRESS)
     add(
         "--space", nargs="+", metavar="NAME=VALUES",
-        help="what to search: ranges low:high or low:high:log, and lists a,b,c (two layers: 512x256; "
-        f"two steps of preprocessing: scale+center) (default: {DEFAULT_SEARCH['space']})",
+        help="what to search, the rest being the same in all trials: ranges low:high or low:high:log, and "
+        "lists a,b,c (two layers: 512x256; two steps of preprocessing: scale+center) "
+        f"(default: {DEFAULT_SEARCH['space']})",
     )  # fmt: skip
     strategies = "; ".join(f"{name}: {what}" for name, what in STRATEGIES.items())
     add("--strategy", metavar="NAME", help=f"{strategies} (default: random)")
@@ -1181,33 +1031,22 @@ def add_flags(parser):
     train.add_settings(parser, {"val_size": 0.2, "seed": "0, of the whole search"})
 
 
-EXAMPLES = """examples:
-  python search.py --strategy halving
-  python search.py --space lr=0.01:0.5:log hidden=128,512x256 --trials 20
-  python search.py --strategy grid --space dropout=0,0.2 batch_size=32,128
-  python search.py --strategy grid --space init=he,xavier --repeat 5 --test
-  python search.py --resume --best 3 --epochs 100"""
-
-
 def main(argv=None):
-    parser = data.make_parser(
-        "Search for the best settings, and train the best on all training images.\n"
-        "Settings that are not searched are the same in all trials.",
-        EXAMPLES,
-    )
+    what, examples, *_ = __doc__.split("\n\n")
+    parser = data.make_parser(what, examples)
     add_flags(parser)
     flags = data.parse_flags(parser, argv)
     given = {n: v for n, v in vars(flags).items() if n in {**DEFAULT_SEARCH, **train.SETTINGS, "best": 0}}
-    out, count = pathlib.Path(flags.out), count_workers(flags)
+    out, count, known = pathlib.Path(flags.out), count_workers(flags), None
     if flags.resume:
         train.check_resumable(out, "search.json", "search")
-    elif "best" in given:
-        raise ValueError("--best: goes on with a search, with --resume")
-    definition, known = open_search(out, given, flags.resume)
+        definition, known = resumed(out, given)
+    else:
+        check_free(out)
+        definition = define(given, DEFAULT_SEARCH)
     trials, datasets = make_trials(definition, flags.data_dir, known, 1 if flags.scheduler else count)
     if flags.test and not all(len(dataset["test_images"]) for dataset in datasets.values()):
         raise ValueError("--test: there are no test images")
-    out.mkdir(parents=True, exist_ok=True)
     titles = " and ".join(dataset["title"] for dataset in datasets.values())
     what = f"{definition['strategy']} search on {titles}: {data.count(definition['trials'], 'trial')}"
     each = f", {runs_of(definition)} {run_column(trials[0])}s of each" if runs_of(definition) > 1 else ""
@@ -1218,16 +1057,13 @@ def main(argv=None):
         opened = local_workers(min(count, len(trials)), out / ".split", datasets)
     try:
         with train.locked(out), data.progress_line() as show, opened as workers:
-            if known is None and (out / "search.json").exists():
-                raise ValueError(f"another search has been written to {out} meanwhile; name another --out")
-            for half in out.glob("trials/*/*.part"):  # of a search that was killed
-                half.unlink()
-            trials = load_trials(out, trials) if known is not None else trials
-            save_definition(out, definition, datasets)
-            epochs = {**train.DEFAULTS, **definition["settings"]}["epochs"]
-            plan = rungs(definition["strategy"], definition["trials"], epochs, definition["further"])
+            if flags.resume:
+                trials = load_trials(out, trials)
+            else:
+                check_free(out)  # another one may have been there meanwhile
+            begin(out, definition, datasets)
             searched = list(parse_space(definition["space"]))
-            trials = run_search(trials, plan, workers, out, searched, show)
+            trials = run_search(trials, rungs(definition), workers, out, searched, show)
             best = conclude(out, trials, datasets, searched, flags.test)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"every trial that has ended is in {out}; --resume runs the others") from None

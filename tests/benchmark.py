@@ -450,7 +450,7 @@ def section_search(options):
     made = {f"{workers} worker{'s' * (workers > 1)}": trials_on(workers) for workers in counts}
     case = f"{each} trials a worker, {epochs} epochs"
     rows = contest("search", case, made, options.runs, options.threads)
-    planned = search.epochs_left(whole, search.rungs("halving", len(whole), train.DEFAULTS["epochs"]))
+    planned = search.epochs_left(whole, search.rungs({**definition, "strategy": "halving"}))
     for workers, row in zip(counts, rows):
         an_epoch = row["median"] / (workers * each * epochs)
         hour = 3600 / (an_epoch * train.DEFAULTS["epochs"])
@@ -471,7 +471,7 @@ def run_trials(trials, datasets, count, out):
 
     with search.local_workers(count, out / ".split", datasets) as workers:
         workers["source"](trials[0]["config"])
-        for ready in [workers["submit"](search.rungs, "random", 1, 1) for _ in range(count)]:
+        for ready in [workers["submit"](own_peak) for _ in range(count)]:
             ready.result()
         started = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):

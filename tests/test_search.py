@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import time
 import numpy as np
 import pytest
 from conftest import ENDLESS, HANG, ROOT, is_one_clear_line, refused, rows_of, run, run_apart, write_dataset
-from faults import living, started, wait_until, wait_until_gone
+from faults import living, no_processes, started, wait_until, wait_until_gone
 
 import data
 import nn
@@ -25,6 +26,22 @@ import search
 import train
 
 SPACE = "lr=0.05:0.2 weight_decay=1e-6:1e-3:log hidden=3:9"
+PROCESSES = search._processes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def here():
+    """Trials run in this process one after the other, and files need not reach the disk: for speed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_processes", no_processes)
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Trials run on workers after all."""
+    monkeypatch.setattr(search, "_processes", PROCESSES)
 
 
 def flags(folder, out, *more, space=SPACE):
@@ -96,7 +113,8 @@ ONE_FOR_ALL = ["size", "transpose", "folds", "fold"]  # how data sets are read, 
 
 @pytest.mark.parametrize("name", [name for name in train.SETTINGS if name not in ONE_FOR_ALL])
 def test_every_setting_can_be_searched(name):
-    examples = {
+    shares = ["dropout", "input_dropout", "label_smoothing", "ema", "adversarial", "max_scaling"]
+    examples = dict.fromkeys([*shares, "momentum", "beta1", "beta2", "min_delta"], "0.1:0.5") | {
         "dataset": "mnist,glyphs",
         "loss": "mse,cross_entropy",
         "optimizer": "sgd,adam",
@@ -109,16 +127,6 @@ def test_every_setting_can_be_searched(name):
         "augment": "none,elastic+flip",
         "holdout": "random,last",
         "class_weight": "none,balanced",
-        "dropout": "0.1:0.5",
-        "beta1": "0.8:0.9",
-        "beta2": "0.9:0.99",
-        "input_dropout": "0.1:0.5",
-        "label_smoothing": "0.1:0.5",
-        "ema": "0.1:0.5",
-        "adversarial": "0.1:0.5",
-        "max_scaling": "0.1:0.5",
-        "momentum": "0.1:0.9",
-        "min_delta": "0.1:0.2",
     }
     dimension = search.parse_space(f"{name}={examples.get(name, '1:9')}")[name]
     value = search.draw(dimension, np.random.default_rng(0))
@@ -235,12 +243,14 @@ def test_searches_of_the_reference_systems_can_be_said(space, trials):
     ],
 )
 def test_rungs_of_successive_halving(trials, epochs, expected):
-    assert search.rungs("halving", trials, epochs) == expected
-    assert search.rungs("random", trials, epochs) == [(trials, None)]
+    found = definition(strategy="halving", trials=trials, epochs=epochs)
+    assert search.rungs(found) == expected
+    assert search.rungs({**found, "strategy": "random"}) == [(trials, None)]
 
 
 def test_halving_of_the_default_search_takes_at_most_a_fifth_of_its_epochs():
-    assert search.epochs_left([{"rows": []}] * 50, search.rungs("halving", 50, 50)) <= 50 * 50 / 5
+    plan = search.rungs(search.define({"strategy": "halving"}, search.DEFAULT_SEARCH))
+    assert search.epochs_left([as_trial(1, status=None)] * 50, plan) <= 50 * 50 / 5
 
 
 def as_trial(number, *accuracies, status="finished", repeat=1):
@@ -283,24 +293,29 @@ def test_the_best_at_a_rung_are_found_again_from_later_histories():
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A data set and a finished search of five trials with two workers."""
+    """A data set and a finished search of five trials."""
     folder = write_dataset(tmp_path_factory.mktemp("search") / "small")
     out = folder.parent / "found"
-    search.main(flags(folder, out, "--trials", 5, "--workers", 2))
+    search.main(flags(folder, out, "--trials", 5))
     return folder, out
 
 
-def test_results_do_not_depend_on_the_number_of_workers(done, tmp_path):
+@pytest.fixture
+def copy(done, tmp_path):
+    return shutil.copytree(done[1], tmp_path / "copy")
+
+
+def test_results_do_not_depend_on_the_number_of_workers(done, tmp_path, processes):
     folder, out = done
-    mine = tmp_path / "one" / "split" / "mine.txt"  # a search has its splits in a folder of another name
+    mine = tmp_path / "two" / "split" / "mine.txt"  # a search has its splits in a folder of another name
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    search.main(flags(folder, tmp_path / "one", "--trials", 5, "--workers", 1))
-    assert mine.read_text() == "mine" and not (tmp_path / "one" / ".split").exists()
-    assert table(tmp_path / "one") == table(out)
+    search.main(flags(folder, tmp_path / "two", "--trials", 5, "--workers", 2))
+    assert mine.read_text() == "mine" and not (tmp_path / "two" / ".split").exists()
+    assert table(tmp_path / "two") == table(out)
     for number in range(1, 6):
         params = f"trials/00{number}/params.pkl"
-        assert (tmp_path / "one" / params).read_bytes() == (out / params).read_bytes()
+        assert (tmp_path / "two" / params).read_bytes() == (out / params).read_bytes()
 
 
 def test_table_is_the_ranking_with_settings_and_figures(done):
@@ -348,43 +363,37 @@ def test_the_best_is_trained_again_along_its_own_schedule(tmp_path, monkeypatch,
     assert f"--epochs {epochs} " in f"{command} "
 
 
-def test_finished_search_is_resumed_without_running_anything(done, capsys):
-    before = {path: path.stat().st_mtime_ns for path in (done[1] / "trials").rglob("*")}
-    search.main(["--resume", "--out", str(done[1])])
-    assert {path: path.stat().st_mtime_ns for path in (done[1] / "trials").rglob("*")} == before
+@pytest.mark.parametrize("given", [[], ["--trials", 5, "--batch-size", 128, "--dropout", 0]])
+def test_finished_search_is_resumed_without_running_anything(done, capsys, given):
+    """A default that is spelled out is the same search."""
+    folder, out = done
+    before = {path: path.stat().st_mtime_ns for path in (out / "trials").rglob("*")}
+    search.main(flags(folder, out, "--resume", *given) if given else ["--resume", "--out", str(out)])
+    assert {path: path.stat().st_mtime_ns for path in (out / "trials").rglob("*")} == before
     assert "/5 trial" not in capsys.readouterr().out
 
 
-def test_a_default_that_is_spelled_out_is_the_same_search(done, capsys):
-    folder, out = done
-    search.main(flags(folder, out, "--trials", 5, "--resume", "--batch-size", 128, "--dropout", 0))
-
-
-def test_resume_runs_what_is_missing(done, tmp_path):
-    _, out = done
-    copy = shutil.copytree(out, tmp_path / "copy")
+def test_resume_runs_what_is_missing(done, copy):
     lines = (copy / "trials.csv").read_text().splitlines(keepends=True)
     (copy / "trials.csv").write_text("".join(lines[:1] + lines[3:]))
     shutil.rmtree(copy / "trials" / f"{int(lines[1].split(',')[0]):03}")
     search.main(["--resume", "--out", str(copy)])
-    assert table(copy) == table(out)
-    assert (copy / "params.pkl").read_bytes() == (out / "params.pkl").read_bytes()
+    assert table(copy) == table(done[1])
+    assert (copy / "params.pkl").read_bytes() == (done[1] / "params.pkl").read_bytes()
 
 
-def test_random_search_can_be_resumed_with_more_trials(done, tmp_path):
-    _, out = done
-    copy = shutil.copytree(out, tmp_path / "copy")
+def test_random_search_can_be_resumed_with_more_trials(done, copy):
     search.main(["--resume", "--out", str(copy), "--trials", "7"])
     by_number = {row["trial"]: row for row in table(copy)}
     assert sorted(by_number) == [1, 2, 3, 4, 5, 6, 7]
-    assert all(by_number[row["trial"]] == row for row in table(out))
+    assert all(by_number[row["trial"]] == row for row in table(done[1]))
 
 
 @pytest.mark.parametrize(
     "more, names",
     [
         ([], ["--resume"]),
-        (["--trials", "6"], ["trials", "5", "6"]),
+        (["--trials", "6"], ["--resume"]),
         (["--resume", "--trials", "4"], ["trials", "5", "4"]),
         (["--resume", "--seed", "1"], ["seed", "0", "1"]),
         (["--resume", "--strategy", "halving"], ["strategy", "random", "halving"]),
@@ -417,17 +426,14 @@ def test_another_search_into_the_same_folder_is_refused(done, more, names):
         ("trials/001/history.csv", "a,b\n1,x\n"),
     ],
 )
-def test_damaged_files_are_named(done, tmp_path, name, content):
-    copy = shutil.copytree(done[1], tmp_path / "copy")
+def test_damaged_files_are_named(copy, name, content):
     seed = str(data.load_json(copy / "trials" / "001" / "config.json")["seed"])
     (copy / name).write_bytes(content.replace("SEED", seed).encode("latin1"))
     with refused(copy, error=ValueError):
         search.main(["--resume", "--out", str(copy)])
 
 
-def test_other_data_are_refused(done, tmp_path):
-    _, out = done
-    copy = shutil.copytree(out, tmp_path / "copy")
+def test_other_data_are_refused(done, copy):
     record = data.load_json(copy / "search.json")
     record["data"] = {name: dict.fromkeys(sums, "0") for name, sums in record["data"].items()}
     (copy / "search.json").write_text(json.dumps(record))
@@ -457,7 +463,7 @@ def test_two_searches_in_one_folder_are_refused(done):
 
 def test_halving_goes_on_with_the_better_third(small_set, tmp_path):
     out = tmp_path / "halving"
-    search.main(flags(small_set, out, "--strategy", "halving", "--trials", 9, "--epochs", 9, "--workers", 2))
+    search.main(flags(small_set, out, "--strategy", "halving", "--trials", 9, "--epochs", 9))
     rows = {row["trial"]: row for row in table(out)}
     assert sorted(row["epochs"] for row in rows.values()) == [1] * 6 + [9] * 3
     best = table(out)[0]
@@ -484,7 +490,7 @@ def test_halving_goes_on_with_the_better_third(small_set, tmp_path):
 def test_trials_that_diverge_are_rows(small_set, tmp_path):
     out = tmp_path / "out"
     space = "lr=0.1,1e30 hidden=8x4,4 momentum=0.9"
-    search.main(flags(small_set, out, "--strategy", "grid", "--workers", 2, space=space))
+    search.main(flags(small_set, out, "--strategy", "grid", space=space))
     assert [row["status"] for row in table(out)] == ["finished"] * 2 + ["diverged"] * 2
     assert {row["hidden"] for row in table(out)} == {"8x4", 4}
     assert data.load_json(out / "trials/003/config.json")["status"] == "diverged"
@@ -514,9 +520,8 @@ def test_splits_and_data_sets_can_be_searched(small_set, tmp_path):
 
 def test_early_stopping_counts_for_the_best(small_set, tmp_path):
     out = tmp_path / "out"
-    search.main(
-        flags(small_set, out, "--trials", 2, "--epochs", 40, "--patience", 2, space="lr=0.1,0.2 hidden=0")
-    )
+    more = ["--trials", 2, "--epochs", 40, "--patience", 2]
+    search.main(flags(small_set, out, *more, space="lr=0.1,0.2 hidden=0"))
     best = table(out)[0]
     assert best["status"] == "finished" and best["epochs"] < 40
     assert data.load_json(out / "config.json")["epochs"] == best["epochs"]
@@ -564,8 +569,7 @@ def test_an_earlier_combination_does_not_depend_on_how_many_are_drawn():
 OLDER = ("repeat", "further", "paired", "distinct")  # what search.json did not have once
 
 
-def test_older_searches_are_gone_on_with_as_they_began(done, tmp_path, capsys):
-    copy = shutil.copytree(done[1], tmp_path / "copy")
+def test_older_searches_are_gone_on_with_as_they_began(done, copy, capsys):
     record = data.load_json(copy / "search.json")
     for name in OLDER:
         del record[name]
@@ -601,9 +605,8 @@ def test_groups_are_ranked_by_their_mean_and_compared_in_pairs():
 
 
 def sentence(*groups, kind="repeat"):
-    return search.verdict(
-        search.compare(search.ranking([trial for group in groups for trial in group])), kind
-    )
+    ranked = search.ranking(itertools.chain(*groups))
+    return search.verdict(search.compare(ranked), kind)
 
 
 def test_the_sentence_says_what_is_shown_and_what_is_not():
@@ -625,10 +628,8 @@ def test_the_sentence_says_what_is_shown_and_what_is_not():
 
 def test_many_trials_are_named_shortly():
     rows = [{"trial": number} for number in range(1, 9)]
-    texts = [search.named(rows[:count]) for count in (0, 1, 2, 3, 8)]
-    assert texts == [
-        *("", "trial 1", "trials 1 and 2", "trials 1, 2 and 3", "trials 1, 2, 3, 4, 5 and 3 more")
-    ]
+    texts = [search.named(rows[:count]) for count in (1, 2, 3, 8)]
+    assert texts == ["trial 1", "trials 1 and 2", "trials 1, 2 and 3", "trials 1, 2, 3, 4, 5 and 3 more"]
 
 
 # --- repeats and folds ----------------------------------------------------------------------------
@@ -641,7 +642,7 @@ def repeated(tmp_path_factory):
     """A data set and a finished grid of two trials with three repeats each."""
     folder = write_dataset(tmp_path_factory.mktemp("repeats") / "small", test=200)
     out = folder.parent / "found"
-    search.main(flags(folder, out, *GRID, "--repeat", 3, "--test", "--workers", 2, space="lr=0.01,0.2"))
+    search.main(flags(folder, out, *GRID, "--repeat", 3, "--test", space="lr=0.01,0.2"))
     return folder, out
 
 
@@ -663,17 +664,12 @@ def test_repeats_have_the_same_seeds_for_all_trials_and_the_same_split(repeated)
 
 def test_groups_hold_mean_and_spread_of_each_combination(repeated):
     rows = table(repeated[1])
-    assert [row["trial"] for row in rows] == [2, 2, 2, 1, 1, 1] and [r["repeat"] for r in rows[:3]] == [
-        1,
-        2,
-        3,
-    ]
+    assert [(row["trial"], row["repeat"]) for row in rows] == list(itertools.product([2, 1], [1, 2, 3]))
     for place, row in enumerate(groups(repeated[1])):
         values = [r["val_accuracy"] for r in rows if r["trial"] == row["trial"]]
         assert (row["runs"], row["lr"]) == (3, [0.2, 0.01][place])
-        assert (row["val_accuracy"], row["val_sd"]) == pytest.approx(
-            (np.mean(values), np.std(values, ddof=1))
-        )
+        assert row["val_accuracy"] == pytest.approx(np.mean(values))
+        assert row["val_sd"] == pytest.approx(np.std(values, ddof=1))
     pairs = np.subtract([r["val_accuracy"] for r in rows[3:]], [r["val_accuracy"] for r in rows[:3]])
     assert row["difference"] == pytest.approx(pairs.mean()) and row["p"] == nn.permutation_test(pairs)
 
@@ -681,9 +677,7 @@ def test_groups_hold_mean_and_spread_of_each_combination(repeated):
 def test_the_test_accuracy_of_each_repeat_is_that_of_its_last_params(repeated, capsys):
     folder, out = repeated
     rows = data.load_rows(out / "test.csv")
-    assert [(row["trial"], row["repeat"]) for row in rows] == [
-        (row["trial"], row["repeat"]) for row in table(out)
-    ]
+    assert [(row["trial"], row["repeat"]) for row in rows] == list(itertools.product([2, 1], [1, 2, 3]))
     dataset = data.load_dataset(str(folder))
     for row in rows:
         name = f"{row['trial']:03}" + f"-{row['repeat']}" * (row["repeat"] > 1)
@@ -706,16 +700,14 @@ def test_a_test_accuracy_without_test_images_is_refused(small_set, tmp_path):
 
 def test_more_repeats_end_as_if_asked_for_at_once(repeated, tmp_path):
     folder, out = repeated
-    given = [*GRID, "--workers", 1]
-    search.main(flags(folder, tmp_path, *given, "--repeat", 2, space="lr=0.01,0.2"))
+    search.main(flags(folder, tmp_path, *GRID, "--repeat", 2, space="lr=0.01,0.2"))
     search.main(["--resume", "--out", str(tmp_path), "--repeat", "3"])
     assert table(tmp_path) == table(out) and groups(tmp_path) == groups(out)
     for name in ("trials/001-2", "trials/002-3", "."):
         assert (tmp_path / name / "params.pkl").read_bytes() == (out / name / "params.pkl").read_bytes()
 
 
-def test_repeats_can_be_added_to_single_runs(done, tmp_path):
-    copy = shutil.copytree(done[1], tmp_path / "copy")
+def test_repeats_can_be_added_to_single_runs(done, copy):
     search.main(["--resume", "--out", str(copy), "--repeat", "2"])
     rows = table(copy)
     assert {row["trial"]: row["seed"] for row in rows if row["repeat"] == 1} == {
@@ -724,18 +716,16 @@ def test_repeats_can_be_added_to_single_runs(done, tmp_path):
     assert len(rows) == 10 and len({row["seed"] for row in rows if row["repeat"] == 2}) == 1
 
 
-def test_more_epochs_for_the_best(done, tmp_path):
+def test_more_epochs_for_the_best(done, copy, tmp_path):
     """The first trials are left alone; what goes on ends as if all of its epochs had been asked for."""
     folder, out = done
-    copy = shutil.copytree(out, tmp_path / "copy")
     best, second = (row["trial"] for row in table(out)[:2])
     for _ in range(2):  # the same command again is the same search
         search.main(["--resume", "--out", str(copy), "--best", "2", "--epochs", "6"])
         rows = table(copy)
         assert {row["trial"] for row in rows[:2]} == {best, second}
         assert [(r["status"], r["epochs"]) for r in rows] == [("finished", 6)] * 2 + [("stopped", 3)] * 3
-    again = flags(folder, tmp_path / "six", "--trials", 5, "--epochs", 6)
-    search.main(again)
+    search.main(flags(folder, tmp_path / "six", "--trials", 5, "--epochs", 6))
     expected = {row["trial"]: row for row in table(tmp_path / "six")}
     assert all(row == expected[row["trial"]] for row in rows[:2])
     search.main(["--resume", "--out", str(copy), "--best", "1", "--epochs", "7"])
@@ -785,14 +775,7 @@ def test_every_image_is_predicted_by_the_run_that_did_not_train_on_it(small_set,
     rows, dataset = data.load_rows(out / "oof.csv"), data.load_dataset(str(small_set))
     assert len({row["index"] for row in rows}) == len(rows) == 50
     assert [row["label"] for row in rows] == dataset["train_labels"][[row["index"] for row in rows]].tolist()
-    assert [(row["trial"], row["fold"]) for row in table(out)] == [
-        (2, 1),
-        (2, 2),
-        (2, 3),
-        (1, 1),
-        (1, 2),
-        (1, 3),
-    ]
+    assert [(row["trial"], row["fold"]) for row in table(out)] == list(itertools.product([2, 1], [1, 2, 3]))
     for fold, name in enumerate(["002", "002-2", "002-3"], start=1):
         params, config = data.load_run(out / "trials" / name / "last.pkl")
         mine = np.flatnonzero(data.folds_of(dataset, config) == fold)
@@ -826,10 +809,8 @@ def planted_and_found(out, dataset, wrong, *more):
 
 def test_wrong_labels_are_the_first_suspects(tmp_path):
     dataset = data.load_dataset(str(write_dataset(tmp_path / "right", train=600)))
-    found = planted_and_found(
-        tmp_path, dataset, 24, "--epochs", 10, "--space", "hidden=9", "--batch-size", 16
-    )
-    assert found >= 18
+    more = ["--epochs", 10, "--space", "hidden=9", "--batch-size", 16]
+    assert planted_and_found(tmp_path, dataset, 24, *more) >= 18
 
 
 @pytest.mark.extended
@@ -893,7 +874,7 @@ def die_always(config, *rest):
     return die() if config["seed"] == int(os.environ["VICTIM"]) else search.run_trial(config, *rest)
 
 
-def test_workers_have_one_thread_each(tmp_path, monkeypatch):
+def test_workers_have_one_thread_each(tmp_path, monkeypatch, processes):
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with search.local_workers(1, tmp_path / "split", {}) as workers:
@@ -903,7 +884,7 @@ def test_workers_have_one_thread_each(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("die", [die, die_half_written])
-def test_death_of_one_worker_leaves_the_others_alone(tmp_path, die):
+def test_death_of_one_worker_leaves_the_others_alone(tmp_path, die, processes):
     with search.local_workers(2, tmp_path / "split", {}) as workers:
         busy = workers["submit"](wait_for_file, tmp_path / "go")
         with pytest.raises(workers["lost"]):
@@ -932,7 +913,7 @@ def test_epochs_that_are_searched_have_one_column(small_set, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[4].split().count("epochs") == 1  # the ranking's heading
 
 
-def test_images_are_mapped_not_copied(small_set, tmp_path):
+def test_images_are_mapped_not_copied(small_set, tmp_path, processes):
     (trial, *_), datasets = search.make_trials(definition(dataset=str(small_set)), None, None)
     with search.local_workers(1, tmp_path / "split", datasets) as workers:
         source = workers["source"](trial["config"])
@@ -955,7 +936,7 @@ def is_mapped(array):
 
 
 @pytest.mark.parametrize("worker, statuses", [(die_once, {"finished"}), (die_always, {"finished", "failed"})])
-def test_search_survives_dead_workers(done, tmp_path, monkeypatch, worker, statuses):
+def test_search_survives_dead_workers(done, tmp_path, monkeypatch, worker, statuses, processes):
     folder, out = done
     monkeypatch.setenv("MARKER", str(tmp_path / "marker"))
     monkeypatch.setenv("VICTIM", str(search.trial_settings(definition())[1]["seed"]))
@@ -1088,8 +1069,7 @@ def test_lines_of_a_search_of_many_settings_fit_a_terminal():
 
 def test_live_line_tells_done_running_best_and_time_left():
     line = search.live_line([as_trial(7, 0.9791)], "1/5", 2, None, 240)
-    assert line == "1/5 trials done  2 running  best 97.91% (trial 7)  4 min left"
-    assert [search.duration(s) for s in (5, 600, 9000)] == ["5 s", "10 min", "2 h 30 min"]
+    assert line == "1/5 trials done  2 running  best 97.91% (trial 7)  0:04:00 left"
 
 
 def test_words_in_tables_are_read_as_text(tmp_path):

@@ -102,9 +102,11 @@ STRATEGIES = {
 def unbroken(small, tmp_path_factory):
     """Finished searches by name: a ``grid`` of SHORT_SPACE and each of STRATEGIES."""
     folder = tmp_path_factory.mktemp("unbroken")
-    assert call(search.main, *grid(small, folder / "grid", SHORT_SPACE))[0] == 0
-    for name, more in STRATEGIES.items():
-        assert call(search.main, *flags(small, folder / name, *more))[0] == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_processes", no_processes)
+        assert call(search.main, *grid(small, folder / "grid", SHORT_SPACE))[0] == 0
+        for name, more in STRATEGIES.items():
+            assert call(search.main, *flags(small, folder / name, *more))[0] == 0
     return folder
 
 
@@ -126,7 +128,7 @@ def go_on_to_the_end(out):
 )
 @pytest.mark.parametrize("moments", [1, pytest.param(10, marks=EXTENDED)])
 def test_stopped_at_any_moment_a_search_leaves_no_process_and_resumes(
-    small, unbroken, tmp_path, number, status, moments
+    small, unbroken, tmp_path, here, number, status, moments
 ):
     """After its first line (its workers start), or when some or all of the trials that end have ended."""
     rng = np.random.default_rng([number, moments])
@@ -178,7 +180,7 @@ def test_stopped_while_its_workers_start_a_search_leaves_no_process(small, tmp_p
     ],
 )
 def test_killed_again_and_again_a_search_ends_with_the_same_bits(
-    small, unbroken, tmp_path, strategy, seed, kills
+    small, unbroken, tmp_path, here, strategy, seed, kills
 ):
     """100 moments in the extended run: soon after the start, the first line (its workers start), the next."""
     out, rng = tmp_path / "out", np.random.default_rng([seed, kills])
@@ -264,9 +266,7 @@ def test_a_write_that_fails_loses_no_trial(small, tmp_path, here, error, once, e
     more = ["--resume", "--trials", 4, "--out"]
     shutil.copytree(tmp_path / "two", tmp_path / "four")
     assert call(search.main, *more, tmp_path / "four")[0] == 0
-    earlier = {
-        path: content for path, content in files_of(tmp_path / "two").items() if "trials" in path.parts
-    }
+    earlier = {path: own for path, own in files_of(tmp_path / "two").items() if "trials" in path.parts}
     retrained = (tmp_path / "two" / "params.pkl").read_bytes()
     for number in range(1, 200, every):
         out = tmp_path / str(number)
@@ -314,7 +314,7 @@ def test_a_space_with_a_hidden_layer_of_a_million_is_refused_before_anything_run
     assert not (tmp_path / "out").exists()
 
 
-def test_trials_that_fit_into_memory_one_by_one_may_not_fit_together(small, tmp_path, monkeypatch):
+def test_trials_that_fit_into_memory_one_by_one_may_not_fit_together(small, tmp_path, here, monkeypatch):
     monkeypatch.setattr(train, "available_memory", lambda: 9e6)
     space = "hidden=2000:2100"
     together = flags(small, tmp_path / "together", space=space)
@@ -328,15 +328,13 @@ def test_trials_that_fit_into_memory_one_by_one_may_not_fit_together(small, tmp_
 
 def use_search(out):
     """All that --resume reads, and what it makes of it, without any training."""
-    definition, known = search.open_search(out, {}, True)
+    definition, known = search.resumed(out, {})
     trials, _ = search.make_trials(definition, None, known)
     trials = search.load_trials(out, trials)
-    epochs = trials[0]["config"]["epochs"]
-    search.epochs_left(
-        trials, search.rungs(definition["strategy"], len(trials), epochs, definition["further"])
-    )
+    search.epochs_left(trials, search.rungs(definition))
     for trial in trials:
-        search.load_trial(out, trial)
+        if trial["rows"]:
+            train.load_last(search.trial_folder(out, trial))
     searched = list(search.parse_space(definition["space"]))
     if ranked := search.ranking(trials):
         search.ranking_text(ranked, search.compare(ranked), searched)
@@ -346,63 +344,48 @@ def use_search(out):
 DAMAGED = ["trials.csv", "search.json", "trials/001/history.csv", "trials/001/last.pkl"]
 
 
+@pytest.fixture(scope="module")
+def with_repeats(small, tmp_path_factory):
+    """As ``whole``: a search of two trials with two repeats, of which one has gone on."""
+    folder = tmp_path_factory.mktemp("repeats")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_processes", no_processes)
+        assert call(search.main, *flags(small, folder / "run", "--trials", 2, "--repeat", 2))[0] == 0
+        assert call(search.main, "--resume", "--out", folder / "run", "--best", 1, "--epochs", 3)[0] == 0
+    return folder
+
+
 @pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.extended)])
-@pytest.mark.parametrize("file", DAMAGED)
-def test_damaged_searches_are_resumed_or_refused(whole, tmp_path, here, file, count):
-    rng, out = np.random.default_rng([6, len(file), count]), shutil.copytree(whole / "run", tmp_path / "out")
+@pytest.mark.parametrize(
+    "kind, file, way",
+    [
+        *(("whole", file, "damaged") for file in DAMAGED),
+        *(("whole", file, "altered") for file in DAMAGED[1::2]),  # it is whole but says something odd
+        *(("with_repeats", file, "damaged") for file in DAMAGED[:2]),
+        ("with_repeats", "search.json", "altered"),
+    ],
+)
+def test_damaged_searches_are_resumed_or_refused(request, tmp_path, here, kind, file, way, count):
+    rng = np.random.default_rng([6, len(file), count, len(kind), len(way)])
+    out = shutil.copytree(request.getfixturevalue(kind) / "run", tmp_path / "out")
     honest = {name: (out / name).read_bytes() for name in ("trials.csv", file)}  # trials.csv is written
+    record = READERS[out.joinpath(file).suffix](out / file)
+
+    def bad_content():
+        if way == "damaged":
+            return damaged(honest[file], rng)
+        odd = altered(record, rng, arrays=file.endswith("pkl"))
+        return pickle.dumps(odd) if file.endswith("pkl") else json.dumps(odd).encode()
 
     def cases():
         for _ in range(count):
             for name, content in honest.items():
                 (out / name).write_bytes(content)
-            (out / file).write_bytes(damaged(honest[file], rng))
+            (out / file).write_bytes(bad_content())
             yield out
 
     fine, faults = outcomes(cases(), use_search)
     assert not faults and 0 < fine < count
-
-
-@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.extended)])
-@pytest.mark.parametrize("file", ["search.json", "trials/001/last.pkl"])
-def test_files_of_a_search_that_are_whole_but_say_something_odd(whole, tmp_path, here, file, count):
-    rng, out = np.random.default_rng([7, len(file), count]), shutil.copytree(whole / "run", tmp_path / "out")
-    table = (out / "trials.csv").read_bytes()
-    honest = READERS[out.joinpath(file).suffix](out / file)
-
-    def cases():
-        for _ in range(count):
-            (out / "trials.csv").write_bytes(table)
-            if file.endswith("json"):
-                (out / file).write_text(json.dumps(altered(honest, rng)))
-            else:
-                (out / file).write_bytes(pickle.dumps(altered(honest, rng, arrays=True)))
-            yield out
-
-    fine, faults = outcomes(cases(), use_search)
-    assert not faults and 0 < fine < count
-
-
-@pytest.mark.parametrize("file", ["trials.csv", "search.json"])
-def test_damaged_searches_with_repeats_are_resumed_or_refused(small, tmp_path, here, file):
-    rng, out = np.random.default_rng([8, len(file)]), tmp_path / "out"
-    assert call(search.main, *flags(small, out, "--trials", 2, "--repeat", 2))[0] == 0
-    assert call(search.main, "--resume", "--out", out, "--best", 1, "--epochs", 3)[0] == 0
-    honest = {path: path.read_bytes() for path in (out / "trials.csv", out / "search.json")}
-    record = json.loads(honest[out / "search.json"])
-
-    def cases():
-        for number in range(80):
-            for path, content in honest.items():
-                path.write_bytes(content)
-            if file == "search.json" and number % 2:
-                (out / file).write_text(json.dumps(altered(record, rng)))
-            else:
-                (out / file).write_bytes(damaged(honest[out / file], rng))
-            yield out
-
-    fine, faults = outcomes(cases(), use_search)
-    assert not faults and 0 < fine < 80
 
 
 # --- nonsense ---------------------------------------------------------------------------------
@@ -413,19 +396,10 @@ def not_loaded(*_, **__):
 
 
 COUNTS = {"1", "2", "1.0", "1e3", "1_0", "٣"}
-OWN_FLAGS = (
-    "--strategy",
-    "--trials",
-    "--repeat",
-    "--best",
-    "--workers",
-    "--scheduler",
-    "--data-dir",
-    "--space",
-)
+OWN_FLAGS = ["strategy", "trials", "repeat", "best", "workers", "scheduler", "data-dir", "space"]
 
 
-@pytest.mark.parametrize("flag", [*OWN_FLAGS, *map(train.flag, train.SETTINGS)])
+@pytest.mark.parametrize("flag", [*map(train.flag, OWN_FLAGS), *map(train.flag, train.SETTINGS)])
 def test_nonsense_on_the_command_line_is_refused_before_the_data_is_loaded(flag, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "load_dataset", not_loaded)
     monkeypatch.setitem(sys.modules, "distributed", None)  # --scheduler: no answer is waited for
