@@ -2065,8 +2065,8 @@ def _render_digits(font):
 SMALLEST_SIDE, MOST_PIXELS = 8, 50_000_000  # of a picture that is read
 SEARCHED_SIDE = 256  # pixels of the longer side at which a digit is looked for, and then looked at
 LEAST_CONTRAST = 16  # grey levels out of 255 between ink and paper
-
-
+FITS = ("digit", "whole")  # how a picture is brought into the form of a network's images
+SEVERAL = "several digits?"
 PICTURES = {  # Pillow's name -> suffixes; of its other formats some run what is in a file, as EPS does
     "PNG": [".png"], "JPEG": [".jpg", ".jpeg"], "BMP": [".bmp"], "GIF": [".gif"], "TIFF": [".tif", ".tiff"],
     "WEBP": [".webp"], "PPM": [".ppm", ".pgm", ".pbm"],
@@ -2084,8 +2084,8 @@ def expand_pictures(paths, flag="--images"):
     files = []
     for path in map(str, paths):
         if os.path.isdir(path):
-            levels = (filter(_is_picture, pathlib.Path(path).glob(pattern)) for pattern in ("*", "*/*"))
-            found = next(filter(None, (list(map(str, level)) for level in levels)), [])
+            here, below = (filter(_is_picture, pathlib.Path(path).glob(level)) for level in ("*", "*/*"))
+            found = list(map(str, here)) or list(map(str, below))
             if not found:
                 raise ValueError(f"{flag}: the folder {path} holds no pictures; name a run before {flag}")
         else:
@@ -2097,36 +2097,24 @@ def expand_pictures(paths, flag="--images"):
 def load_picture(path):
     """Read a picture file of one of the kinds of PICTURES; its content decides which.
 
-    Returns
-    -------
-    uint8 array (rows, columns, 3)
-        Upright. What is transparent is white where the ink is dark, and black where it is light.
-
-    Raises
-    ------
-    ValueError
-        An empty file, no picture, a damaged one, one under 8x8 or over 50 million pixels.
-    OSError, MemoryError
-        The file cannot be read.
+    Returns a uint8 array (rows, columns, 3), upright. What is transparent is white where the ink is
+    dark, and black where it is light. ValueError for what is no picture, a damaged one, one under 8x8
+    or over 50 million pixels; OSError, MemoryError.
     """
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no picture {path}")
-    return _decode(path, nn.load_bytes(path, MOST_PICTURE_BYTES), _as_rgb, SMALLEST_SIDE)
+    return _decode(path, nn.load_bytes(path, MOST_PICTURE_BYTES), SMALLEST_SIDE)
 
 
 def _load_grey(path, size=None):
     """``(picture, sha256)``: uint8 (rows, columns) as they are, or resized to size, and of the file."""
-    from PIL import Image
-
     content = nn.load_bytes(path, MOST_PICTURE_BYTES)
-    grey = _decode(path, content, _as_grey, 1)
-    if size and grey.shape != tuple(size):
-        grey = np.asarray(Image.fromarray(grey).resize(tuple(size)[::-1], Image.Resampling.BOX))
-    return grey, hashlib.sha256(content).hexdigest()
+    picture = _decode(path, content, 1)
+    return _grey(picture, size or picture.shape[:2]), hashlib.sha256(content).hexdigest()
 
 
-def _decode(path, content, form, smallest):
-    """What form makes of the picture in the content of a file, from so many pixels a side."""
+def _decode(path, content, smallest):
+    """The picture in the content of a file, as ``load_picture``, from so many pixels a side."""
     from PIL import Image, ImageOps
 
     with nn.reading(f"the picture {path}", "cannot be read"), _without_stderr():
@@ -2138,56 +2126,53 @@ def _decode(path, content, form, smallest):
         columns, rows = picture.size
         if min(rows, columns) < smallest or rows * columns > MOST_PIXELS:
             raise ValueError(f"it has {columns}x{rows} pixels, not {smallest}x{smallest} to {MOST_PIXELS:,}")
-        return form(ImageOps.exif_transpose(picture))
+        return _as_rgb(ImageOps.exif_transpose(picture))
 
 
 @contextlib.contextmanager
 def _without_stderr():
     """Nothing on standard error, not even from C: libtiff writes there past Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
     try:
-        kept = os.dup(2)
-    except OSError:  # it is closed
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        sys.stderr.flush()
-        os.dup2(nowhere, 2)
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
         yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-        os.close(nowhere)
 
 
 def _as_rgb(picture):
     from PIL import Image
 
-    if picture.mode.startswith("I"):  # 16 bits of grey
-        return np.repeat(_as_grey(picture)[:, :, None], 3, axis=2)
-    if picture.mode == "F":
-        grey = np.asarray(picture, np.float32)
-        grey = np.uint8(255 * (grey - grey.min()) / max(1e-9, np.ptp(grey)))
+    if picture.mode[0] in "IF":  # 16 bits of grey, or numbers of any size
+        grey = np.asarray(picture, np.float64)
+        low, high = (0, 65_535) if picture.mode[0] == "I" else (grey.min(), grey.max())
+        grey = np.uint8(np.rint(255 * (np.clip(grey, low, high) - low) / max(1e-9, high - low)))
         return np.repeat(grey[:, :, None], 3, axis=2)
     if "A" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("RGBA")
-        grey, opaque = np.asarray(picture.convert("L")), np.asarray(picture.getchannel("A"))
-        dark = (grey * (opaque / 255)).sum() < 128 * (opaque / 255).sum()
+        grey, opaque = np.asarray(picture.convert("L")), np.asarray(picture.getchannel("A")) / 255
+        dark = (grey * opaque).sum() < 128 * opaque.sum()
         paper = Image.new("RGBA", picture.size, "white" if dark else "black")
         picture = Image.alpha_composite(paper, picture)
     return np.asarray(picture.convert("RGB"))
 
 
-def _as_grey(picture):
-    """uint8 (rows, columns)."""
-    if picture.mode.startswith("I"):
-        return np.uint8(np.rint(np.clip(np.asarray(picture, np.float64), 0, 65_535) / 257))
-    if picture.mode == "L" and "transparency" not in picture.info:
-        return np.asarray(picture)
-    return np.uint8(np.rint(_as_rgb(picture) @ np.array([0.299, 0.587, 0.114])))  # ITU-R BT.601
+def _grey(picture, shape):
+    """uint8 array of a shape, of grey levels after ITU-R BT.601."""
+    from PIL import Image
+
+    grey = Image.fromarray(picture).convert("L")
+    return np.asarray(grey.resize(tuple(shape)[::-1], Image.Resampling.BOX))
 
 
-FITS = ("digit", "whole")  # how a picture is brought into the form of a network's images
+def _edges(images):
+    """The pixels along the edges (..., number) of images (..., rows, columns)."""
+    frame = np.ones(images.shape[-2:], bool)
+    frame[1:-1, 1:-1] = False
+    return images[..., frame]
 
 
 def picture_facts(dataset):
@@ -2200,27 +2185,18 @@ def picture_facts(dataset):
         else ``whole``; ``edge``, the mean grey level along the edges of the training images, or 127.5
         where they are neither all dark nor all light: then no picture is inverted.
     """
-    (rows, columns), images = dataset["image_shape"], dataset["train_images"][:2000]
-    pictures = images.reshape(-1, rows, columns).astype(np.float32)
-    edges = np.hstack(
-        [pictures[:, [0, -1]].reshape(len(pictures), -1), pictures[:, :, 0], pictures[:, :, -1]]
-    )
-    edges = edges.mean(axis=1)  # (n,)
-    dark, light = np.quantile(edges, [0.1, 0.9])
-    edge = float(edges.mean()) if light < 64 or dark > 191 else 127.5
-    mass = np.maximum(pictures.sum(axis=(1, 2)), 1)
-    centred = np.ones(len(pictures), bool)
-    for axis, size in ((1, rows), (2, columns)):
-        along = pictures.sum(axis=3 - axis)  # (n, size)
-        margins = along[:, [0, -1]].sum(axis=1)
-        centred &= (np.abs(along @ np.arange(size) / mass - size / 2) < 1.01) & (margins < 0.01 * mass)
-    fit = "digit" if dataset["name"] in ("mnist", "glyphs") or centred.mean() > 0.95 else "whole"
-    return {"fit": fit, "edge": edge}
-
-
-def fit_picture(picture, facts, fit=None):
-    """Bring a picture into the form of a network's images: the first of ``fit_pictures``."""
-    return fit_pictures(picture, facts, fit)[0][0]
+    shape = dataset["image_shape"]
+    pictures = dataset["train_images"][:2000].reshape(-1, *shape).astype(np.float32)
+    edges, mass = _edges(pictures), np.maximum(pictures.sum(axis=(1, 2)), 1)
+    centred = edges.sum(axis=1) < 0.01 * mass
+    for axis, size in enumerate(shape):
+        along = pictures.sum(axis=2 - axis)  # (n, size)
+        centred &= np.abs(along @ np.arange(size) / mass - size / 2) < 1.01
+    dark, light = np.quantile(edges.mean(axis=1), [0.1, 0.9])
+    return {
+        "fit": "digit" if dataset["name"] in ("mnist", "glyphs") or centred.mean() > 0.95 else "whole",
+        "edge": float(edges.mean()) if light < 64 or dark > 191 else 127.5,
+    }
 
 
 def fit_pictures(picture, facts, fit=None, split=False):
@@ -2245,17 +2221,14 @@ def fit_pictures(picture, facts, fit=None, split=False):
     doubts : list of str
         Why they may not be what was meant.
     """
-    from PIL import Image
-
     shape = tuple(facts["image_shape"])
     if (fit or facts["fit"]) == "digit" and picture.shape[:2] != shape:
         ink = find_ink(picture)
         digits, doubts = split_ink(ink)
         doubts = [doubt for doubt in doubts if not (split and doubt == SEVERAL)]
         return [prepare_ink(digit, shape) for digit in (digits if split else [ink])], doubts
-    grey = Image.fromarray(np.ascontiguousarray(picture)).convert("L")
-    image = np.asarray(grey if picture.shape[:2] == shape else grey.resize(shape[::-1], Image.Resampling.BOX))
-    edge = np.concatenate([image[[0, -1]].ravel(), image[:, [0, -1]].ravel()]).mean()
+    image = _grey(picture, shape)
+    edge = _edges(image).mean()
     inverted = abs(255 - edge - facts["edge"]) < abs(edge - facts["edge"]) - 1  # not by rounding
     return [255 - image if inverted else image], []
 
@@ -2271,11 +2244,7 @@ def prepare_picture(picture, image_shape=(28, 28)):
     ----------
     picture : uint8 array (rows, columns, 3)
     image_shape : (rows, columns)
-        Of the network's images; the 20 pixels are in proportion to them.
-
-    Returns
-    -------
-    uint8 array of image_shape
+        Of the uint8 array that is returned; the 20 pixels are in proportion to it.
 
     Raises
     ------
@@ -2283,6 +2252,23 @@ def prepare_picture(picture, image_shape=(28, 28)):
         There is nothing on the picture.
     """
     return prepare_ink(find_ink(picture), image_shape)
+
+
+def prepare_ink(ink, image_shape=(28, 28)):
+    """The same from ink alone: float array (rows, columns) in [0, 1], not all 0."""
+    from PIL import Image
+
+    ink = _thickened(ink[_box_of(ink)]).astype(np.float32)
+    scale = min(20 / 28 * most / n for most, n in zip(image_shape, ink.shape))
+    size = [max(1, round(n * scale)) for n in ink.shape]
+    fitted = np.asarray(Image.fromarray(ink).resize(size[::-1], Image.Resampling.BILINEAR))
+    image, place = np.zeros(image_shape, np.uint8), []
+    for axis, (most, n) in enumerate(zip(image_shape, size)):  # its centre of mass goes to the middle
+        center = fitted.sum(axis=1 - axis) @ np.arange(n) / fitted.sum()
+        start = min(max(0, round(most / 2 - center)), most - n)
+        place.append(slice(start, start + n))
+    image[tuple(place)] = np.rint(255 * (fitted / fitted.max()))
+    return image
 
 
 def find_ink(picture):
@@ -2298,61 +2284,22 @@ def find_ink(picture):
     return ink
 
 
-def split_ink(ink):
-    """The ink of each digit, from left to right, and what is doubtful about them.
-
-    Parts of ink are one digit where they lie above each other; a low part belongs to the nearest digit.
-    """
-    labels = _connected_parts(ink > 0.4)
-    parts, digits = sorted(_boxes(labels), key=lambda p: p[4]), []
-    tallest = max(bottom - top + 1 for _, _, top, bottom, *_ in parts)
-    for part in [p for p in parts if p[3] - p[2] + 1 > 0.4 * tallest]:
-        shared = min(part[5], digits[-1][-1][5]) - part[4] + 1 if digits else 0
-        if digits and shared > 0.5 * min(p[5] - p[4] + 1 for p in (part, digits[-1][-1])):
-            digits[-1].append(part)
-        else:
-            digits.append([part])
-    for part in [p for p in parts if p[3] - p[2] + 1 <= 0.4 * tallest]:
-        min(digits, key=lambda digit: abs(part[4] + part[5] - digit[0][4] - digit[0][5])).append(part)
-    inks = [np.where(_grown(np.isin(labels, [p[0] for p in digit])), ink, 0) for digit in digits]
-    edges = np.concatenate([ink[[0, -1]].ravel(), ink[:, [0, -1]].ravel()])
-    shapes = [ink[_box_of(digit)].shape for digit in inks]
-    doubts = {
-        SEVERAL: len(digits) > 1,
-        "digits that touch?": any(columns > 1.3 * rows for rows, columns in shapes),
-        "many parts": len(parts) > 2 * len(digits),
-        "ink up to the edge": (edges > 0.4).any(),
-    }
-    return inks, [doubt for doubt, there in doubts.items() if there]
-
-
-SEVERAL = "several digits?"
-
-
-def prepare_ink(ink, image_shape=(28, 28)):
-    """The same from ink alone: float array (rows, columns) in [0, 1], not all 0."""
-    fitted = _fit(_thickened(ink[_box_of(ink)]), image_shape)
-    return _center_by_mass(fitted, image_shape)
-
-
 def _box_of(ink):
     rows, columns = (np.flatnonzero((ink > 0.2).any(axis=axis)) for axis in (1, 0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
+def _grown_box(box, margin, scale):
+    """A box with a margin around it, in a picture that is larger by scale."""
+    edges = ((max(0, part.start - margin) * scale, (part.stop + margin) * scale) for part in box)
+    return tuple(slice(int(start), math.ceil(stop)) for start, stop in edges)
+
+
 def _is_sheet(ink):
     """Whether ink fills its box up to the edges, as no digit does."""
     solid = ink > 0.4
-    inner = tuple(slice(n // 10, n - n // 10) for n in ink.shape)
-    return solid.sum() - solid[inner].sum() > 0.5 * (solid.size - solid[inner].size)
-
-
-def _grown_box(box, margin, scale):
-    """A box with a margin around it, in a picture that is larger by scale."""
-    return tuple(
-        slice(int(max(0, part.start - margin) * scale), math.ceil((part.stop + margin) * scale))
-        for part in box
-    )
+    inner = solid[tuple(slice(n // 10, n - n // 10) for n in ink.shape)]
+    return solid.sum() - inner.sum() > 0.5 * (solid.size - inner.size)
 
 
 def _shrunk(picture):
@@ -2360,9 +2307,8 @@ def _shrunk(picture):
     from PIL import Image
 
     scale = max(1, max(picture.shape) / SEARCHED_SIDE)
-    size = tuple(max(1, round(n / scale)) for n in picture.shape[1::-1])
-    small = Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.BOX)
-    return np.asarray(small, np.float32)
+    size = [max(1, round(n / scale)) for n in picture.shape[1::-1]]
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX), np.float32)
 
 
 def _find_ink(pixels):
@@ -2371,75 +2317,17 @@ def _find_ink(pixels):
     distance = np.linalg.norm(difference, axis=2)
     rank = min(8, 1 + distance.size // 100)  # the very strongest pixels of a large picture may be dust
     most = np.partition(distance.ravel(), -rank)[-rank]
-    strong = distance >= 0.5 * most
-    colour = difference[strong].mean(axis=0)  # from paper to ink; what differs otherwise is light
+    colour = difference[distance >= 0.5 * most].mean(axis=0)  # from paper to ink; other differences are light
     ink = difference @ (colour / max(1e-9, np.linalg.norm(colour)))
     noise = 3.14 * np.quantile(np.abs(ink), 0.25)  # the standard deviation, of normal noise
     peak = np.partition(ink.ravel(), -rank)[-rank]
     if peak < LEAST_CONTRAST or peak < 5 * noise:
         raise ValueError("there is nothing to see on it")
     ink = np.clip((ink / peak - 0.1) / 0.9, 0, 1)
-    return np.where(_grown(_digit(_near_strokes(ink > 0.4) & (ink > 0.4))), ink, 0)
-
-
-def _digit(mask):
-    """The connected parts of a mask that are a digit, among frames, boxes, underlines and spots.
-
-    What touches the picture's edge is none, as far as there is something else; nor is a box that
-    another part lies in, a line below all else, or a small part beside the largest.
-    """
-    labels = _connected_parts(mask)
-    parts = _boxes(labels)
-    rows, columns = (n - 1 for n in mask.shape)
-    inside = [p for p in parts if p[2] > 0 and p[3] < rows and p[4] > 0 and p[5] < columns]
-    largest = max(size for _, size, *_ in parts)
-    parts = inside if sum(p[1] for p in inside) > 0.1 * largest else parts
-    parts = [p for p in parts if not any(_encloses(p, other) for other in parts)] or parts
-    main = max(parts, key=lambda p: p[1])
-    while len(parts) > 1:  # a line is as wide as all else, and below it
-        line = max(parts, key=lambda p: p[3])
-        rest = [p for p in parts if p is not line]
-        width, height = line[5] - line[4] + 1, line[3] - line[2] + 1
-        others = max(p[5] for p in rest) - min(p[4] for p in rest) + 1
-        if not (width > 4 * height and width > 0.8 * others and line[2] > max(p[3] for p in rest)):
-            break
-        parts, main = rest, max(rest, key=lambda p: p[1])
-    extent = max(main[3] - main[2], main[5] - main[4]) + 1
-    kept = [p[0] for p in parts if max(p[3] - p[2], p[5] - p[4]) + 1 > extent / 4 or _encloses(main, p, 0)]
-    return np.isin(labels, kept)
-
-
-def _boxes(labels):
-    """``(label, pixels, top, bottom, left, right)`` of each part that is numbered from 1."""
-    parts = []
-    for label, size in enumerate(np.bincount(labels.ravel())[1:], start=1):
-        if size:
-            rows, columns = (np.flatnonzero((labels == label).any(axis=axis)) for axis in (1, 0))
-            parts.append((label, int(size), rows[0], rows[-1], columns[0], columns[-1]))
-    return parts
-
-
-def _encloses(part, other, least=0.05):
-    """Whether a part's box encloses another part, of at least so many of its pixels, and is mostly empty."""
-    _, size, top, bottom, left, right = part
-    inside = top < other[2] and other[3] < bottom and left < other[4] and other[5] < right
-    area = (bottom - top + 1) * (right - left + 1)
-    return inside and other[1] >= least * size and (least == 0 or size < 0.35 * area)
-
-
-def _connected_parts(mask):
-    """Numbers (rows, columns) from 1 of the parts of a mask that touch, by their corners too; 0 elsewhere."""
-    labels = np.where(mask, np.arange(1, mask.size + 1, dtype=np.int32).reshape(mask.shape), np.int32(0))
-    while True:  # each pixel takes the largest label around it, until nothing changes
-        spread = labels
-        for axis in (0, 1):
-            edge = np.zeros_like(spread.take([0], axis))
-            wide = np.concatenate([edge, spread, edge], axis).swapaxes(0, axis)
-            spread = np.maximum(np.maximum(wide[:-2], wide[1:-1]), wide[2:]).swapaxes(0, axis)
-        spread = spread * mask
-        if np.array_equal(spread, labels):
-            return np.unique(labels, return_inverse=True)[1].reshape(mask.shape)
-        labels = spread
+    mask = ink > 0.4
+    near = _filtered(np.uint8(255 * mask), "BoxBlur", max(mask.shape) / 24)
+    labels, parts = _parts(mask & (near > 0.2 * near.max()))  # without specks, far from all strokes
+    return _ink_of(_digit(parts, mask.shape), labels, ink)
 
 
 def _paper(pixels):
@@ -2462,58 +2350,115 @@ def _paper(pixels):
     return (terms @ fitted).astype(np.float32)
 
 
-def _near_strokes(mask):
-    """A mask and all pixels that touch it, without specks: where it is far below its most when blurred."""
+def _parts(mask):
+    """``(labels, parts)``: the parts of a mask that touch, by their corners too, numbered and measured."""
+    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0).astype(np.int32)
+    while True:  # each pixel takes the largest label around it, and that pixel's own, until nothing changes
+        largest = _filtered(labels, "MaxFilter", 3)
+        spread = np.where(mask, labels.ravel()[largest - 1], 0)
+        if np.array_equal(spread, labels):
+            break
+        labels = spread
+    parts = []
+    for label in np.unique(labels[mask]):
+        rows, columns = np.nonzero(labels == label)
+        part = {"label": label, "size": len(rows), "top": rows.min(), "bottom": rows.max() + 1}
+        part |= {"left": columns.min(), "right": columns.max() + 1}
+        part |= {"height": part["bottom"] - part["top"], "width": part["right"] - part["left"]}
+        parts.append(part)
+    return labels, parts
+
+
+def _ink_of(parts, labels, ink):
+    """The ink of some of its parts, and right around them."""
+    mask = np.isin(labels, [part["label"] for part in parts])
+    return np.where(_grown(mask), ink, 0)
+
+
+def _digit(parts, shape):
+    """The parts that are a digit, among frames, boxes, underlines and spots.
+
+    What touches the picture's edge is none, as far as there is something else; nor is a box that
+    another part lies in, a line below all else, or a small part beside the largest.
+    """
+    whole = {"top": 0, "bottom": shape[0], "left": 0, "right": shape[1]}
+    inside = [p for p in parts if _surrounds(whole, p)]
+    if sum(p["size"] for p in inside) > 0.1 * max(p["size"] for p in parts):
+        parts = inside
+    boxes = [
+        p for p in parts
+        if p["size"] < 0.35 * p["height"] * p["width"]
+        and any(_surrounds(p, other) and other["size"] >= 0.05 * p["size"] for other in parts)
+    ]  # fmt: skip
+    parts = [p for p in parts if p not in boxes] or parts
+    while len(parts) > 1:  # a line is as wide as all else, and below it
+        *rest, line = sorted(parts, key=lambda p: p["bottom"])
+        width = max(p["right"] for p in rest) - min(p["left"] for p in rest)
+        flat = line["width"] > 4 * line["height"] and line["width"] > 0.8 * width
+        if not flat or line["top"] < rest[-1]["bottom"]:
+            break
+        parts = rest
+    main = max(parts, key=lambda p: p["size"])
+    least = max(main["height"], main["width"]) / 4
+    return [p for p in parts if max(p["height"], p["width"]) > least or _surrounds(main, p)]
+
+
+def _surrounds(box, other):
+    """Whether a box lies within another one and touches none of its edges."""
+    rows = box["top"] < other["top"] and other["bottom"] < box["bottom"]
+    return rows and box["left"] < other["left"] and other["right"] < box["right"]
+
+
+def split_ink(ink):
+    """The ink of each digit, from left to right, and what is doubtful about them.
+
+    Parts of ink are one digit where they lie above each other; a low part belongs to the nearest digit.
+    """
+    labels, parts = _parts(ink > 0.4)
+    parts, digits = sorted(parts, key=lambda p: p["left"]), []
+    least = 0.4 * max(p["height"] for p in parts)
+    for part in [p for p in parts if p["height"] > least]:
+        last = digits[-1][-1] if digits else {"right": 0, "width": 0}
+        shared = min(part["right"], last["right"]) - part["left"]
+        if digits and shared > 0.5 * min(part["width"], last["width"]):
+            digits[-1].append(part)
+        else:
+            digits.append([part])
+    for part in [p for p in parts if p["height"] <= least]:
+        middle = part["left"] + part["right"]
+        min(digits, key=lambda digit: abs(middle - digit[0]["left"] - digit[0]["right"])).append(part)
+    inks = [_ink_of(digit, labels, ink) for digit in digits]
+    shapes = [digit[_box_of(digit)].shape for digit in inks]
+    doubts = {
+        SEVERAL: len(digits) > 1,
+        "digits that touch?": any(columns > 1.3 * rows for rows, columns in shapes),
+        "many parts": len(parts) > 2 * len(digits),
+        "ink up to the edge": (_edges(ink) > 0.4).any(),
+    }
+    return inks, [doubt for doubt, there in doubts.items() if there]
+
+
+def _filtered(values, name, size):
+    """What one of Pillow's filters makes of a uint8 or int32 array (rows, columns)."""
     from PIL import Image, ImageFilter
 
-    wide = ImageFilter.BoxBlur(max(mask.shape) / 24)
-    blurred = np.asarray(Image.fromarray(np.uint8(255 * mask)).filter(wide))
-    return _grown(mask) & (blurred > 0.2 * blurred.max())
+    return np.asarray(Image.fromarray(values).filter(getattr(ImageFilter, name)(size)))
 
 
 def _grown(mask):
     """A mask and all pixels that touch it."""
-    from PIL import Image, ImageFilter
-
-    return np.asarray(Image.fromarray(np.uint8(255 * mask)).filter(ImageFilter.MaxFilter(3))) > 0
+    return _filtered(np.uint8(mask), "MaxFilter", 3) > 0
 
 
 def _thickened(ink):
     """Ink with strokes of at least a twelfth of the digit's extent, or a thin pen's fade away."""
-    from PIL import Image, ImageFilter
-
     ink = np.pad(ink, 1)
     mask = ink > 0.4
-    edge = mask & _grown(~mask)
-    width = 2 * mask.sum() / edge.sum()
+    width = 2 * mask.sum() / (mask & _grown(~mask)).sum()
     missing = int((max(ink.shape) / 12 - width) / 2)  # on each side
     if missing < 1:
         return ink[1:-1, 1:-1]
-    picture = Image.fromarray(np.uint8(255 * np.pad(ink, missing)))
-    return np.asarray(picture.filter(ImageFilter.MaxFilter(2 * missing + 1)), np.float32) / 255
-
-
-def _fit(ink, image_shape):
-    """The cut-out ink scaled to 20/28 of image_shape, its proportions kept; its brightest is 1."""
-    from PIL import Image
-
-    scale = min(20 / 28 * most / n for most, n in zip(image_shape, ink.shape))
-    rows, columns = (max(1, round(n * scale)) for n in ink.shape)
-    fitted = Image.fromarray(ink.astype(np.float32)).resize((columns, rows), Image.Resampling.BILINEAR)
-    return np.asarray(fitted) / np.max(fitted)
-
-
-def _center_by_mass(fitted, image_shape):
-    """uint8 image with the fitted picture's centre of mass at its middle, by whole pixels."""
-    image = np.zeros(image_shape, np.uint8)
-    start = []
-    for axis, most in enumerate(image_shape):
-        mass = fitted.sum(axis=1 - axis)
-        center = (mass @ np.arange(len(mass))) / mass.sum()
-        start.append(min(max(0, round(most / 2 - center)), most - len(mass)))
-    rows, columns = fitted.shape
-    image[start[0] : start[0] + rows, start[1] : start[1] + columns] = np.rint(255 * fitted)
-    return image
+    return _filtered(np.uint8(255 * np.pad(ink, missing)), "MaxFilter", 2 * missing + 1) / 255
 
 
 def save_seen(path, picture, image):
@@ -2522,10 +2467,10 @@ def save_seen(path, picture, image):
 
     side = 280
     sheet = Image.new("RGB", (2 * side + 30, side + 20), "#808080")
-    given = ImageOps.contain(Image.fromarray(np.ascontiguousarray(picture)), (side, side))
-    seen = ImageOps.contain(Image.fromarray(image), (side, side), Image.Resampling.NEAREST)
-    for left, part in ((10, given), (side + 20, seen)):
-        sheet.paste(part, (left + (side - part.width) // 2, 10 + (side - part.height) // 2))
+    ways = (picture, Image.Resampling.BICUBIC), (image, Image.Resampling.NEAREST)
+    for left, (pixels, way) in zip((10, side + 20), ways):
+        part = Image.fromarray(pixels).convert("RGB")
+        sheet.paste(ImageOps.pad(part, (side, side), way, "#808080"), (left, 10))
     return save_png(f"{path}.seen.png", sheet)
 
 
@@ -2693,10 +2638,11 @@ def run_script(main, argv=None):
 
 def _prepare_streams():
     """Output that takes any text: a name that its encoding lacks is spelled out."""
-    for name in ("stdout", "stderr"):
+    for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:  # it was closed when Python started
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            setattr(sys, name, open(number, "w"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
