@@ -1844,10 +1844,6 @@ SIZES = {  # bytes of uncompressed content, the same for both sources
     "train_labels": 60_008, "train_images": 47_040_016, "test_labels": 10_008, "test_images": 7_840_016,
 }  # fmt: skip
 DIGITS = [str(digit) for digit in range(10)]
-GARMENTS = [
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
-    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-]  # fmt: skip
 SOURCES = {  # what can be downloaded; sha256 is of the uncompressed content
     "mnist": {
         "title": "MNIST",
@@ -1865,7 +1861,10 @@ SOURCES = {  # what can be downloaded; sha256 is of the uncompressed content
     },
     "fashion-mnist": {
         "title": "Fashion-MNIST",
-        "class_names": GARMENTS,
+        "class_names": [
+            "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+            "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+        ],
         "mirrors": [
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
             "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
@@ -1877,34 +1876,26 @@ SOURCES = {  # what can be downloaded; sha256 is of the uncompressed content
             "test_images": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
         },
     },
-}
+}  # fmt: skip
 CHUNK = 1 << 20  # bytes read at a time
 ANSWER_SECONDS = 6  # a mirror that is silent for so long is passed over, two of them within 15 seconds
 SLOWEST = 100_000  # and one that brings fewer bytes of uncompressed content a second
 
 
 def download_file(urls, path, sha256, size):
-    """Download a gzipped file from the first of several URLs that has the right content.
+    """Download a gzipped file from the first of several URLs whose content has a SHA-256 and a size.
 
-    Nothing is written before the content is complete and its hash is right.
-
-    Parameters
-    ----------
-    urls : list of str
-    path : path
-        Where the gzipped file goes; its folder is made.
-    sha256, size : str, int
-        Of the uncompressed content, in bytes.
-
-    Raises
-    ------
-    OSError
-        None of the URLs worked; the message lists what was tried and what happened.
+    Both are of the uncompressed content. Nothing is written before it is complete and right. OSError where
+    none of the URLs worked: the message lists what was tried and what happened.
     """
-    path, failures = pathlib.Path(path), []
+    from multiprocessing.pool import ThreadPool  # late, as it takes some time to import
+
+    path, failures, seconds = pathlib.Path(path), [], ANSWER_SECONDS + size / SLOWEST
     for url in urls:
         try:
-            content = _fetch(url, size)
+            deadline = time.monotonic() + seconds
+            with ThreadPool(1) as pool:  # in a thread even a name look-up that hangs has an end
+                content = pool.apply_async(_read_url, (url, size, deadline)).get(seconds)
             _check_download(content, sha256, size)
             path.parent.mkdir(parents=True, exist_ok=True)
             nn.save_bytes(path, content)
@@ -1912,27 +1903,6 @@ def download_file(urls, path, sha256, size):
         except Exception as error:  # whatever goes wrong with one mirror, the next one is tried
             failures.append(f"{url}: {message_of(error)}")
     raise OSError(f"could not download {path.name} ({'; '.join(failures)})")
-
-
-def _fetch(url, size):
-    """Content of a URL. A thread reads it, so that even a name look-up that hangs has an end."""
-    seconds, results = ANSWER_SECONDS + size / SLOWEST, []
-    deadline = time.monotonic() + seconds
-
-    def work():
-        try:
-            results.append(_read_url(url, size, deadline))
-        except Exception as error:
-            results.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not results:
-        raise TimeoutError(f"not complete within {seconds:.0f} s")
-    if isinstance(results[0], Exception):
-        raise results[0]
-    return results[0]
 
 
 def _read_url(url, size, deadline):
@@ -1978,13 +1948,8 @@ GLYPH_FONTS = {  # files that Matplotlib ships; no training image uses a font of
     "test": ["DejaVuSans-Oblique", "DejaVuSerif-Bold", "STIXGeneralItalic", "cmtt10"],
 }  # fmt: skip
 GLYPH_STRENGTHS = {  # of their distortion, see make_augment
-    "max_shift": 2.5,
-    "max_rotation": 17,
-    "max_scaling": 0.2,
-    "max_shear": 0.35,
-    "bend": 0.7,
-    "smooth": 5.0,
-}
+    "max_shift": 2.5, "max_rotation": 17, "max_scaling": 0.2, "max_shear": 0.35, "bend": 0.7, "smooth": 5.0,
+}  # fmt: skip
 
 
 def _load_glyphs(folder, form):
@@ -2009,22 +1974,8 @@ def draw_glyphs(rng, train_size=60_000, test_size=10_000):
     """Draw images of digits from the fonts that Matplotlib ships.
 
     Each digit of each font is rendered once in four thicknesses, and then distorted at random by ``augment``.
-
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-    train_size, test_size : int
-
-    Returns
-    -------
-    dict
-        uint8 ``train_images``, ``test_images`` (n, 28, 28), ``train_labels``, ``test_labels``
-        (n,). The test images come from fonts that no training image uses.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        Matplotlib (its fonts) or Pillow is not installed.
+    Returns uint8 ``train_images``, ``test_images`` (n, 28, 28), ``train_labels`` and ``test_labels`` (n,).
+    ModuleNotFoundError where Matplotlib (its fonts) or Pillow is not installed.
     """
     arrays, distortion = {}, make_augment(["elastic"], (28, 28), **GLYPH_STRENGTHS)
     for part, size in (("train", train_size), ("test", test_size)):
