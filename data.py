@@ -1581,6 +1581,7 @@ def _between(first, second, share):
 
 # --- files: saved networks --------------------------------------------------------------------
 
+NUMBER = (int, float)
 CONFIG_KIND = {  # what the config that is stored with params holds at least; see nn.check
     "activation": str,
     "loss": str,
@@ -1594,12 +1595,19 @@ CONFIG_KIND = {  # what the config that is stored with params holds at least; se
         "title?": str,
         "sha256?": {str: str},
         "fit": str,
-        "edge": (int, float),
+        "edge": NUMBER,
     },
     "epoch?": int,
     "augment": [str],
-    **dict.fromkeys(STRENGTHS, (int, float)),
+    **dict.fromkeys(STRENGTHS, NUMBER),
 }
+OLDER = {
+    "augment": [],
+    "size": None,
+    "transpose": False,
+    "holdout": "random",
+    **STRENGTHS,
+}  # had none of these
 STEP_KINDS = {  # what each step holds; the last four were not yet one when older files were written
     "deskew": {"shape": [int]},
     "width": {"shape": [int], "number": int},
@@ -1618,12 +1626,7 @@ LARGEST_NUMBER = 1e30  # of what steps from a file hold; float32 ends at 3e38
 def load_run(path):
     """``(params, config)`` of a run's folder or of a params file, ready for use.
 
-    Raises
-    ------
-    ValueError
-        As ``nn.load_params``; a config that does not say how to use the params.
-    OSError
-        There is no such file.
+    Raises as ``nn.load_params``; a ValueError also where the config does not say how to use the params.
     """
     if os.path.isdir(path):
         path = os.path.join(path, "params.pkl")
@@ -1640,15 +1643,7 @@ def read_config(params, config):
     """The config that is stored with params, checked and complete, its steps as ``fit_steps`` gives them."""
     nn.check(config, {"data": dict}, "its config")
     own = {"fit": "digit" if config.get("dataset") in ("mnist", "glyphs") else "whole", "edge": 0.0}
-    config = {
-        "augment": [],
-        "size": None,
-        "transpose": False,
-        "holdout": "random",
-        **STRENGTHS,
-        **config,
-        "data": {**own, **config["data"]},
-    }  # older files have less
+    config = {**OLDER, **config, "data": {**own, **config["data"]}}
     nn.check(config, CONFIG_KIND, "its config")
     nn.choose("fit", config["data"]["fit"], dict.fromkeys(FITS))
     nn.choose("activation", config["activation"], nn.ACTIVATIONS)
@@ -1669,19 +1664,15 @@ def read_config(params, config):
 
 
 def read_steps(steps, image_shape, inputs):
-    """Fitted steps from a file, checked, those of older files as ``fit_steps`` would give them now.
+    """Steps from a file as ``fit_steps`` gives them; a ValueError unless they lead from images to inputs.
 
     Parameters
     ----------
     steps : list
+        Those on numbers, several in older files, become one.
     image_shape : (rows, columns)
     inputs : int
-        How many numbers the network takes; the steps must lead there.
-
-    Raises
-    ------
-    ValueError
-        A step that is none, or does not fit what comes before or after it.
+        How many numbers the network takes.
     """
     if len(steps) > len(STEP_KINDS):  # thousands of them would run for hours
         raise ValueError(f"its {len(steps):,} preprocessing steps are too many")
@@ -1722,25 +1713,19 @@ SMALL_BYTES, MOST_TEXT = 1 << 26, 1 << 27  # of a data set that may shrink as it
 
 
 def load_idx(path):
-    """``(array, sha256)`` of an IDX file, which may be gzipped.
+    """``(array, sha256)`` of an IDX file, which may be gzipped; the hash is of its uncompressed content.
 
     Never takes more memory than its header announces, which is compared with the file's size first.
-    The SHA-256 is that of the uncompressed content.
-
-    Raises
-    ------
-    ValueError
-        It is no IDX file, is cut off, goes on after its end, or holds too much.
-    OSError, MemoryError
-        The file cannot be read.
+    ValueError where it is no IDX file, is cut off, goes on after its end, or holds too much; OSError,
+    MemoryError.
     """
     with nn.reading(path, "is damaged or no IDX file"), open(path, "rb") as file:
         unzipped, room = _unzipped(file)
-        magic = unzipped.read(4)
-        if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_TYPES or not 1 <= magic[3] <= 4:
+        start = unzipped.read(4)
+        if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in IDX_TYPES or not 1 <= start[3] <= 4:
             raise ValueError("it does not start as labels or images do")
-        sizes = unzipped.read(4 * magic[3])
-        shape, dtype = struct.unpack(f">{magic[3]}I", sizes), np.dtype(IDX_TYPES[magic[2]])
+        sizes = unzipped.read(4 * start[3])
+        shape, dtype = struct.unpack(f">{start[3]}I", sizes), np.dtype(IDX_TYPES[start[2]])
         announced = math.prod(shape) * dtype.itemsize
         if announced > room:
             hint = "" if unzipped is file else "; unpack it with gunzip if that is right"
@@ -1749,7 +1734,7 @@ def load_idx(path):
         if len(content) != announced:
             wrong = "ends before" if len(content) < announced else "goes on after"
             raise ValueError(f"it {wrong} the {announced:,} bytes that its header announces")
-    digest = hashlib.sha256(magic + sizes)
+    digest = hashlib.sha256(start + sizes)
     digest.update(content)
     return np.frombuffer(content, dtype).reshape(shape), digest.hexdigest()
 
@@ -1779,8 +1764,7 @@ def _room(size):
 
 def idx_bytes(array):
     """The content of an IDX file for a uint8 array."""
-    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-    return header + array.tobytes()
+    return struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
 def save_json(path, value):
@@ -1811,12 +1795,8 @@ def rows_text(rows, columns):
 def load_rows(path, words=False):
     """A CSV file of numbers as a list of dicts; empty fields become None.
 
-    With ``words``, a field that is no number, such as ``512x256`` or ``relu``, remains text.
-
-    Raises
-    ------
-    ValueError
-        No header, a row of another length, a field that is no number (without ``words``).
+    With ``words``, a field that is no number, such as ``512x256`` or ``relu``, remains text. ValueError
+    for rows that differ in length, no header, and a field that is no number (without ``words``).
     """
     content = nn.load_bytes(path, MOST_TEXT)
     with nn.reading(path, f"is not a table{'' if words else ' of numbers'}"):
@@ -1824,14 +1804,12 @@ def load_rows(path, words=False):
         header, *lines = list(csv.reader(text, strict=True)) or [[]]
         if not header or any(len(line) != len(header) for line in lines):
             raise ValueError("its rows differ in length")
-        return [{name: _number(text, words) for name, text in zip(header, line)} for line in lines]
+        return [{name: _field(text, words) for name, text in zip(header, line)} for line in lines]
 
 
-def _number(text, words):
-    if text == "":
-        return None
+def _field(text, words):
     try:
-        return int(text) if text.lstrip("-").isdigit() else float(text)
+        return int(text) if text.lstrip("-").isdigit() else float(text) if text else None
     except ValueError:
         if words:
             return text
@@ -2445,9 +2423,8 @@ def make_parser(description, examples=""):
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28),
     )
     parser.error = _raise_usage
-    parser.add_argument(
-        "--data-dir", metavar="DIR", help="folder of the data sets (default: DATA_DIR or datasets)"
-    )
+    where = "folder of the data sets (default: DATA_DIR or datasets)"
+    parser.add_argument("--data-dir", metavar="DIR", help=where)
     return parser
 
 
@@ -2459,8 +2436,7 @@ def parse_flags(parser, argv):
     """Parse a command line; ValueError with the nearest right name for a flag that is unknown."""
     flags, unknown = parser.parse_known_args(argv)
     if unknown:
-        known = [flag for action in parser._actions for flag in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+        near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         _raise_usage(f"unknown argument {unknown[0]}{hint}")
     return flags
@@ -2521,24 +2497,16 @@ def setting_text(value):
 
 @contextlib.contextmanager
 def progress_line():
-    """A function that shows one changing line on a terminal, and nothing anywhere else.
-
-    Called with "" it clears the line.
-    """
+    """A function that shows one changing line on a terminal, and nothing elsewhere; ``""`` clears it."""
     shown = [0.0]
 
     def show(text):
-        if not text or time.monotonic() - shown[0] > 0.2:
+        if sys.stderr.isatty() and (not text or time.monotonic() - shown[0] > 0.2):
             shown[0] = time.monotonic()
-            text = printable(text)[
-                : shutil.get_terminal_size().columns - 1
-            ]  # a line that wraps could not be cleared
-            sys.stderr.write(f"\r{text}\x1b[K")
+            most = shutil.get_terminal_size().columns - 1  # a line that wraps could not be cleared
+            sys.stderr.write(f"\r{printable(text)[:most]}\x1b[K")
             sys.stderr.flush()
 
-    if not sys.stderr.isatty():
-        yield lambda text: None
-        return
     try:
         yield show
     finally:
@@ -2582,8 +2550,10 @@ def run_script(main, argv=None):
     with contextlib.suppress(OSError):  # nobody reads it
         if complaint:
             print(complaint, file=sys.stderr, flush=True)
-    if status:
-        _drop_output()
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would complain about what is left in it on exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
 
 
@@ -2596,11 +2566,3 @@ def _prepare_streams():
             setattr(sys, name, open(number, "w"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _drop_output():
-    """Flush standard output, or drop what it cannot take: Python would complain about it on exit."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
