@@ -2097,22 +2097,19 @@ def _grey(picture, shape):
     return np.asarray(grey.resize(tuple(shape)[::-1], Image.Resampling.BOX))
 
 
-def _edges(images):
+def _edges(images, width=1):
     """The pixels along the edges (..., number) of images (..., rows, columns)."""
     frame = np.ones(images.shape[-2:], bool)
-    frame[1:-1, 1:-1] = False
+    frame[width:-width, width:-width] = False
     return images[..., frame]
 
 
 def picture_facts(dataset):
-    """How pictures are fitted for networks trained on a dataset, to be stored with them.
+    """How pictures are fitted for networks trained on a dataset, as a dict to be stored with them.
 
-    Returns
-    -------
-    dict
-        ``fit``: ``digit`` where the training images are digits as MNIST's are, or centred like them,
-        else ``whole``; ``edge``, the mean grey level along the edges of the training images, or 127.5
-        where they are neither all dark nor all light: then no picture is inverted.
+    ``fit`` is ``digit`` where the training images are digits as MNIST's are, or centred like them, else
+    ``whole``; ``edge`` is the mean grey level along their edges, or 127.5 where they are neither all dark
+    nor all light: then no picture is inverted.
     """
     shape = dataset["image_shape"]
     pictures = dataset["train_images"][:2000].reshape(-1, *shape).astype(np.float32)
@@ -2129,26 +2126,19 @@ def picture_facts(dataset):
 
 
 def fit_pictures(picture, facts, fit=None, split=False):
-    """Bring what is on a picture into the form of a network's images.
+    """Bring what is on a picture, uint8 (rows, columns, 3), into the form of a network's images.
 
     Parameters
     ----------
-    picture : uint8 array (rows, columns, 3)
     facts : dict
-        ``image_shape``, ``fit`` and ``edge`` of the network's training images.
+        ``image_shape`` of the images, and what ``picture_facts`` says of them.
     fit : str, optional
         ``digit``: see ``prepare_picture``. ``whole``: grey, resized, inverted where its edges are then
-        more like those of the training images. Default: the network's own. A picture that has the
-        network's size already is not cut out or resized.
+        more like theirs. Default: that of facts. A picture of their size is not cut out or resized.
     split : bool
-        Whether the digits on a picture are several images, from left to right.
+        Whether the digits on a picture are several images, from left to right, and not one.
 
-    Returns
-    -------
-    images : list of uint8 arrays of image_shape
-        One, without split.
-    doubts : list of str
-        Why they may not be what was meant.
+    Returns ``(images, doubts)``: uint8 arrays of image_shape, and why they may not be what was meant.
     """
     shape = tuple(facts["image_shape"])
     if (fit or facts["fit"]) == "digit" and picture.shape[:2] != shape:
@@ -2163,22 +2153,12 @@ def fit_pictures(picture, facts, fit=None, split=False):
 
 
 def prepare_picture(picture, image_shape=(28, 28)):
-    """Bring a picture of a digit into the form of MNIST's images.
+    """Bring a picture of a digit, uint8 (rows, columns, 3), into the form of MNIST's images.
 
     As MNIST's authors did (LeCun et al. 1998): ink is light on black, whichever way it was; the
     digit is cut out, fitted with its proportions kept into 20x20 pixels, and centred by its mass
-    in 28x28. Before that the paper is told from the ink, under uneven light and in any colours.
-
-    Parameters
-    ----------
-    picture : uint8 array (rows, columns, 3)
-    image_shape : (rows, columns)
-        Of the uint8 array that is returned; the 20 pixels are in proportion to it.
-
-    Raises
-    ------
-    ValueError
-        There is nothing on the picture.
+    in 28x28, or in proportion in the uint8 array of another image_shape. Before that the paper is told
+    from the ink, under uneven light and in any colours. ValueError where there is nothing to see.
     """
     return prepare_ink(find_ink(picture), image_shape)
 
@@ -2205,8 +2185,9 @@ def find_ink(picture):
     pixels = _shrunk(picture)
     ink = _find_ink(pixels)
     box, scale = _box_of(ink), max(picture.shape) / max(pixels.shape)
-    extent = max(part.stop - part.start for part in box)
-    if _is_sheet(ink[box]) and ink[box].size > 0.2 * ink.size:  # of paper, on a desk
+    found, extent = ink[box], max(ink[box].shape)
+    filled = _edges(found > 0.4, max(1, min(found.shape) // 10)).mean() > 0.5
+    if filled and found.size > 0.2 * ink.size:  # up to its edges, as by a sheet of paper on a desk
         return find_ink(picture[_grown_box(box, -extent / 12, scale)])
     if scale > 1 and extent < SEARCHED_SIDE / 2:  # a small digit on a large picture: look again, closer
         ink = _find_ink(_shrunk(picture[_grown_box(box, extent / 2, scale)]))
@@ -2222,13 +2203,6 @@ def _grown_box(box, margin, scale):
     """A box with a margin around it, in a picture that is larger by scale."""
     edges = ((max(0, part.start - margin) * scale, (part.stop + margin) * scale) for part in box)
     return tuple(slice(int(start), math.ceil(stop)) for start, stop in edges)
-
-
-def _is_sheet(ink):
-    """Whether ink fills its box up to the edges, as no digit does."""
-    solid = ink > 0.4
-    inner = solid[tuple(slice(n // 10, n - n // 10) for n in ink.shape)]
-    return solid.sum() - inner.sum() > 0.5 * (solid.size - inner.size)
 
 
 def _shrunk(picture):
@@ -2347,9 +2321,9 @@ def split_ink(ink):
     parts, digits = sorted(parts, key=lambda p: p["left"]), []
     least = 0.4 * max(p["height"] for p in parts)
     for part in [p for p in parts if p["height"] > least]:
-        last = digits[-1][-1] if digits else {"right": 0, "width": 0}
-        shared = min(part["right"], last["right"]) - part["left"]
-        if digits and shared > 0.5 * min(part["width"], last["width"]):
+        above = digits[-1][-1] if digits else {"right": 0, "width": 0}
+        shared = min(part["right"], above["right"]) - part["left"]
+        if shared > 0.5 * min(part["width"], above["width"]):
             digits[-1].append(part)
         else:
             digits.append([part])
