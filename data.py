@@ -1583,31 +1583,20 @@ def _between(first, second, share):
 
 NUMBER = (int, float)
 CONFIG_KIND = {  # what the config that is stored with params holds at least; see nn.check
-    "activation": str,
-    "loss": str,
-    "dataset": str,
-    "size": (str, None),
-    "transpose": bool,
-    "steps": [dict],
+    "activation": str, "loss": str, "dataset": str, "size": (str, None), "transpose": bool,
+    "steps": [dict], "epoch?": int, "augment": [str], **dict.fromkeys(STRENGTHS, NUMBER),
     "data": {
-        "class_names": [str],
-        "image_shape": [int],
-        "title?": str,
-        "sha256?": {str: str},
-        "fit": str,
-        "edge": NUMBER,
+        "class_names": [str], "image_shape": [int], "title?": str, "sha256?": {str: str},
+        "fit": str, "edge": NUMBER,
     },
-    "epoch?": int,
-    "augment": [str],
-    **dict.fromkeys(STRENGTHS, NUMBER),
-}
+}  # fmt: skip
 OLDER = {
     "augment": [],
     "size": None,
     "transpose": False,
     "holdout": "random",
     **STRENGTHS,
-}  # had none of these
+}  # older files lack it
 STEP_KINDS = {  # what each step holds; the last four were not yet one when older files were written
     "deskew": {"shape": [int]},
     "width": {"shape": [int], "number": int},
@@ -1664,15 +1653,9 @@ def read_config(params, config):
 
 
 def read_steps(steps, image_shape, inputs):
-    """Steps from a file as ``fit_steps`` gives them; a ValueError unless they lead from images to inputs.
+    """Steps from a file, as ``fit_steps`` gives them; those on numbers, several in older files, become one.
 
-    Parameters
-    ----------
-    steps : list
-        Those on numbers, several in older files, become one.
-    image_shape : (rows, columns)
-    inputs : int
-        How many numbers the network takes.
+    ValueError unless they lead from images (rows, columns) to so many inputs.
     """
     if len(steps) > len(STEP_KINDS):  # thousands of them would run for hours
         raise ValueError(f"its {len(steps):,} preprocessing steps are too many")
@@ -1798,22 +1781,22 @@ def load_rows(path, words=False):
     With ``words``, a field that is no number, such as ``512x256`` or ``relu``, remains text. ValueError
     for rows that differ in length, no header, and a field that is no number (without ``words``).
     """
+
+    def value(text):
+        try:
+            return int(text) if text.lstrip("-").isdigit() else float(text) if text else None
+        except ValueError:
+            if words:
+                return text
+            raise
+
     content = nn.load_bytes(path, MOST_TEXT)
     with nn.reading(path, f"is not a table{'' if words else ' of numbers'}"):
         text = io.StringIO(content.decode("utf-8-sig"), newline="")
         header, *lines = list(csv.reader(text, strict=True)) or [[]]
         if not header or any(len(line) != len(header) for line in lines):
             raise ValueError("its rows differ in length")
-        return [{name: _field(text, words) for name, text in zip(header, line)} for line in lines]
-
-
-def _field(text, words):
-    try:
-        return int(text) if text.lstrip("-").isdigit() else float(text) if text else None
-    except ValueError:
-        if words:
-            return text
-        raise
+        return [dict(zip(header, map(value, line))) for line in lines]
 
 
 # --- download ---------------------------------------------------------------------------------
@@ -2390,20 +2373,20 @@ def save_png(path, picture):
 
 def make_parser(description, examples=""):
     """An argparse parser whose errors are one line, with the flag that all scripts share."""
+
+    def error(message):
+        raise ValueError(f"{message} (--help shows all flags)")
+
     parser = argparse.ArgumentParser(
         description=description,
         epilog=examples,
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28),
     )
-    parser.error = _raise_usage
+    parser.error = error
     where = "folder of the data sets (default: DATA_DIR or datasets)"
     parser.add_argument("--data-dir", metavar="DIR", help=where)
     return parser
-
-
-def _raise_usage(message):
-    raise ValueError(f"{message} (--help shows all flags)")
 
 
 def parse_flags(parser, argv):
@@ -2411,8 +2394,7 @@ def parse_flags(parser, argv):
     flags, unknown = parser.parse_known_args(argv)
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        _raise_usage(f"unknown argument {unknown[0]}{hint}")
+        parser.error(f"unknown argument {unknown[0]}{f'; did you mean {near[0]}?' if near else ''}")
     return flags
 
 

@@ -865,7 +865,6 @@ def check(value, kind, what):
     of it. ``{"name": kind, "name?": kind}``: a dict with at least these; what ends in ? may be missing or
     None. ``{str: kind}``: a dict from texts to it.
     """
-    parts = []
     if isinstance(kind, tuple):
         for one in kind:
             if type(one) is type(value):  # a dict or list has to be the one that is described
@@ -873,22 +872,22 @@ def check(value, kind, what):
             with contextlib.suppress(ValueError):
                 return check(value, one, what)
     if isinstance(kind, list) and type(value) in (list, tuple):
-        parts = [(item, kind[0], f"{what}[{i}]") for i, item in enumerate(value)]
+        for i, item in enumerate(value):
+            check(item, kind[0], f"{what}[{i}]")
     elif isinstance(kind, dict) and str in kind and type(value) is dict:
-        parts = [(key, str, f"a key of {what}") for key in value]
-        parts += [(item, kind[str], f"{what}: {reprlib.repr(key)}") for key, item in value.items()]
+        for key, item in value.items():
+            check(key, str, f"a key of {what}")
+            check(item, kind[str], f"{what}: {reprlib.repr(key)}")
     elif isinstance(kind, dict) and type(value) is dict:
         for name, part in kind.items():
             key = name.removesuffix("?")
             if key not in value and key == name:
                 raise ValueError(f"{what} lacks {key}")
             if key == name or value.get(key) is not None:
-                parts.append((value[key], part, f"{what}: {key}"))
+                check(value[key], part, f"{what}: {key}")
     elif not (value is None if kind is None else type(value) is kind):
         shown = reprlib.repr(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
         raise ValueError(f"{what} is {shown}, not {_words(kind)}")
-    for part in parts:
-        check(*part)
 
 
 def _words(kind):
