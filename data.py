@@ -1590,13 +1590,7 @@ CONFIG_KIND = {  # what the config that is stored with params holds at least; se
         "fit": str, "edge": NUMBER,
     },
 }  # fmt: skip
-OLDER = {
-    "augment": [],
-    "size": None,
-    "transpose": False,
-    "holdout": "random",
-    **STRENGTHS,
-}  # older files lack it
+OLDER = {"augment": [], "size": None, "transpose": False, "holdout": "random", **STRENGTHS}  # where not said
 STEP_KINDS = {  # what each step holds; the last four were not yet one when older files were written
     "deskew": {"shape": [int]},
     "width": {"shape": [int], "number": int},
@@ -2013,22 +2007,20 @@ def load_picture(path):
     dark, and black where it is light. ValueError for what is no picture, a damaged one, one under 8x8
     or over 50 million pixels; OSError, MemoryError.
     """
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no picture {path}")
-    return _decode(path, nn.load_bytes(path, MOST_PICTURE_BYTES), SMALLEST_SIDE)
+    return _read_picture(path, SMALLEST_SIDE)[0]
 
 
 def _load_grey(path, size=None):
     """``(picture, sha256)``: uint8 (rows, columns) as they are, or resized to size, and of the file."""
-    content = nn.load_bytes(path, MOST_PICTURE_BYTES)
-    picture = _decode(path, content, 1)
-    return _grey(picture, size or picture.shape[:2]), hashlib.sha256(content).hexdigest()
+    picture, digest = _read_picture(path, 1)
+    return _grey(picture, size or picture.shape[:2]), digest
 
 
-def _decode(path, content, smallest):
-    """The picture in the content of a file, as ``load_picture``, from so many pixels a side."""
+def _read_picture(path, smallest):
+    """A picture as of ``load_picture``, of at least so many pixels a side, and the SHA-256 of its file."""
     from PIL import Image, ImageOps
 
+    content = nn.load_bytes(path, MOST_PICTURE_BYTES)
     with nn.reading(f"the picture {path}", "cannot be read"), _without_stderr():
         try:
             picture = Image.open(io.BytesIO(content), formats=list(PICTURES))
@@ -2038,7 +2030,7 @@ def _decode(path, content, smallest):
         columns, rows = picture.size
         if min(rows, columns) < smallest or rows * columns > MOST_PIXELS:
             raise ValueError(f"it has {columns}x{rows} pixels, not {smallest}x{smallest} to {MOST_PIXELS:,}")
-        return _as_rgb(ImageOps.exif_transpose(picture))
+        return _as_rgb(ImageOps.exif_transpose(picture)), hashlib.sha256(content).hexdigest()
 
 
 @contextlib.contextmanager
@@ -2248,9 +2240,9 @@ def _parts(mask):
     parts = []
     for label in np.unique(labels[mask]):
         rows, columns = np.nonzero(labels == label)
-        part = {"label": label, "size": len(rows), "top": rows.min(), "bottom": rows.max() + 1}
-        part |= {"left": columns.min(), "right": columns.max() + 1}
-        part |= {"height": part["bottom"] - part["top"], "width": part["right"] - part["left"]}
+        top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+        box = {"top": top, "bottom": bottom, "left": left, "right": right}
+        part = {"label": label, "size": len(rows), "height": bottom - top, "width": right - left, **box}
         parts.append(part)
     return labels, parts
 
@@ -2301,18 +2293,17 @@ def split_ink(ink):
     Parts of ink are one digit where they lie above each other; a low part belongs to the nearest digit.
     """
     labels, parts = _parts(ink > 0.4)
-    parts, digits = sorted(parts, key=lambda p: p["left"]), []
-    least = 0.4 * max(p["height"] for p in parts)
-    for part in [p for p in parts if p["height"] > least]:
-        above = digits[-1][-1] if digits else {"right": 0, "width": 0}
-        shared = min(part["right"], above["right"]) - part["left"]
-        if shared > 0.5 * min(part["width"], above["width"]):
+    least, digits = 0.4 * max(p["height"] for p in parts), []
+    for part in sorted(parts, key=lambda p: (p["height"] <= least, p["left"])):  # the low ones last
+        last = digits[-1][-1] if digits else {"right": 0, "width": 0}
+        shared = min(part["right"], last["right"]) - part["left"]
+        if part["height"] <= least:
+            middle = part["left"] + part["right"]
+            min(digits, key=lambda digit: abs(middle - digit[0]["left"] - digit[0]["right"])).append(part)
+        elif shared > 0.5 * min(part["width"], last["width"]):
             digits[-1].append(part)
         else:
             digits.append([part])
-    for part in [p for p in parts if p["height"] <= least]:
-        middle = part["left"] + part["right"]
-        min(digits, key=lambda digit: abs(middle - digit[0]["left"] - digit[0]["right"])).append(part)
     inks = [_ink_of(digit, labels, ink) for digit in digits]
     shapes = [digit[_box_of(digit)].shape for digit in inks]
     doubts = {
