@@ -2007,17 +2007,17 @@ def load_picture(path):
     dark, and black where it is light. ValueError for what is no picture, a damaged one, one under 8x8
     or over 50 million pixels; OSError, MemoryError.
     """
-    return _read_picture(path, SMALLEST_SIDE)[0]
+    return np.asarray(_read_picture(path, SMALLEST_SIDE)[0].convert("RGB"))
 
 
 def _load_grey(path, size=None):
     """``(picture, sha256)``: uint8 (rows, columns) as they are, or resized to size, and of the file."""
     picture, digest = _read_picture(path, 1)
-    return _grey(picture, size or picture.shape[:2]), digest
+    return _grey(picture, size or picture.size[::-1]), digest
 
 
 def _read_picture(path, smallest):
-    """A picture as of ``load_picture``, of at least so many pixels a side, and the SHA-256 of its file."""
+    """A picture of at least so many pixels a side, as of ``_opaque``, and the SHA-256 of its file."""
     from PIL import Image, ImageOps
 
     content = nn.load_bytes(path, MOST_PICTURE_BYTES)
@@ -2030,7 +2030,7 @@ def _read_picture(path, smallest):
         columns, rows = picture.size
         if min(rows, columns) < smallest or rows * columns > MOST_PIXELS:
             raise ValueError(f"it has {columns}x{rows} pixels, not {smallest}x{smallest} to {MOST_PIXELS:,}")
-        return _as_rgb(ImageOps.exif_transpose(picture)), hashlib.sha256(content).hexdigest()
+        return _opaque(ImageOps.exif_transpose(picture)), hashlib.sha256(content).hexdigest()
 
 
 @contextlib.contextmanager
@@ -2047,29 +2047,29 @@ def _without_stderr():
         os.close(kept)
 
 
-def _as_rgb(picture):
+def _opaque(picture):
+    """A Pillow picture as one of mode L or RGB, whatever it was."""
     from PIL import Image
 
     if picture.mode[0] in "IF":  # 16 bits of grey, or numbers of any size
-        grey = np.asarray(picture, np.float64)
+        grey = np.asarray(picture, np.float32)
         low, high = (0, 65_535) if picture.mode[0] == "I" else (grey.min(), grey.max())
-        grey = np.uint8(np.rint(255 * (np.clip(grey, low, high) - low) / max(1e-9, high - low)))
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        grey = 255 * (np.clip(grey, low, high) - low) / max(1e-9, high - low)
+        return Image.fromarray(np.uint8(np.rint(grey)))
     if "A" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         grey, opaque = np.asarray(picture.convert("L")), np.asarray(picture.getchannel("A")) / 255
         dark = (grey * opaque).sum() < 128 * opaque.sum()
         paper = Image.new("RGBA", picture.size, "white" if dark else "black")
         picture = Image.alpha_composite(paper, picture)
-    return np.asarray(picture.convert("RGB"))
+    return picture if picture.mode == "L" else picture.convert("RGB")
 
 
 def _grey(picture, shape):
-    """uint8 array of a shape, of grey levels after ITU-R BT.601."""
+    """uint8 array of a shape, of a Pillow picture's grey levels after ITU-R BT.601."""
     from PIL import Image
 
-    grey = Image.fromarray(picture).convert("L")
-    return np.asarray(grey.resize(tuple(shape)[::-1], Image.Resampling.BOX))
+    return np.asarray(picture.convert("L").resize(tuple(shape)[::-1], Image.Resampling.BOX))
 
 
 def _edges(images, width=1):
@@ -2115,13 +2115,15 @@ def fit_pictures(picture, facts, fit=None, split=False):
 
     Returns ``(images, doubts)``: uint8 arrays of image_shape, and why they may not be what was meant.
     """
+    from PIL import Image
+
     shape = tuple(facts["image_shape"])
     if (fit or facts["fit"]) == "digit" and picture.shape[:2] != shape:
         ink = find_ink(picture)
         digits, doubts = split_ink(ink)
         doubts = [doubt for doubt in doubts if not (split and doubt == SEVERAL)]
         return [prepare_ink(digit, shape) for digit in (digits if split else [ink])], doubts
-    image = _grey(picture, shape)
+    image = _grey(Image.fromarray(picture), shape)
     edge = _edges(image).mean()
     inverted = abs(255 - edge - facts["edge"]) < abs(edge - facts["edge"]) - 1  # not by rounding
     return [255 - image if inverted else image], []
@@ -2242,8 +2244,8 @@ def _parts(mask):
         rows, columns = np.nonzero(labels == label)
         top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
         box = {"top": top, "bottom": bottom, "left": left, "right": right}
-        part = {"label": label, "size": len(rows), "height": bottom - top, "width": right - left, **box}
-        parts.append(part)
+        sizes = {"size": len(rows), "height": bottom - top, "width": right - left}
+        parts.append({"label": label, **sizes, **box})
     return labels, parts
 
 
@@ -2344,10 +2346,9 @@ def save_seen(path, picture, image):
 
     side = 280
     sheet = Image.new("RGB", (2 * side + 30, side + 20), "#808080")
-    ways = (picture, Image.Resampling.BICUBIC), (image, Image.Resampling.NEAREST)
-    for left, (pixels, way) in zip((10, side + 20), ways):
-        part = Image.fromarray(pixels).convert("RGB")
-        sheet.paste(ImageOps.pad(part, (side, side), way, "#808080"), (left, 10))
+    seen = Image.fromarray(image).convert("RGB")
+    sheet.paste(ImageOps.pad(Image.fromarray(picture), (side, side), color="#808080"), (10, 10))
+    sheet.paste(ImageOps.pad(seen, (side, side), Image.Resampling.NEAREST, "#808080"), (side + 20, 10))
     return save_png(f"{path}.seen.png", sheet)
 
 
