@@ -1705,12 +1705,10 @@ def load_idx(path):
         shape, dtype = struct.unpack(f">{start[3]}I", sizes), np.dtype(IDX_TYPES[start[2]])
         announced = math.prod(shape) * dtype.itemsize
         if announced > room:
-            hint = "" if unzipped is file else "; unpack it with gunzip if that is right"
-            raise ValueError(f"its header announces {announced:,} bytes, too much for its size{hint}")
+            raise ValueError(f"its header announces {announced:,} bytes, too much for its size (gunzip it first?)")
         content = unzipped.read(announced + 1)  # the last byte should not be there
         if len(content) != announced:
-            wrong = "ends before" if len(content) < announced else "goes on after"
-            raise ValueError(f"it {wrong} the {announced:,} bytes that its header announces")
+            raise ValueError(f"it does not end after the {announced:,} bytes that its header announces")
     digest = hashlib.sha256(start + sizes)
     digest.update(content)
     return np.frombuffer(content, dtype).reshape(shape), digest.hexdigest()
@@ -1902,9 +1900,6 @@ GLYPH_FONTS = {  # files that Matplotlib ships; no training image uses a font of
     ],
     "test": ["DejaVuSans-Oblique", "DejaVuSerif-Bold", "STIXGeneralItalic", "cmtt10"],
 }  # fmt: skip
-GLYPH_STRENGTHS = {  # of their distortion, see make_augment
-    "max_shift": 2.5, "max_rotation": 17, "max_scaling": 0.2, "max_shear": 0.35, "bend": 0.7, "smooth": 5.0,
-}  # fmt: skip
 
 
 def _load_glyphs(folder, form):
@@ -1932,7 +1927,8 @@ def draw_glyphs(rng, train_size=60_000, test_size=10_000):
     Returns uint8 ``train_images``, ``test_images`` (n, 28, 28), ``train_labels`` and ``test_labels`` (n,).
     ModuleNotFoundError where Matplotlib (its fonts) or Pillow is not installed.
     """
-    arrays, distortion = {}, make_augment(["elastic"], (28, 28), **GLYPH_STRENGTHS)
+    strengths = {"max_rotation": 17, "max_scaling": 0.2, "max_shear": 0.35, "bend": 0.7, "smooth": 5.0}
+    arrays, distortion = {}, make_augment(["elastic"], (28, 28), max_shift=2.5, **strengths)
     for part, size in (("train", train_size), ("test", test_size)):
         glyphs = np.stack([_render_digits(font) for font in GLYPH_FONTS[part]])  # (fonts, 10, 4, 28, 28)
         labels = rng.integers(0, 10, size, dtype=np.uint8)

@@ -1076,7 +1076,7 @@ def _build(reader):
     if type(target) is np.ndarray:
         _, shape, spec, fortran, content = state
         target.__setstate__(_taken(reader, _view(content, spec, shape, fortran)).__reduce__()[2])
-    elif type(target) is types.SimpleNamespace and type(state[1]) is str and state[1] in ("<", ">", "|", "="):
+    elif type(target) is types.SimpleNamespace and state[1] in ("<", ">", "|", "="):
         target.dtype = np.dtype(state[1] + target.dtype.str[1:])
     else:
         raise ValueError("it sets the state of something that is no array")
