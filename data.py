@@ -1705,7 +1705,7 @@ def load_idx(path):
         shape, dtype = struct.unpack(f">{start[3]}I", sizes), np.dtype(IDX_TYPES[start[2]])
         announced = math.prod(shape) * dtype.itemsize
         if announced > room:
-            raise ValueError(f"its header announces {announced:,} bytes, too much for its size (gunzip it first?)")
+            raise ValueError(f"its header announces {announced:,} bytes, too much for its size (gunzip it?)")
         content = unzipped.read(announced + 1)  # the last byte should not be there
         if len(content) != announced:
             raise ValueError(f"it does not end after the {announced:,} bytes that its header announces")
