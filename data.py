@@ -1581,25 +1581,16 @@ def _between(first, second, share):
 
 # --- files: saved networks --------------------------------------------------------------------
 
+NUMBER = (int, float)
 CONFIG_KIND = {  # what the config that is stored with params holds at least; see nn.check
-    "activation": str,
-    "loss": str,
-    "dataset": str,
-    "size": (str, None),
-    "transpose": bool,
-    "steps": [dict],
+    "activation": str, "loss": str, "dataset": str, "size": (str, None), "transpose": bool,
+    "steps": [dict], "epoch?": int, "augment": [str], **dict.fromkeys(STRENGTHS, NUMBER),
     "data": {
-        "class_names": [str],
-        "image_shape": [int],
-        "title?": str,
-        "sha256?": {str: str},
-        "fit": str,
-        "edge": (int, float),
+        "class_names": [str], "image_shape": [int], "title?": str, "sha256?": {str: str},
+        "fit": str, "edge": NUMBER,
     },
-    "epoch?": int,
-    "augment": [str],
-    **dict.fromkeys(STRENGTHS, (int, float)),
-}
+}  # fmt: skip
+OLDER = {"augment": [], "size": None, "transpose": False, "holdout": "random", **STRENGTHS}  # where not said
 STEP_KINDS = {  # what each step holds; the last four were not yet one when older files were written
     "deskew": {"shape": [int]},
     "width": {"shape": [int], "number": int},
@@ -1618,12 +1609,7 @@ LARGEST_NUMBER = 1e30  # of what steps from a file hold; float32 ends at 3e38
 def load_run(path):
     """``(params, config)`` of a run's folder or of a params file, ready for use.
 
-    Raises
-    ------
-    ValueError
-        As ``nn.load_params``; a config that does not say how to use the params.
-    OSError
-        There is no such file.
+    Raises as ``nn.load_params``; a ValueError also where the config does not say how to use the params.
     """
     if os.path.isdir(path):
         path = os.path.join(path, "params.pkl")
@@ -1640,15 +1626,7 @@ def read_config(params, config):
     """The config that is stored with params, checked and complete, its steps as ``fit_steps`` gives them."""
     nn.check(config, {"data": dict}, "its config")
     own = {"fit": "digit" if config.get("dataset") in ("mnist", "glyphs") else "whole", "edge": 0.0}
-    config = {
-        "augment": [],
-        "size": None,
-        "transpose": False,
-        "holdout": "random",
-        **STRENGTHS,
-        **config,
-        "data": {**own, **config["data"]},
-    }  # older files have less
+    config = {**OLDER, **config, "data": {**own, **config["data"]}}
     nn.check(config, CONFIG_KIND, "its config")
     nn.choose("fit", config["data"]["fit"], dict.fromkeys(FITS))
     nn.choose("activation", config["activation"], nn.ACTIVATIONS)
@@ -1669,19 +1647,9 @@ def read_config(params, config):
 
 
 def read_steps(steps, image_shape, inputs):
-    """Fitted steps from a file, checked, those of older files as ``fit_steps`` would give them now.
+    """Steps from a file, as ``fit_steps`` gives them; those on numbers, several in older files, become one.
 
-    Parameters
-    ----------
-    steps : list
-    image_shape : (rows, columns)
-    inputs : int
-        How many numbers the network takes; the steps must lead there.
-
-    Raises
-    ------
-    ValueError
-        A step that is none, or does not fit what comes before or after it.
+    ValueError unless they lead from images (rows, columns) to so many inputs.
     """
     if len(steps) > len(STEP_KINDS):  # thousands of them would run for hours
         raise ValueError(f"its {len(steps):,} preprocessing steps are too many")
@@ -1722,34 +1690,26 @@ SMALL_BYTES, MOST_TEXT = 1 << 26, 1 << 27  # of a data set that may shrink as it
 
 
 def load_idx(path):
-    """``(array, sha256)`` of an IDX file, which may be gzipped.
+    """``(array, sha256)`` of an IDX file, which may be gzipped; the hash is of its uncompressed content.
 
     Never takes more memory than its header announces, which is compared with the file's size first.
-    The SHA-256 is that of the uncompressed content.
-
-    Raises
-    ------
-    ValueError
-        It is no IDX file, is cut off, goes on after its end, or holds too much.
-    OSError, MemoryError
-        The file cannot be read.
+    ValueError where it is no IDX file, is cut off, goes on after its end, or holds too much; OSError,
+    MemoryError.
     """
     with nn.reading(path, "is damaged or no IDX file"), open(path, "rb") as file:
         unzipped, room = _unzipped(file)
-        magic = unzipped.read(4)
-        if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_TYPES or not 1 <= magic[3] <= 4:
+        start = unzipped.read(4)
+        if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in IDX_TYPES or not 1 <= start[3] <= 4:
             raise ValueError("it does not start as labels or images do")
-        sizes = unzipped.read(4 * magic[3])
-        shape, dtype = struct.unpack(f">{magic[3]}I", sizes), np.dtype(IDX_TYPES[magic[2]])
+        sizes = unzipped.read(4 * start[3])
+        shape, dtype = struct.unpack(f">{start[3]}I", sizes), np.dtype(IDX_TYPES[start[2]])
         announced = math.prod(shape) * dtype.itemsize
         if announced > room:
-            hint = "" if unzipped is file else "; unpack it with gunzip if that is right"
-            raise ValueError(f"its header announces {announced:,} bytes, too much for its size{hint}")
+            raise ValueError(f"its header announces {announced:,} bytes, too much for its size (gunzip it?)")
         content = unzipped.read(announced + 1)  # the last byte should not be there
         if len(content) != announced:
-            wrong = "ends before" if len(content) < announced else "goes on after"
-            raise ValueError(f"it {wrong} the {announced:,} bytes that its header announces")
-    digest = hashlib.sha256(magic + sizes)
+            raise ValueError(f"it does not end after the {announced:,} bytes that its header announces")
+    digest = hashlib.sha256(start + sizes)
     digest.update(content)
     return np.frombuffer(content, dtype).reshape(shape), digest.hexdigest()
 
@@ -1779,8 +1739,7 @@ def _room(size):
 
 def idx_bytes(array):
     """The content of an IDX file for a uint8 array."""
-    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-    return header + array.tobytes()
+    return struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
 def save_json(path, value):
@@ -1811,31 +1770,25 @@ def rows_text(rows, columns):
 def load_rows(path, words=False):
     """A CSV file of numbers as a list of dicts; empty fields become None.
 
-    With ``words``, a field that is no number, such as ``512x256`` or ``relu``, remains text.
-
-    Raises
-    ------
-    ValueError
-        No header, a row of another length, a field that is no number (without ``words``).
+    With ``words``, a field that is no number, such as ``512x256`` or ``relu``, remains text. ValueError
+    for rows that differ in length, no header, and a field that is no number (without ``words``).
     """
+
+    def value(text):
+        try:
+            return int(text) if text.lstrip("-").isdigit() else float(text) if text else None
+        except ValueError:
+            if words:
+                return text
+            raise
+
     content = nn.load_bytes(path, MOST_TEXT)
     with nn.reading(path, f"is not a table{'' if words else ' of numbers'}"):
         text = io.StringIO(content.decode("utf-8-sig"), newline="")
         header, *lines = list(csv.reader(text, strict=True)) or [[]]
         if not header or any(len(line) != len(header) for line in lines):
             raise ValueError("its rows differ in length")
-        return [{name: _number(text, words) for name, text in zip(header, line)} for line in lines]
-
-
-def _number(text, words):
-    if text == "":
-        return None
-    try:
-        return int(text) if text.lstrip("-").isdigit() else float(text)
-    except ValueError:
-        if words:
-            return text
-        raise
+        return [dict(zip(header, map(value, line))) for line in lines]
 
 
 # --- download ---------------------------------------------------------------------------------
@@ -1844,10 +1797,6 @@ SIZES = {  # bytes of uncompressed content, the same for both sources
     "train_labels": 60_008, "train_images": 47_040_016, "test_labels": 10_008, "test_images": 7_840_016,
 }  # fmt: skip
 DIGITS = [str(digit) for digit in range(10)]
-GARMENTS = [
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
-    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-]  # fmt: skip
 SOURCES = {  # what can be downloaded; sha256 is of the uncompressed content
     "mnist": {
         "title": "MNIST",
@@ -1865,7 +1814,10 @@ SOURCES = {  # what can be downloaded; sha256 is of the uncompressed content
     },
     "fashion-mnist": {
         "title": "Fashion-MNIST",
-        "class_names": GARMENTS,
+        "class_names": [
+            "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+            "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+        ],
         "mirrors": [
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
             "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
@@ -1877,34 +1829,26 @@ SOURCES = {  # what can be downloaded; sha256 is of the uncompressed content
             "test_images": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
         },
     },
-}
+}  # fmt: skip
 CHUNK = 1 << 20  # bytes read at a time
 ANSWER_SECONDS = 6  # a mirror that is silent for so long is passed over, two of them within 15 seconds
 SLOWEST = 100_000  # and one that brings fewer bytes of uncompressed content a second
 
 
 def download_file(urls, path, sha256, size):
-    """Download a gzipped file from the first of several URLs that has the right content.
+    """Download a gzipped file from the first of several URLs whose content has a SHA-256 and a size.
 
-    Nothing is written before the content is complete and its hash is right.
-
-    Parameters
-    ----------
-    urls : list of str
-    path : path
-        Where the gzipped file goes; its folder is made.
-    sha256, size : str, int
-        Of the uncompressed content, in bytes.
-
-    Raises
-    ------
-    OSError
-        None of the URLs worked; the message lists what was tried and what happened.
+    Both are of the uncompressed content. Nothing is written before it is complete and right. OSError where
+    none of the URLs worked: the message lists what was tried and what happened.
     """
-    path, failures = pathlib.Path(path), []
+    from multiprocessing.pool import ThreadPool  # late, as it takes some time to import
+
+    path, failures, seconds = pathlib.Path(path), [], ANSWER_SECONDS + size / SLOWEST
     for url in urls:
         try:
-            content = _fetch(url, size)
+            deadline = time.monotonic() + seconds
+            with ThreadPool(1) as pool:  # in a thread even a name look-up that hangs has an end
+                content = pool.apply_async(_read_url, (url, size, deadline)).get(seconds)
             _check_download(content, sha256, size)
             path.parent.mkdir(parents=True, exist_ok=True)
             nn.save_bytes(path, content)
@@ -1912,27 +1856,6 @@ def download_file(urls, path, sha256, size):
         except Exception as error:  # whatever goes wrong with one mirror, the next one is tried
             failures.append(f"{url}: {message_of(error)}")
     raise OSError(f"could not download {path.name} ({'; '.join(failures)})")
-
-
-def _fetch(url, size):
-    """Content of a URL. A thread reads it, so that even a name look-up that hangs has an end."""
-    seconds, results = ANSWER_SECONDS + size / SLOWEST, []
-    deadline = time.monotonic() + seconds
-
-    def work():
-        try:
-            results.append(_read_url(url, size, deadline))
-        except Exception as error:
-            results.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not results:
-        raise TimeoutError(f"not complete within {seconds:.0f} s")
-    if isinstance(results[0], Exception):
-        raise results[0]
-    return results[0]
 
 
 def _read_url(url, size, deadline):
@@ -1977,14 +1900,6 @@ GLYPH_FONTS = {  # files that Matplotlib ships; no training image uses a font of
     ],
     "test": ["DejaVuSans-Oblique", "DejaVuSerif-Bold", "STIXGeneralItalic", "cmtt10"],
 }  # fmt: skip
-GLYPH_STRENGTHS = {  # of their distortion, see make_augment
-    "max_shift": 2.5,
-    "max_rotation": 17,
-    "max_scaling": 0.2,
-    "max_shear": 0.35,
-    "bend": 0.7,
-    "smooth": 5.0,
-}
 
 
 def _load_glyphs(folder, form):
@@ -2009,24 +1924,11 @@ def draw_glyphs(rng, train_size=60_000, test_size=10_000):
     """Draw images of digits from the fonts that Matplotlib ships.
 
     Each digit of each font is rendered once in four thicknesses, and then distorted at random by ``augment``.
-
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-    train_size, test_size : int
-
-    Returns
-    -------
-    dict
-        uint8 ``train_images``, ``test_images`` (n, 28, 28), ``train_labels``, ``test_labels``
-        (n,). The test images come from fonts that no training image uses.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        Matplotlib (its fonts) or Pillow is not installed.
+    Returns uint8 ``train_images``, ``test_images`` (n, 28, 28), ``train_labels`` and ``test_labels`` (n,).
+    ModuleNotFoundError where Matplotlib (its fonts) or Pillow is not installed.
     """
-    arrays, distortion = {}, make_augment(["elastic"], (28, 28), **GLYPH_STRENGTHS)
+    strengths = {"max_rotation": 17, "max_scaling": 0.2, "max_shear": 0.35, "bend": 0.7, "smooth": 5.0}
+    arrays, distortion = {}, make_augment(["elastic"], (28, 28), max_shift=2.5, **strengths)
     for part, size in (("train", train_size), ("test", test_size)):
         glyphs = np.stack([_render_digits(font) for font in GLYPH_FONTS[part]])  # (fonts, 10, 4, 28, 28)
         labels = rng.integers(0, 10, size, dtype=np.uint8)
@@ -2065,8 +1967,8 @@ def _render_digits(font):
 SMALLEST_SIDE, MOST_PIXELS = 8, 50_000_000  # of a picture that is read
 SEARCHED_SIDE = 256  # pixels of the longer side at which a digit is looked for, and then looked at
 LEAST_CONTRAST = 16  # grey levels out of 255 between ink and paper
-
-
+FITS = ("digit", "whole")  # how a picture is brought into the form of a network's images
+SEVERAL = "several digits?"
 PICTURES = {  # Pillow's name -> suffixes; of its other formats some run what is in a file, as EPS does
     "PNG": [".png"], "JPEG": [".jpg", ".jpeg"], "BMP": [".bmp"], "GIF": [".gif"], "TIFF": [".tif", ".tiff"],
     "WEBP": [".webp"], "PPM": [".ppm", ".pgm", ".pbm"],
@@ -2084,8 +1986,8 @@ def expand_pictures(paths, flag="--images"):
     files = []
     for path in map(str, paths):
         if os.path.isdir(path):
-            levels = (filter(_is_picture, pathlib.Path(path).glob(pattern)) for pattern in ("*", "*/*"))
-            found = next(filter(None, (list(map(str, level)) for level in levels)), [])
+            here, below = (filter(_is_picture, pathlib.Path(path).glob(level)) for level in ("*", "*/*"))
+            found = list(map(str, here)) or list(map(str, below))
             if not found:
                 raise ValueError(f"{flag}: the folder {path} holds no pictures; name a run before {flag}")
         else:
@@ -2097,38 +1999,24 @@ def expand_pictures(paths, flag="--images"):
 def load_picture(path):
     """Read a picture file of one of the kinds of PICTURES; its content decides which.
 
-    Returns
-    -------
-    uint8 array (rows, columns, 3)
-        Upright. What is transparent is white where the ink is dark, and black where it is light.
-
-    Raises
-    ------
-    ValueError
-        An empty file, no picture, a damaged one, one under 8x8 or over 50 million pixels.
-    OSError, MemoryError
-        The file cannot be read.
+    Returns a uint8 array (rows, columns, 3), upright. What is transparent is white where the ink is
+    dark, and black where it is light. ValueError for what is no picture, a damaged one, one under 8x8
+    or over 50 million pixels; OSError, MemoryError.
     """
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no picture {path}")
-    return _decode(path, nn.load_bytes(path, MOST_PICTURE_BYTES), _as_rgb, SMALLEST_SIDE)
+    return np.asarray(_read_picture(path, SMALLEST_SIDE)[0].convert("RGB"))
 
 
 def _load_grey(path, size=None):
     """``(picture, sha256)``: uint8 (rows, columns) as they are, or resized to size, and of the file."""
-    from PIL import Image
-
-    content = nn.load_bytes(path, MOST_PICTURE_BYTES)
-    grey = _decode(path, content, _as_grey, 1)
-    if size and grey.shape != tuple(size):
-        grey = np.asarray(Image.fromarray(grey).resize(tuple(size)[::-1], Image.Resampling.BOX))
-    return grey, hashlib.sha256(content).hexdigest()
+    picture, digest = _read_picture(path, 1)
+    return _grey(picture, size or picture.size[::-1]), digest
 
 
-def _decode(path, content, form, smallest):
-    """What form makes of the picture in the content of a file, from so many pixels a side."""
+def _read_picture(path, smallest):
+    """A picture of at least so many pixels a side, as of ``_opaque``, and the SHA-256 of its file."""
     from PIL import Image, ImageOps
 
+    content = nn.load_bytes(path, MOST_PICTURE_BYTES)
     with nn.reading(f"the picture {path}", "cannot be read"), _without_stderr():
         try:
             picture = Image.open(io.BytesIO(content), formats=list(PICTURES))
@@ -2138,112 +2026,90 @@ def _decode(path, content, form, smallest):
         columns, rows = picture.size
         if min(rows, columns) < smallest or rows * columns > MOST_PIXELS:
             raise ValueError(f"it has {columns}x{rows} pixels, not {smallest}x{smallest} to {MOST_PIXELS:,}")
-        return form(ImageOps.exif_transpose(picture))
+        return _opaque(ImageOps.exif_transpose(picture)), hashlib.sha256(content).hexdigest()
 
 
 @contextlib.contextmanager
 def _without_stderr():
     """Nothing on standard error, not even from C: libtiff writes there past Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
     try:
-        kept = os.dup(2)
-    except OSError:  # it is closed
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        sys.stderr.flush()
-        os.dup2(nowhere, 2)
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
         yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-        os.close(nowhere)
 
 
-def _as_rgb(picture):
+def _opaque(picture):
+    """A Pillow picture as one of mode L or RGB, whatever it was."""
     from PIL import Image
 
-    if picture.mode.startswith("I"):  # 16 bits of grey
-        return np.repeat(_as_grey(picture)[:, :, None], 3, axis=2)
-    if picture.mode == "F":
+    if picture.mode[0] in "IF":  # 16 bits of grey, or numbers of any size
         grey = np.asarray(picture, np.float32)
-        grey = np.uint8(255 * (grey - grey.min()) / max(1e-9, np.ptp(grey)))
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        low, high = (0, 65_535) if picture.mode[0] == "I" else (grey.min(), grey.max())
+        grey = 255 * (np.clip(grey, low, high) - low) / max(1e-9, high - low)
+        return Image.fromarray(np.uint8(np.rint(grey)))
     if "A" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("RGBA")
-        grey, opaque = np.asarray(picture.convert("L")), np.asarray(picture.getchannel("A"))
-        dark = (grey * (opaque / 255)).sum() < 128 * (opaque / 255).sum()
+        grey, opaque = np.asarray(picture.convert("L")), np.asarray(picture.getchannel("A")) / 255
+        dark = (grey * opaque).sum() < 128 * opaque.sum()
         paper = Image.new("RGBA", picture.size, "white" if dark else "black")
         picture = Image.alpha_composite(paper, picture)
-    return np.asarray(picture.convert("RGB"))
+    return picture if picture.mode == "L" else picture.convert("RGB")
 
 
-def _as_grey(picture):
-    """uint8 (rows, columns)."""
-    if picture.mode.startswith("I"):
-        return np.uint8(np.rint(np.clip(np.asarray(picture, np.float64), 0, 65_535) / 257))
-    if picture.mode == "L" and "transparency" not in picture.info:
-        return np.asarray(picture)
-    return np.uint8(np.rint(_as_rgb(picture) @ np.array([0.299, 0.587, 0.114])))  # ITU-R BT.601
+def _grey(picture, shape):
+    """uint8 array of a shape, of a Pillow picture's grey levels after ITU-R BT.601."""
+    from PIL import Image
+
+    return np.asarray(picture.convert("L").resize(tuple(shape)[::-1], Image.Resampling.BOX))
 
 
-FITS = ("digit", "whole")  # how a picture is brought into the form of a network's images
+def _edges(images, width=1):
+    """The pixels along the edges (..., number) of images (..., rows, columns)."""
+    frame = np.ones(images.shape[-2:], bool)
+    frame[width:-width, width:-width] = False
+    return images[..., frame]
 
 
 def picture_facts(dataset):
-    """How pictures are fitted for networks trained on a dataset, to be stored with them.
+    """How pictures are fitted for networks trained on a dataset, as a dict to be stored with them.
 
-    Returns
-    -------
-    dict
-        ``fit``: ``digit`` where the training images are digits as MNIST's are, or centred like them,
-        else ``whole``; ``edge``, the mean grey level along the edges of the training images, or 127.5
-        where they are neither all dark nor all light: then no picture is inverted.
+    ``fit`` is ``digit`` where the training images are digits as MNIST's are, or centred like them, else
+    ``whole``; ``edge`` is the mean grey level along their edges, or 127.5 where they are neither all dark
+    nor all light: then no picture is inverted.
     """
-    (rows, columns), images = dataset["image_shape"], dataset["train_images"][:2000]
-    pictures = images.reshape(-1, rows, columns).astype(np.float32)
-    edges = np.hstack(
-        [pictures[:, [0, -1]].reshape(len(pictures), -1), pictures[:, :, 0], pictures[:, :, -1]]
-    )
-    edges = edges.mean(axis=1)  # (n,)
-    dark, light = np.quantile(edges, [0.1, 0.9])
-    edge = float(edges.mean()) if light < 64 or dark > 191 else 127.5
-    mass = np.maximum(pictures.sum(axis=(1, 2)), 1)
-    centred = np.ones(len(pictures), bool)
-    for axis, size in ((1, rows), (2, columns)):
-        along = pictures.sum(axis=3 - axis)  # (n, size)
-        margins = along[:, [0, -1]].sum(axis=1)
-        centred &= (np.abs(along @ np.arange(size) / mass - size / 2) < 1.01) & (margins < 0.01 * mass)
-    fit = "digit" if dataset["name"] in ("mnist", "glyphs") or centred.mean() > 0.95 else "whole"
-    return {"fit": fit, "edge": edge}
-
-
-def fit_picture(picture, facts, fit=None):
-    """Bring a picture into the form of a network's images: the first of ``fit_pictures``."""
-    return fit_pictures(picture, facts, fit)[0][0]
+    shape = dataset["image_shape"]
+    pictures = dataset["train_images"][:2000].reshape(-1, *shape).astype(np.float32)
+    edges, mass = _edges(pictures), np.maximum(pictures.sum(axis=(1, 2)), 1)
+    centred = edges.sum(axis=1) < 0.01 * mass
+    for axis, size in enumerate(shape):
+        along = pictures.sum(axis=2 - axis)  # (n, size)
+        centred &= np.abs(along @ np.arange(size) / mass - size / 2) < 1.01
+    dark, light = np.quantile(edges.mean(axis=1), [0.1, 0.9])
+    return {
+        "fit": "digit" if dataset["name"] in ("mnist", "glyphs") or centred.mean() > 0.95 else "whole",
+        "edge": float(edges.mean()) if light < 64 or dark > 191 else 127.5,
+    }
 
 
 def fit_pictures(picture, facts, fit=None, split=False):
-    """Bring what is on a picture into the form of a network's images.
+    """Bring what is on a picture, uint8 (rows, columns, 3), into the form of a network's images.
 
     Parameters
     ----------
-    picture : uint8 array (rows, columns, 3)
     facts : dict
-        ``image_shape``, ``fit`` and ``edge`` of the network's training images.
+        ``image_shape`` of the images, and what ``picture_facts`` says of them.
     fit : str, optional
         ``digit``: see ``prepare_picture``. ``whole``: grey, resized, inverted where its edges are then
-        more like those of the training images. Default: the network's own. A picture that has the
-        network's size already is not cut out or resized.
+        more like theirs. Default: that of facts. A picture of their size is not cut out or resized.
     split : bool
-        Whether the digits on a picture are several images, from left to right.
+        Whether the digits on a picture are several images, from left to right, and not one.
 
-    Returns
-    -------
-    images : list of uint8 arrays of image_shape
-        One, without split.
-    doubts : list of str
-        Why they may not be what was meant.
+    Returns ``(images, doubts)``: uint8 arrays of image_shape, and why they may not be what was meant.
     """
     from PIL import Image
 
@@ -2253,36 +2119,38 @@ def fit_pictures(picture, facts, fit=None, split=False):
         digits, doubts = split_ink(ink)
         doubts = [doubt for doubt in doubts if not (split and doubt == SEVERAL)]
         return [prepare_ink(digit, shape) for digit in (digits if split else [ink])], doubts
-    grey = Image.fromarray(np.ascontiguousarray(picture)).convert("L")
-    image = np.asarray(grey if picture.shape[:2] == shape else grey.resize(shape[::-1], Image.Resampling.BOX))
-    edge = np.concatenate([image[[0, -1]].ravel(), image[:, [0, -1]].ravel()]).mean()
+    image = _grey(Image.fromarray(picture), shape)
+    edge = _edges(image).mean()
     inverted = abs(255 - edge - facts["edge"]) < abs(edge - facts["edge"]) - 1  # not by rounding
     return [255 - image if inverted else image], []
 
 
 def prepare_picture(picture, image_shape=(28, 28)):
-    """Bring a picture of a digit into the form of MNIST's images.
+    """Bring a picture of a digit, uint8 (rows, columns, 3), into the form of MNIST's images.
 
     As MNIST's authors did (LeCun et al. 1998): ink is light on black, whichever way it was; the
     digit is cut out, fitted with its proportions kept into 20x20 pixels, and centred by its mass
-    in 28x28. Before that the paper is told from the ink, under uneven light and in any colours.
-
-    Parameters
-    ----------
-    picture : uint8 array (rows, columns, 3)
-    image_shape : (rows, columns)
-        Of the network's images; the 20 pixels are in proportion to them.
-
-    Returns
-    -------
-    uint8 array of image_shape
-
-    Raises
-    ------
-    ValueError
-        There is nothing on the picture.
+    in 28x28, or in proportion in the uint8 array of another image_shape. Before that the paper is told
+    from the ink, under uneven light and in any colours. ValueError where there is nothing to see.
     """
     return prepare_ink(find_ink(picture), image_shape)
+
+
+def prepare_ink(ink, image_shape=(28, 28)):
+    """The same from ink alone: float array (rows, columns) in [0, 1], not all 0."""
+    from PIL import Image
+
+    ink = _thickened(ink[_box_of(ink)]).astype(np.float32)
+    scale = min(20 / 28 * most / n for most, n in zip(image_shape, ink.shape))
+    size = [max(1, round(n * scale)) for n in ink.shape]
+    fitted = np.asarray(Image.fromarray(ink).resize(size[::-1], Image.Resampling.BILINEAR))
+    image, place = np.zeros(image_shape, np.uint8), []
+    for axis, (most, n) in enumerate(zip(image_shape, size)):  # its centre of mass goes to the middle
+        center = fitted.sum(axis=1 - axis) @ np.arange(n) / fitted.sum()
+        start = min(max(0, round(most / 2 - center)), most - n)
+        place.append(slice(start, start + n))
+    image[tuple(place)] = np.rint(255 * (fitted / fitted.max()))
+    return image
 
 
 def find_ink(picture):
@@ -2290,49 +2158,13 @@ def find_ink(picture):
     pixels = _shrunk(picture)
     ink = _find_ink(pixels)
     box, scale = _box_of(ink), max(picture.shape) / max(pixels.shape)
-    extent = max(part.stop - part.start for part in box)
-    if _is_sheet(ink[box]) and ink[box].size > 0.2 * ink.size:  # of paper, on a desk
+    found, extent = ink[box], max(ink[box].shape)
+    filled = _edges(found > 0.4, max(1, min(found.shape) // 10)).mean() > 0.5
+    if filled and found.size > 0.2 * ink.size:  # up to its edges, as by a sheet of paper on a desk
         return find_ink(picture[_grown_box(box, -extent / 12, scale)])
     if scale > 1 and extent < SEARCHED_SIDE / 2:  # a small digit on a large picture: look again, closer
         ink = _find_ink(_shrunk(picture[_grown_box(box, extent / 2, scale)]))
     return ink
-
-
-def split_ink(ink):
-    """The ink of each digit, from left to right, and what is doubtful about them.
-
-    Parts of ink are one digit where they lie above each other; a low part belongs to the nearest digit.
-    """
-    labels = _connected_parts(ink > 0.4)
-    parts, digits = sorted(_boxes(labels), key=lambda p: p[4]), []
-    tallest = max(bottom - top + 1 for _, _, top, bottom, *_ in parts)
-    for part in [p for p in parts if p[3] - p[2] + 1 > 0.4 * tallest]:
-        shared = min(part[5], digits[-1][-1][5]) - part[4] + 1 if digits else 0
-        if digits and shared > 0.5 * min(p[5] - p[4] + 1 for p in (part, digits[-1][-1])):
-            digits[-1].append(part)
-        else:
-            digits.append([part])
-    for part in [p for p in parts if p[3] - p[2] + 1 <= 0.4 * tallest]:
-        min(digits, key=lambda digit: abs(part[4] + part[5] - digit[0][4] - digit[0][5])).append(part)
-    inks = [np.where(_grown(np.isin(labels, [p[0] for p in digit])), ink, 0) for digit in digits]
-    edges = np.concatenate([ink[[0, -1]].ravel(), ink[:, [0, -1]].ravel()])
-    shapes = [ink[_box_of(digit)].shape for digit in inks]
-    doubts = {
-        SEVERAL: len(digits) > 1,
-        "digits that touch?": any(columns > 1.3 * rows for rows, columns in shapes),
-        "many parts": len(parts) > 2 * len(digits),
-        "ink up to the edge": (edges > 0.4).any(),
-    }
-    return inks, [doubt for doubt, there in doubts.items() if there]
-
-
-SEVERAL = "several digits?"
-
-
-def prepare_ink(ink, image_shape=(28, 28)):
-    """The same from ink alone: float array (rows, columns) in [0, 1], not all 0."""
-    fitted = _fit(_thickened(ink[_box_of(ink)]), image_shape)
-    return _center_by_mass(fitted, image_shape)
 
 
 def _box_of(ink):
@@ -2340,19 +2172,10 @@ def _box_of(ink):
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
-def _is_sheet(ink):
-    """Whether ink fills its box up to the edges, as no digit does."""
-    solid = ink > 0.4
-    inner = tuple(slice(n // 10, n - n // 10) for n in ink.shape)
-    return solid.sum() - solid[inner].sum() > 0.5 * (solid.size - solid[inner].size)
-
-
 def _grown_box(box, margin, scale):
     """A box with a margin around it, in a picture that is larger by scale."""
-    return tuple(
-        slice(int(max(0, part.start - margin) * scale), math.ceil((part.stop + margin) * scale))
-        for part in box
-    )
+    edges = ((max(0, part.start - margin) * scale, (part.stop + margin) * scale) for part in box)
+    return tuple(slice(int(start), math.ceil(stop)) for start, stop in edges)
 
 
 def _shrunk(picture):
@@ -2360,9 +2183,8 @@ def _shrunk(picture):
     from PIL import Image
 
     scale = max(1, max(picture.shape) / SEARCHED_SIDE)
-    size = tuple(max(1, round(n / scale)) for n in picture.shape[1::-1])
-    small = Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.BOX)
-    return np.asarray(small, np.float32)
+    size = [max(1, round(n / scale)) for n in picture.shape[1::-1]]
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX), np.float32)
 
 
 def _find_ink(pixels):
@@ -2371,75 +2193,17 @@ def _find_ink(pixels):
     distance = np.linalg.norm(difference, axis=2)
     rank = min(8, 1 + distance.size // 100)  # the very strongest pixels of a large picture may be dust
     most = np.partition(distance.ravel(), -rank)[-rank]
-    strong = distance >= 0.5 * most
-    colour = difference[strong].mean(axis=0)  # from paper to ink; what differs otherwise is light
+    colour = difference[distance >= 0.5 * most].mean(axis=0)  # from paper to ink; other differences are light
     ink = difference @ (colour / max(1e-9, np.linalg.norm(colour)))
     noise = 3.14 * np.quantile(np.abs(ink), 0.25)  # the standard deviation, of normal noise
     peak = np.partition(ink.ravel(), -rank)[-rank]
     if peak < LEAST_CONTRAST or peak < 5 * noise:
         raise ValueError("there is nothing to see on it")
     ink = np.clip((ink / peak - 0.1) / 0.9, 0, 1)
-    return np.where(_grown(_digit(_near_strokes(ink > 0.4) & (ink > 0.4))), ink, 0)
-
-
-def _digit(mask):
-    """The connected parts of a mask that are a digit, among frames, boxes, underlines and spots.
-
-    What touches the picture's edge is none, as far as there is something else; nor is a box that
-    another part lies in, a line below all else, or a small part beside the largest.
-    """
-    labels = _connected_parts(mask)
-    parts = _boxes(labels)
-    rows, columns = (n - 1 for n in mask.shape)
-    inside = [p for p in parts if p[2] > 0 and p[3] < rows and p[4] > 0 and p[5] < columns]
-    largest = max(size for _, size, *_ in parts)
-    parts = inside if sum(p[1] for p in inside) > 0.1 * largest else parts
-    parts = [p for p in parts if not any(_encloses(p, other) for other in parts)] or parts
-    main = max(parts, key=lambda p: p[1])
-    while len(parts) > 1:  # a line is as wide as all else, and below it
-        line = max(parts, key=lambda p: p[3])
-        rest = [p for p in parts if p is not line]
-        width, height = line[5] - line[4] + 1, line[3] - line[2] + 1
-        others = max(p[5] for p in rest) - min(p[4] for p in rest) + 1
-        if not (width > 4 * height and width > 0.8 * others and line[2] > max(p[3] for p in rest)):
-            break
-        parts, main = rest, max(rest, key=lambda p: p[1])
-    extent = max(main[3] - main[2], main[5] - main[4]) + 1
-    kept = [p[0] for p in parts if max(p[3] - p[2], p[5] - p[4]) + 1 > extent / 4 or _encloses(main, p, 0)]
-    return np.isin(labels, kept)
-
-
-def _boxes(labels):
-    """``(label, pixels, top, bottom, left, right)`` of each part that is numbered from 1."""
-    parts = []
-    for label, size in enumerate(np.bincount(labels.ravel())[1:], start=1):
-        if size:
-            rows, columns = (np.flatnonzero((labels == label).any(axis=axis)) for axis in (1, 0))
-            parts.append((label, int(size), rows[0], rows[-1], columns[0], columns[-1]))
-    return parts
-
-
-def _encloses(part, other, least=0.05):
-    """Whether a part's box encloses another part, of at least so many of its pixels, and is mostly empty."""
-    _, size, top, bottom, left, right = part
-    inside = top < other[2] and other[3] < bottom and left < other[4] and other[5] < right
-    area = (bottom - top + 1) * (right - left + 1)
-    return inside and other[1] >= least * size and (least == 0 or size < 0.35 * area)
-
-
-def _connected_parts(mask):
-    """Numbers (rows, columns) from 1 of the parts of a mask that touch, by their corners too; 0 elsewhere."""
-    labels = np.where(mask, np.arange(1, mask.size + 1, dtype=np.int32).reshape(mask.shape), np.int32(0))
-    while True:  # each pixel takes the largest label around it, until nothing changes
-        spread = labels
-        for axis in (0, 1):
-            edge = np.zeros_like(spread.take([0], axis))
-            wide = np.concatenate([edge, spread, edge], axis).swapaxes(0, axis)
-            spread = np.maximum(np.maximum(wide[:-2], wide[1:-1]), wide[2:]).swapaxes(0, axis)
-        spread = spread * mask
-        if np.array_equal(spread, labels):
-            return np.unique(labels, return_inverse=True)[1].reshape(mask.shape)
-        labels = spread
+    mask = ink > 0.4
+    near = _filtered(np.uint8(255 * mask), "BoxBlur", max(mask.shape) / 24)
+    labels, parts = _parts(mask & (near > 0.2 * near.max()))  # without specks, far from all strokes
+    return _ink_of(_digit(parts, mask.shape), labels, ink)
 
 
 def _paper(pixels):
@@ -2462,58 +2226,114 @@ def _paper(pixels):
     return (terms @ fitted).astype(np.float32)
 
 
-def _near_strokes(mask):
-    """A mask and all pixels that touch it, without specks: where it is far below its most when blurred."""
+def _parts(mask):
+    """``(labels, parts)``: the parts of a mask that touch, by their corners too, numbered and measured."""
+    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0).astype(np.int32)
+    while True:  # each pixel takes the largest label around it, and that pixel's own, until nothing changes
+        largest = _filtered(labels, "MaxFilter", 3)
+        spread = np.where(mask, labels.ravel()[largest - 1], 0)
+        if np.array_equal(spread, labels):
+            break
+        labels = spread
+    parts = []
+    for label in np.unique(labels[mask]):
+        rows, columns = np.nonzero(labels == label)
+        top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+        box = {"top": top, "bottom": bottom, "left": left, "right": right}
+        sizes = {"size": len(rows), "height": bottom - top, "width": right - left}
+        parts.append({"label": label, **sizes, **box})
+    return labels, parts
+
+
+def _ink_of(parts, labels, ink):
+    """The ink of some of its parts, and right around them."""
+    mask = np.isin(labels, [part["label"] for part in parts])
+    return np.where(_grown(mask), ink, 0)
+
+
+def _digit(parts, shape):
+    """The parts that are a digit, among frames, boxes, underlines and spots.
+
+    What touches the picture's edge is none, as far as there is something else; nor is a box that
+    another part lies in, a line below all else, or a small part beside the largest.
+    """
+    whole = {"top": 0, "bottom": shape[0], "left": 0, "right": shape[1]}
+    inside = [p for p in parts if _surrounds(whole, p)]
+    if sum(p["size"] for p in inside) > 0.1 * max(p["size"] for p in parts):
+        parts = inside
+    boxes = [
+        p for p in parts
+        if p["size"] < 0.35 * p["height"] * p["width"]
+        and any(_surrounds(p, other) and other["size"] >= 0.05 * p["size"] for other in parts)
+    ]  # fmt: skip
+    parts = [p for p in parts if p not in boxes] or parts
+    while len(parts) > 1:  # a line is as wide as all else, and below it
+        *rest, line = sorted(parts, key=lambda p: p["bottom"])
+        width = max(p["right"] for p in rest) - min(p["left"] for p in rest)
+        flat = line["width"] > 4 * line["height"] and line["width"] > 0.8 * width
+        if not flat or line["top"] < rest[-1]["bottom"]:
+            break
+        parts = rest
+    main = max(parts, key=lambda p: p["size"])
+    least = max(main["height"], main["width"]) / 4
+    return [p for p in parts if max(p["height"], p["width"]) > least or _surrounds(main, p)]
+
+
+def _surrounds(box, other):
+    """Whether a box lies within another one and touches none of its edges."""
+    rows = box["top"] < other["top"] and other["bottom"] < box["bottom"]
+    return rows and box["left"] < other["left"] and other["right"] < box["right"]
+
+
+def split_ink(ink):
+    """The ink of each digit, from left to right, and what is doubtful about them.
+
+    Parts of ink are one digit where they lie above each other; a low part belongs to the nearest digit.
+    """
+    labels, parts = _parts(ink > 0.4)
+    least, digits = 0.4 * max(p["height"] for p in parts), []
+    for part in sorted(parts, key=lambda p: (p["height"] <= least, p["left"])):  # the low ones last
+        last = digits[-1][-1] if digits else {"right": 0, "width": 0}
+        shared = min(part["right"], last["right"]) - part["left"]
+        if part["height"] <= least:
+            middle = part["left"] + part["right"]
+            min(digits, key=lambda digit: abs(middle - digit[0]["left"] - digit[0]["right"])).append(part)
+        elif shared > 0.5 * min(part["width"], last["width"]):
+            digits[-1].append(part)
+        else:
+            digits.append([part])
+    inks = [_ink_of(digit, labels, ink) for digit in digits]
+    shapes = [digit[_box_of(digit)].shape for digit in inks]
+    doubts = {
+        SEVERAL: len(digits) > 1,
+        "digits that touch?": any(columns > 1.3 * rows for rows, columns in shapes),
+        "many parts": len(parts) > 2 * len(digits),
+        "ink up to the edge": (_edges(ink) > 0.4).any(),
+    }
+    return inks, [doubt for doubt, there in doubts.items() if there]
+
+
+def _filtered(values, name, size):
+    """What one of Pillow's filters makes of a uint8 or int32 array (rows, columns)."""
     from PIL import Image, ImageFilter
 
-    wide = ImageFilter.BoxBlur(max(mask.shape) / 24)
-    blurred = np.asarray(Image.fromarray(np.uint8(255 * mask)).filter(wide))
-    return _grown(mask) & (blurred > 0.2 * blurred.max())
+    return np.asarray(Image.fromarray(values).filter(getattr(ImageFilter, name)(size)))
 
 
 def _grown(mask):
     """A mask and all pixels that touch it."""
-    from PIL import Image, ImageFilter
-
-    return np.asarray(Image.fromarray(np.uint8(255 * mask)).filter(ImageFilter.MaxFilter(3))) > 0
+    return _filtered(np.uint8(mask), "MaxFilter", 3) > 0
 
 
 def _thickened(ink):
     """Ink with strokes of at least a twelfth of the digit's extent, or a thin pen's fade away."""
-    from PIL import Image, ImageFilter
-
     ink = np.pad(ink, 1)
     mask = ink > 0.4
-    edge = mask & _grown(~mask)
-    width = 2 * mask.sum() / edge.sum()
+    width = 2 * mask.sum() / (mask & _grown(~mask)).sum()
     missing = int((max(ink.shape) / 12 - width) / 2)  # on each side
     if missing < 1:
         return ink[1:-1, 1:-1]
-    picture = Image.fromarray(np.uint8(255 * np.pad(ink, missing)))
-    return np.asarray(picture.filter(ImageFilter.MaxFilter(2 * missing + 1)), np.float32) / 255
-
-
-def _fit(ink, image_shape):
-    """The cut-out ink scaled to 20/28 of image_shape, its proportions kept; its brightest is 1."""
-    from PIL import Image
-
-    scale = min(20 / 28 * most / n for most, n in zip(image_shape, ink.shape))
-    rows, columns = (max(1, round(n * scale)) for n in ink.shape)
-    fitted = Image.fromarray(ink.astype(np.float32)).resize((columns, rows), Image.Resampling.BILINEAR)
-    return np.asarray(fitted) / np.max(fitted)
-
-
-def _center_by_mass(fitted, image_shape):
-    """uint8 image with the fitted picture's centre of mass at its middle, by whole pixels."""
-    image = np.zeros(image_shape, np.uint8)
-    start = []
-    for axis, most in enumerate(image_shape):
-        mass = fitted.sum(axis=1 - axis)
-        center = (mass @ np.arange(len(mass))) / mass.sum()
-        start.append(min(max(0, round(most / 2 - center)), most - len(mass)))
-    rows, columns = fitted.shape
-    image[start[0] : start[0] + rows, start[1] : start[1] + columns] = np.rint(255 * fitted)
-    return image
+    return _filtered(np.uint8(255 * np.pad(ink, missing)), "MaxFilter", 2 * missing + 1) / 255
 
 
 def save_seen(path, picture, image):
@@ -2522,10 +2342,9 @@ def save_seen(path, picture, image):
 
     side = 280
     sheet = Image.new("RGB", (2 * side + 30, side + 20), "#808080")
-    given = ImageOps.contain(Image.fromarray(np.ascontiguousarray(picture)), (side, side))
-    seen = ImageOps.contain(Image.fromarray(image), (side, side), Image.Resampling.NEAREST)
-    for left, part in ((10, given), (side + 20, seen)):
-        sheet.paste(part, (left + (side - part.width) // 2, 10 + (side - part.height) // 2))
+    seen = Image.fromarray(image).convert("RGB")
+    sheet.paste(ImageOps.pad(Image.fromarray(picture), (side, side), color="#808080"), (10, 10))
+    sheet.paste(ImageOps.pad(seen, (side, side), Image.Resampling.NEAREST, "#808080"), (side + 20, 10))
     return save_png(f"{path}.seen.png", sheet)
 
 
@@ -2542,31 +2361,28 @@ def save_png(path, picture):
 
 def make_parser(description, examples=""):
     """An argparse parser whose errors are one line, with the flag that all scripts share."""
+
+    def error(message):
+        raise ValueError(f"{message} (--help shows all flags)")
+
     parser = argparse.ArgumentParser(
         description=description,
         epilog=examples,
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28),
     )
-    parser.error = _raise_usage
-    parser.add_argument(
-        "--data-dir", metavar="DIR", help="folder of the data sets (default: DATA_DIR or datasets)"
-    )
+    parser.error = error
+    where = "folder of the data sets (default: DATA_DIR or datasets)"
+    parser.add_argument("--data-dir", metavar="DIR", help=where)
     return parser
-
-
-def _raise_usage(message):
-    raise ValueError(f"{message} (--help shows all flags)")
 
 
 def parse_flags(parser, argv):
     """Parse a command line; ValueError with the nearest right name for a flag that is unknown."""
     flags, unknown = parser.parse_known_args(argv)
     if unknown:
-        known = [flag for action in parser._actions for flag in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        _raise_usage(f"unknown argument {unknown[0]}{hint}")
+        near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, n=1)
+        parser.error(f"unknown argument {unknown[0]}{f'; did you mean {near[0]}?' if near else ''}")
     return flags
 
 
@@ -2625,24 +2441,16 @@ def setting_text(value):
 
 @contextlib.contextmanager
 def progress_line():
-    """A function that shows one changing line on a terminal, and nothing anywhere else.
-
-    Called with "" it clears the line.
-    """
+    """A function that shows one changing line on a terminal, and nothing elsewhere; ``""`` clears it."""
     shown = [0.0]
 
     def show(text):
-        if not text or time.monotonic() - shown[0] > 0.2:
+        if sys.stderr.isatty() and (not text or time.monotonic() - shown[0] > 0.2):
             shown[0] = time.monotonic()
-            text = printable(text)[
-                : shutil.get_terminal_size().columns - 1
-            ]  # a line that wraps could not be cleared
-            sys.stderr.write(f"\r{text}\x1b[K")
+            most = shutil.get_terminal_size().columns - 1  # a line that wraps could not be cleared
+            sys.stderr.write(f"\r{printable(text)[:most]}\x1b[K")
             sys.stderr.flush()
 
-    if not sys.stderr.isatty():
-        yield lambda text: None
-        return
     try:
         yield show
     finally:
@@ -2686,24 +2494,19 @@ def run_script(main, argv=None):
     with contextlib.suppress(OSError):  # nobody reads it
         if complaint:
             print(complaint, file=sys.stderr, flush=True)
-    if status:
-        _drop_output()
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would complain about what is left in it on exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
 
 
 def _prepare_streams():
     """Output that takes any text: a name that its encoding lacks is spelled out."""
-    for name in ("stdout", "stderr"):
+    for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:  # it was closed when Python started
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            setattr(sys, name, open(number, "w"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _drop_output():
-    """Flush standard output, or drop what it cannot take: Python would complain about it on exit."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

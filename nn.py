@@ -39,6 +39,7 @@ batches : iterable of dict
 import contextlib
 import difflib
 import io
+import itertools
 import json
 import math
 import os
@@ -773,26 +774,18 @@ MOST_BYTES = 1 << 32  # of a params file: 4 GB
 
 
 def save_params(path, params, config, **more):
-    """Write params and config to ``.pkl`` or ``.npz``.
+    """Write params and config to ``.pkl`` or ``.npz``; the same content is the same bytes.
 
     A ``.pkl`` is a pickled ``{"params": {...}, "config": {...}, **more}`` of plain dicts, lists,
     strings, numbers and arrays. A ``.npz`` holds the params by name, and under ``config`` a JSON
     text in which ``{"$array": name}`` stands for an array kept under that name; no pickle inside.
-    The same content is the same bytes.
-
-    Raises
-    ------
-    ValueError
-        Another suffix, params that are no network, something that ``load_params`` would not read.
-    OSError
-        The file cannot be written. Whatever was there before is still there.
+    ValueError for another suffix, and for what ``load_params`` would not read; after that and after an
+    OSError, what was there before is still there.
     """
     write, _ = choose("suffix", os.path.splitext(path)[1], FORMS)
     check_params(params)
     check(config, dict, "config")
-    checkpoint = _plain({"params": params, "config": config, **more})
-    _check_admitted(checkpoint)
-    content = write(checkpoint)
+    content = write(_plain({"params": params, "config": config, **more}))
     if len(content) > MOST_BYTES:
         raise ValueError(f"{path} would have more than {MOST_BYTES:,} bytes, the most that is read again")
     save_bytes(path, content)
@@ -809,20 +802,14 @@ def load_checkpoint(path):
 
     Nothing in the file is ever run: only dicts, lists, strings, numbers, None, bools and numeric
     NumPy arrays are admitted. It takes no more memory than a few times the size of the file.
-
-    Raises
-    ------
-    ValueError
-        Anything else, a damaged file, or params that are no network (see ``check_params``).
-    OSError, MemoryError
-        The file cannot be read.
+    ValueError for anything else, a damaged file, and params that are no network (see ``check_params``);
+    OSError, MemoryError.
     """
     _, read = choose(f"suffix of {path}:", os.path.splitext(path)[1], FORMS)
     content = load_bytes(path, MOST_BYTES)
     with reading(path, "is not a usable params file"):
-        checkpoint = read(content)
+        checkpoint = _plain(read(content))
         check(checkpoint, {"params": dict, "config": dict}, "its content")
-        _check_admitted(checkpoint)
         check_params(checkpoint["params"])
     native = {k: w.astype(w.dtype.newbyteorder("="), copy=False) for k, w in checkpoint["params"].items()}
     return {**checkpoint, "params": native}
@@ -872,18 +859,12 @@ def reading(path, wrong):
 
 
 def check(value, kind, what):
-    """Raise a ValueError that names the place, unless a value out of a file is of a kind.
+    """Raise a ValueError that names the place, ``what``, unless a value out of a file is of a kind.
 
-    Parameters
-    ----------
-    kind
-        A type: exactly that one. None: nothing else. A tuple of kinds: any of them. ``[kind]``: a list or
-        tuple of it. ``{"name": kind, "name?": kind}``: a dict with at least these; what ends in ? may
-        be missing or None. ``{str: kind}``: a dict from texts to it.
-    what : str
-        The place: ``params.pkl: config``.
+    A type: exactly that one. None: nothing else. A tuple of kinds: any of them. ``[kind]``: a list or tuple
+    of it. ``{"name": kind, "name?": kind}``: a dict with at least these; what ends in ? may be missing or
+    None. ``{str: kind}``: a dict from texts to it.
     """
-    parts = []
     if isinstance(kind, tuple):
         for one in kind:
             if type(one) is type(value):  # a dict or list has to be the one that is described
@@ -891,22 +872,22 @@ def check(value, kind, what):
             with contextlib.suppress(ValueError):
                 return check(value, one, what)
     if isinstance(kind, list) and type(value) in (list, tuple):
-        parts = [(item, kind[0], f"{what}[{i}]") for i, item in enumerate(value)]
+        for i, item in enumerate(value):
+            check(item, kind[0], f"{what}[{i}]")
     elif isinstance(kind, dict) and str in kind and type(value) is dict:
-        parts = [(key, str, f"a key of {what}") for key in value]
-        parts += [(item, kind[str], f"{what}: {reprlib.repr(key)}") for key, item in value.items()]
+        for key, item in value.items():
+            check(key, str, f"a key of {what}")
+            check(item, kind[str], f"{what}: {reprlib.repr(key)}")
     elif isinstance(kind, dict) and type(value) is dict:
         for name, part in kind.items():
             key = name.removesuffix("?")
             if key not in value and key == name:
                 raise ValueError(f"{what} lacks {key}")
             if key == name or value.get(key) is not None:
-                parts.append((value[key], part, f"{what}: {key}"))
+                check(value[key], part, f"{what}: {key}")
     elif not (value is None if kind is None else type(value) is kind):
         shown = reprlib.repr(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
         raise ValueError(f"{what} is {shown}, not {_words(kind)}")
-    for part in parts:
-        check(*part)
 
 
 def _words(kind):
@@ -939,39 +920,34 @@ def check_params(params):
         width = array.shape[-1]
 
 
-def _plain(value):
-    """A copy in which tuples are lists, NumPy's numbers are Python's, and equal texts are one object."""
-    if isinstance(value, dict):
-        check(list(value), [str], "a key of a dict")
-        return {sys.intern(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+def _plain(value, count=None, depth=0):
+    """A copy in which tuples are lists, NumPy's numbers are Python's, and equal texts are one object.
+
+    ValueError unless value is made of plain data, and not of far too much of it.
+    """
+    count = itertools.count() if count is None else count
+    if next(count) > MOST_OPCODES or depth > MOST_DEPTH:
+        raise ValueError("its lists and dicts are nested too deep, or hold too much")
     if isinstance(value, np.generic):
         value = value.item()
-    return sys.intern(value) if type(value) is str else value  # or pickles of equal content would differ
-
-
-def _check_admitted(value):
-    """Raise a ValueError unless value is made of plain data; a container may appear only once."""
-    pending, seen = [(value, 0)], set()
-    while pending:
-        item, depth = pending.pop()
-        if type(item) in (dict, list):
-            if id(item) in seen or depth > MOST_DEPTH:
-                raise ValueError("a list or dict appears twice, or they are nested too deep")
-            seen.add(id(item))
-            pending.extend((part, depth + 1) for part in (item.values() if type(item) is dict else item))
-        elif type(item) not in (str, int, float, bool, type(None), np.ndarray):
-            raise ValueError(f"a {type(item).__name__} cannot be stored with params")
-        elif type(item) is np.ndarray and item.dtype.kind not in "biuf":
-            raise ValueError("an array that is not numeric cannot be stored with params")
+    if type(value) is dict:
+        check(list(value), [str], "a key of a dict")
+        return {sys.intern(key): _plain(item, count, depth + 1) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return [_plain(item, count, depth + 1) for item in value]
+    if type(value) is str:
+        return sys.intern(value)  # or pickles of equal content would differ
+    if type(value) is np.ndarray and value.dtype.kind not in "biuf":
+        raise ValueError("an array that is not numeric cannot be stored with params")
+    check(value, (int, float, bool, None, np.ndarray), "what is stored with params")
+    return value
 
 
 def _to_npz(checkpoint):
     arrays = dict(checkpoint["params"])
 
     def name_of(array):
-        name = f"array{len(arrays) - len(checkpoint['params'])}"
+        name = f"array{len(arrays)}"
         arrays[name] = array
         return {"$array": name}
 
@@ -1019,8 +995,8 @@ def npy_array(content):
 # may name the functions of CONSTRUCTORS and no others, and may make no more bytes than twice its own
 # size. Nothing out of it is hashed or printed before it is known to be a text.
 
-MOST_OPCODES = 200_000  # far above what a run writes
-MOST_DEPTH = 50  # of dicts and lists in each other, in a .npz as well
+MOST_OPCODES = 200_000  # far above what a run writes, and of items in all
+MOST_DEPTH = 50  # of dicts and lists in each other
 PLAIN_OPCODES = frozenset(
     """
     PROTO FRAME STOP MARK PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
@@ -1031,6 +1007,31 @@ PLAIN_OPCODES = frozenset(
     GLOBAL STACK_GLOBAL REDUCE BUILD
     """.split()  # noqa: SIM905
 )
+
+
+def pickled_data(content):
+    """The plain data in the bytes of a pickle, of Python 2 as well: nothing in it is run.
+
+    Dicts with texts as keys, lists, tuples, texts, numbers, None, bools, bytes and numeric arrays.
+    ValueError for anything else, and other errors for a damaged one.
+    """
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        collides = "PUT" in opcode.name and argument > count  # numbers can be chosen so that a dict is slow
+        if opcode.name not in PLAIN_OPCODES or count > MOST_OPCODES or collides:
+            raise ValueError(f"its pickle does more than hold plain data ({opcode.name})")
+    # the one in Python, whose parts can be replaced; latin1 is for texts of Python 2
+    reader = pickle._Unpickler(io.BytesIO(content), encoding="latin1")
+    reader.room = 2 * len(content)
+    reader.find_class = _find
+    reader.dispatch = {
+        **reader.dispatch,
+        pickle.REDUCE[0]: _reduce,
+        pickle.BUILD[0]: _build,
+        pickle.DICT[0]: _make_dict,
+        pickle.SETITEM[0]: lambda reader: _set_items(reader, [reader.stack.pop(-2), reader.stack.pop()]),
+        pickle.SETITEMS[0]: lambda reader: _set_items(reader, reader.pop_mark()),
+    }
+    return reader.load()
 
 
 def _dtype(name, *_):
@@ -1075,7 +1076,7 @@ def _build(reader):
     if type(target) is np.ndarray:
         _, shape, spec, fortran, content = state
         target.__setstate__(_taken(reader, _view(content, spec, shape, fortran)).__reduce__()[2])
-    elif type(target) is types.SimpleNamespace and type(state[1]) is str and state[1] in ("<", ">", "|", "="):
+    elif type(target) is types.SimpleNamespace and state[1] in ("<", ">", "|", "="):
         target.dtype = np.dtype(state[1] + target.dtype.str[1:])
     else:
         raise ValueError("it sets the state of something that is no array")
@@ -1100,31 +1101,6 @@ def _make_dict(reader):
     items = reader.pop_mark()
     reader.append({})
     _set_items(reader, items)
-
-
-def pickled_data(content):
-    """The plain data in the bytes of a pickle, of Python 2 as well: nothing in it is run.
-
-    Dicts with texts as keys, lists, tuples, texts, numbers, None, bools, bytes and numeric arrays.
-    ValueError for anything else, and other errors for a damaged one.
-    """
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        collides = "PUT" in opcode.name and argument > count  # numbers can be chosen so that a dict is slow
-        if opcode.name not in PLAIN_OPCODES or count > MOST_OPCODES or collides:
-            raise ValueError(f"its pickle does more than hold plain data ({opcode.name})")
-    # the one in Python, whose parts can be replaced; latin1 is for texts of Python 2
-    reader = pickle._Unpickler(io.BytesIO(content), encoding="latin1")
-    reader.room = 2 * len(content)
-    reader.find_class = _find
-    reader.dispatch = {
-        **reader.dispatch,
-        pickle.REDUCE[0]: _reduce,
-        pickle.BUILD[0]: _build,
-        pickle.DICT[0]: _make_dict,
-        pickle.SETITEM[0]: lambda reader: _set_items(reader, [reader.stack.pop(-2), reader.stack.pop()]),
-        pickle.SETITEMS[0]: lambda reader: _set_items(reader, reader.pop_mark()),
-    }
-    return reader.load()
 
 
 FORMS = {  # suffix -> (bytes of a checkpoint, checkpoint from the bytes)

@@ -1529,7 +1529,7 @@ def read_drawing(drawing, params, config):
         image = data.prepare_ink(drawing, facts["image_shape"])
     else:
         on_paper = np.uint8(255 * (1 - drawing))[:, :, None]
-        image = data.fit_picture(np.repeat(on_paper, 3, axis=2), facts)
+        image = data.fit_pictures(np.repeat(on_paper, 3, axis=2), facts)[0][0]
     x = data.preprocess(image.reshape(1, -1), config["steps"], params["W1"].dtype)
     return image, nn.predict(params, x, config["activation"], config["loss"])[0]
 
