@@ -84,7 +84,7 @@ FILES = {  # part -> name of its IDX file, which may also end in .gz
 
 
 def load_dataset(name="auto", data_dir=None, download=True, size=None, transpose=False):
-    """Load a dataset, downloading or drawing what is missing.
+    """Load a dataset, downloading or drawing what is missing; returns a dict, see the top of this file.
 
     Parameters
     ----------
@@ -99,11 +99,6 @@ def load_dataset(name="auto", data_dir=None, download=True, size=None, transpose
         Whether missing files may be downloaded.
     size, transpose
         As for ``as_dataset``; pictures are resized to ``size``.
-
-    Returns
-    -------
-    dict
-        See the top of this file.
 
     Raises
     ------
@@ -123,7 +118,9 @@ def load_dataset(name="auto", data_dir=None, download=True, size=None, transpose
     path = _locate(name, data_dir)
     if path is None:
         known = ", ".join(DATASET_NAMES)
-        raise ValueError(f"unknown dataset {name!r}: neither {known} nor a file or folder with data")
+        raise ValueError(
+            f"there is no data set {name}: neither {known} nor a file or folder with data; see --dataset"
+        )
     title = pathlib.Path(name).resolve().name
     return _load_path(path, str(name), title.partition(".")[0] if path.is_file() else title, form)
 
@@ -132,12 +129,12 @@ def _load_auto(data_dir, download, form):
     try:
         return load_dataset("mnist", data_dir, download, **form)
     except OSError as error:
-        reason = error
+        reason = message_of(error)
     line = "!" * 79
     say(
         f"{line}\nWARNING: this is NOT MNIST. MNIST could not be loaded, so the stand-in data set "
         f"`glyphs` (digits drawn from fonts) is used; its accuracy says nothing about MNIST.\n"
-        f"Why: {message_of(reason)}\nTo get MNIST: connect to the internet and run again, or put its four "
+        f"Why: {reason}\nTo get MNIST: connect to the internet and run again, or put its four "
         f"files into {data_dir / 'mnist'}, or name the folder above them with --data-dir or DATA_DIR."
         f"\n{line}",
         sys.stderr,
@@ -146,9 +143,8 @@ def _load_auto(data_dir, download, form):
 
 
 def _load_source(name, data_dir, download, form):
-    source, folder = SOURCES[name], data_dir / name
-    for place in _torchvision_folders(name, data_dir):
-        folder = place if _lacks(folder) and not _lacks(place) else folder
+    source, places = SOURCES[name], [data_dir / name, *_torchvision_folders(name, data_dir)]
+    folder = next((place for place in places if not _lacks(place)), places[0])
     missing = _lacks(folder)
     if missing and not download:
         raise FileNotFoundError(f"{folder} lacks {', '.join(FILES[part] for part in missing)}")
@@ -158,14 +154,12 @@ def _load_source(name, data_dir, download, form):
         download_file(urls, folder / file, source["sha256"][part], SIZES[part])
     try:
         dataset = _load_idx_files(folder, name, source["title"], source["class_names"], form)
+        for part, digest in dataset["sha256"].items():
+            if digest != source["sha256"][part]:
+                raise ValueError(f"{_find_idx(folder, part)} is not that of {source['title']} (its SHA-256)")
     except ValueError as error:
-        raise ValueError(f"{error}; delete it to download it anew") from error
-    for part, digest in dataset["sha256"].items():
-        if digest != source["sha256"][part]:
-            raise ValueError(
-                f"{_find_idx(folder, part)} is not the file of {source['title']} (its SHA-256 differs);"
-                f" delete it to download it anew, or name its folder as --dataset to use it as it is"
-            )
+        hint = "delete it to download it anew, or name its folder as --dataset to use it as it is"
+        raise ValueError(f"{error}; {hint}") from error
     return dataset
 
 
@@ -199,7 +193,7 @@ def as_dataset(
     train_images, train_labels, test_images=None, test_labels=None, val_images=None, val_labels=None,
     name="arrays", title=None, class_names=None, size=None, transpose=False, sha256=None, where=None,
 ):  # fmt: skip
-    """The dataset that arrays make, if they belong together.
+    """The dataset that arrays make, if they belong together; a dict, see the top of this file.
 
     Parameters
     ----------
@@ -222,46 +216,44 @@ def as_dataset(
     where : path, optional
         Where they come from, for messages.
 
-    Returns
-    -------
-    dict
-        See the top of this file.
-
     Raises
     ------
     ValueError
         The message names what does not fit, and the first image or label that is wrong.
     """
-    size = parse_size(size)
-    given = {"train": (train_images, train_labels), "val": (val_images, val_labels)}
-    given["test"] = (test_images, test_labels)
-    given = {part: pair for part, pair in given.items() if part == "train" or pair[0] is not None}
-    where, words = where or name, {"train": "training", "val": "validation", "test": "test"}
-    images = {part: np.asarray(pair[0]) for part, pair in given.items()}
-    labels = {part: np.asarray(pair[1]) for part, pair in given.items()}
-    for part in given:
-        what = f"{where}: the {words[part]} images"
-        images[part] = _as_pictures(images[part], what, size, transpose)
-        if images[part].shape[1:] != images["train"].shape[1:]:
-            sizes = ["x".join(map(str, images[one].shape[1:])) for one in (part, "train")]
-            raise ValueError(f"{what} have {sizes[0]} pixels, the training images {sizes[1]}")
-        labels[part] = _plain_labels(labels[part], f"{where}: the {words[part]} labels")
+    size, where, images, labels = parse_size(size), where or name, {}, {}
+    for part, word, pictures, answers in (
+        ("train", "training", train_images, train_labels),
+        ("val", "validation", val_images, val_labels),
+        ("test", "test", test_images, test_labels),
+    ):
+        if pictures is None and part != "train":
+            continue
+        what = f"{where}: the {word} images"
+        images[part] = _as_pictures(np.asarray(pictures), what, size, transpose)
+        labels[part] = _plain_labels(np.asarray(answers), f"{where}: the {word} labels")
+        shape, wanted = (setting_text(list(images[one].shape[1:])) for one in (part, "train"))
+        if shape != wanted:
+            raise ValueError(f"{what} have {shape} pixels, the training images {wanted}")
         counts = len(images[part]), len(labels[part])
         if counts[0] != counts[1]:
-            raise ValueError(f"{where} has {counts[0]:,} {words[part]} images but {counts[1]:,} labels")
-    if not images["train"].size:
+            raise ValueError(f"{where} has {counts[0]:,} {word} images but {counts[1]:,} labels")
+    if not len(images["train"]):
         raise ValueError(f"{where} has no training images")
     images = _as_bytes(images, where)
     labels, names = _as_classes(labels, class_names, where)
-    dataset = {"name": name, "title": printable(title or name), "class_names": names}
-    dataset["image_shape"] = images["train"].shape[1:]
-    for part in given:
-        dataset[f"{part}_images"] = images[part].reshape(len(images[part]), -1)
-        dataset[f"{part}_labels"] = labels[part]
-    empty = {"test_images": dataset["train_images"][:0], "test_labels": dataset["train_labels"][:0]}
-    dataset = {**empty, **dataset}
-    arrays = {key: dataset[key] for part in given for key in (f"{part}_images", f"{part}_labels")}
-    return {**dataset, "sha256": sha256 or {key: _sha256(array) for key, array in arrays.items()}}
+    arrays = {f"{part}_images": array.reshape(len(array), -1) for part, array in images.items()}
+    arrays |= {f"{part}_labels": array for part, array in labels.items()}
+    return {
+        "name": name,
+        "title": printable(title or name),
+        "class_names": names,
+        "image_shape": images["train"].shape[1:],
+        "test_images": arrays["train_images"][:0],
+        "test_labels": arrays["train_labels"][:0],
+        **arrays,
+        "sha256": sha256 or {key: _sha256(array) for key, array in arrays.items()},
+    }
 
 
 def _sha256(array):
@@ -270,22 +262,18 @@ def _sha256(array):
 
 def _as_pictures(images, what, size, transpose):
     """Images of any usual shape as an array (n, rows, columns)."""
-    shape = images.shape
+    shape, sides = images.shape, size
     if images.ndim == 4 and 1 in (shape[1], shape[3]):
-        images = images.reshape(len(images), *(shape[1:3] if shape[3] == 1 else shape[2:]))
-    elif images.ndim == 4:
-        raise ValueError(f"{what} have {shape[3]} channels, not one: {shape}")
+        images = images.squeeze(axis=3 if shape[3] == 1 else 1)
     elif images.ndim == 2:
-        side = math.isqrt(shape[1])
-        rows, columns = size or (side, side)
-        if rows * columns != shape[1]:
-            hint = "as --size says" if size else "which is no square; give their --size, as 28x28"
-            raise ValueError(f"{what} have {shape[1]} pixels, not {rows}x{columns}, {hint}")
-        images = images.reshape(len(images), rows, columns)
+        sides = size or (math.isqrt(shape[1]),) * 2
+        if math.prod(sides) == shape[1]:
+            images = images.reshape(-1, *sides)
+    if images.ndim == 2 or (images.ndim == 3 and sides and images.shape[1:] != tuple(sides)):
+        pixels, wanted = (setting_text(list(one)) for one in (images.shape[1:], sides))
+        raise ValueError(f"{what} have {pixels} pixels, not {wanted}; see --size of train.py")
     if images.ndim != 3 or 0 in images.shape[1:]:
-        raise ValueError(f"{what} have the shape {shape}, not (n, rows, columns)")
-    if size and images.shape[1:] != tuple(size):
-        raise ValueError(f"{what} have {images.shape[1]}x{images.shape[2]} pixels, not {size[0]}x{size[1]}")
+        raise ValueError(f"{what} have the shape {shape}, not (n, rows, columns) with one channel")
     return images.swapaxes(1, 2) if transpose else images
 
 
@@ -299,27 +287,26 @@ def _as_bytes(images, where):
     for part, array in images.items():
         if array.dtype.kind not in "biuf":
             raise ValueError(f"{where}: the {part} images are {array.dtype}, not numbers")
-        if not array.size or (array.min() >= 0 and array.max() <= LEVELS[-1]):  # neither is true of nan
-            continue
-        for number, picture in enumerate(array, start=1):
-            wrong = picture[~((picture >= 0) & (picture <= LEVELS[-1]))]
-            if wrong.size:
-                raise ValueError(
-                    f"{where}: {part} image {number:,} has a pixel of {wrong[0]:g}; from 0 to 1, 255 or "
-                    f"{LEVELS[-1]:,} was expected"
-                )
-    most = max(float(array.max()) for array in images.values() if array.size)
+        if not (array.min(initial=0) >= 0 and array.max(initial=0) <= LEVELS[-1]):  # neither is true of nan
+            wrong = int((~((array >= 0) & (array <= LEVELS[-1]))).argmax())
+            raise ValueError(
+                f"{where}: {part} image {wrong // array[0].size + 1:,} has a pixel of {array.flat[wrong]:g}; "
+                f"from 0 to 1, 255 or {LEVELS[-1]:,} was expected"
+            )
+    most = max(float(array.max(initial=0)) for array in images.values())
     white = next(level for level in LEVELS if most <= level)
     if most < 1 and all((array * 256 % 1 == 0).all() for array in images.values()):
         white = 255 / 256  # bytes divided by 256, as in deeplearning.net's mnist.pkl.gz
-    result = {part: np.empty(array.shape, np.uint8) for part, array in images.items()}
-    for part, array in images.items():
-        for start in range(0, len(array), 1000):  # they are floating-point numbers for a moment
-            block = array[start : start + 1000].astype(np.float32)
-            result[part][start : start + 1000] = np.rint(block * np.float32(255 / white))
     if white != 255:
         _note(f"{where}: pixels from 0 to {white:g} were brought to 0 ... 255")
-    return result
+    factor = np.float32(255 / white)
+    in_bytes = lambda block: np.rint(block.astype(np.float32) * factor).astype(np.uint8)
+    return {part: _in_blocks(in_bytes, array) for part, array in images.items()}
+
+
+def _in_blocks(function, images):
+    """What a function makes of images (n, ...), of 1,000 at a time: what it needs meanwhile stays small."""
+    return np.concatenate([function(images[i : i + 1000]) for i in range(0, len(images) or 1, 1000)])
 
 
 def _note(text):
@@ -340,18 +327,19 @@ def _plain_labels(labels, what):
         labels = labels.astype(str)
     if labels.dtype.kind == "S":
         labels = np.char.decode(labels, "utf-8", "backslashreplace")
-    if labels.dtype.kind == "U":
-        if len(empty := np.flatnonzero(np.char.str_len(labels) == 0)):
-            raise ValueError(f"{what} lack that of image {empty[0] + 1:,}")
-        return labels
-    if labels.dtype.kind not in "biuf":
+    if labels.dtype.kind not in "biufU":
         raise ValueError(f"{what} are {labels.dtype}, not whole numbers or words")
-    with np.errstate(invalid="ignore"):
-        whole = labels.astype(np.int64)
-    if len(wrong := np.flatnonzero(whole != labels)):
-        given = labels[wrong[0]]
-        raise ValueError(f"{what}: that of image {wrong[0] + 1:,} is {given}, no whole number or word")
-    return whole
+    if labels.dtype.kind == "U":
+        plain, wrong = labels, labels == ""
+    else:
+        with np.errstate(invalid="ignore"):
+            plain = labels.astype(np.int64)
+        wrong = plain != labels
+    if wrong.any():
+        number = int(wrong.argmax())
+        given = labels[number] or "missing"
+        raise ValueError(f"{what}: that of image {number + 1:,} is {given}, no whole number or word")
+    return plain
 
 
 MOST_CLASSES = 4096  # a confusion matrix is as large as its square
@@ -359,28 +347,26 @@ MOST_CLASSES = 4096  # a confusion matrix is as large as its square
 
 def _as_classes(labels, class_names, where):
     """Class numbers of all parts, {part: (n,)}, and the names of the classes."""
-    every = [array for array in labels.values() if len(array)]
-    words = any(array.dtype.kind == "U" for array in every)
-    together = np.concatenate([array.astype(str) for array in every] if words else every)
+    every = list(labels.values())
+    if any(array.dtype.kind == "U" for array in every):
+        every = [array.astype(str) for array in every]
+    together = np.concatenate(every)
     if together.dtype.kind == "U" and all(_is_whole(text) for text in np.unique(together)):
         together = together.astype(np.int64)
     values, index = np.unique(together, return_inverse=True)
-    if len(values) > MOST_CLASSES:
+    names = list(map(str, values if class_names is None else class_names))
+    if max(len(values), len(names)) > MOST_CLASSES:
         raise ValueError(f"{where} has {len(values):,} different labels; at most {MOST_CLASSES:,} can be")
-    names = list(map(str, values))
-    if class_names is not None and len(class_names) == len(values):
-        names = list(class_names)
-    elif class_names is not None:
-        counted = values.dtype.kind == "i" and values[0] >= 0 and values[-1] < len(class_names)
-        if not counted or len(class_names) > MOST_CLASSES:
-            raise ValueError(f"{where} has {len(values)} classes, but {len(class_names)} are named")
-        names, index = list(class_names), values[index]
-    names = [printable(str(name)) for name in names]
+    if len(names) != len(values):  # there is one for each number from 0 on
+        if values.dtype.kind != "i" or values[0] < 0 or values[-1] >= len(names):
+            raise ValueError(f"{where} has {len(values)} classes, but {len(names)} are named")
+        index = values[index]
+    names = [printable(name) for name in names]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{where} has two classes that are called {twice}")
     index = index.astype(np.min_scalar_type(len(names) - 1))  # uint8 up to 256 classes
-    ends = np.cumsum([len(array) for array in labels.values()])
+    ends = np.cumsum([len(array) for array in every])
     return dict(zip(labels, np.split(index, ends[:-1]))), names
 
 
@@ -389,14 +375,14 @@ def _is_whole(text):
 
 
 def load_dataset_of(config, data_dir=None, name=None, transpose=None):
-    """The data set that a network is judged on: the one of its config, or the one named.
+    """The data set that a network is judged on: the one that its config says, or the one named.
 
     Parameters
     ----------
     config : dict
         Stored with the params; says what they were trained on.
     data_dir, name
-        As for ``load_dataset``.
+        As for ``load_dataset``, which raises the same errors.
     transpose : bool, optional
         Default: as for the training, or not at all for the one named.
 
@@ -410,25 +396,19 @@ def load_dataset_of(config, data_dir=None, name=None, transpose=None):
     Raises
     ------
     ValueError
-        The data set has images of another size, classes that the network does not know, or no images
-        to judge it on. And as ``load_dataset``.
-    OSError
-        As ``load_dataset``.
+        Images of another size, classes that the network does not know, or no images to judge it on.
     """
     own, trained_on = config["dataset"], config["data"]
-    where = pathlib.Path(data_dir or os.environ.get("DATA_DIR") or "datasets")
-    if name is None and own not in DATASET_NAMES and _locate(own, where) is None:
-        raise FileNotFoundError(f"the run was trained on the data {own}, which are not here; see --dataset")
-    shape, classes, size = trained_on["image_shape"], trained_on["class_names"], config["size"]
+    shape, size = trained_on["image_shape"], config["size"]
     if name not in (None, own):
         size = tuple(reversed(shape) if transpose else shape)
     elif transpose is None:
         transpose = config["transpose"]
     dataset = load_dataset(name or own, data_dir, size=size, transpose=bool(transpose))
     if dataset["train_images"].shape[1] != math.prod(shape):
-        pixels = " and ".join("x".join(map(str, sides)) for sides in (shape, dataset["image_shape"]))
+        pixels = " and ".join(setting_text(list(sides)) for sides in (shape, dataset["image_shape"]))
         raise ValueError(f"{dataset['title']} does not fit: the pixels of network and images are {pixels}")
-    dataset = with_classes(dataset, classes)
+    dataset = with_classes(dataset, trained_on["class_names"])
     same = dataset["sha256"] == trained_on.get("sha256")
     if name is None and not same:
         _note("the data set has changed since the network was trained")
@@ -436,20 +416,10 @@ def load_dataset_of(config, data_dir=None, name=None, transpose=None):
 
 
 def load_images(path, image_shape, transpose=False):
-    """New images for a network, without regard to labels, of a file or folder of a form of READERS.
+    """New images for a network, uint8 (n, d), of a file or folder of a form of READERS.
 
-    Parameters
-    ----------
-    path : path
-        Of several sets of images in it those named test are taken.
-    image_shape : (rows, columns)
-        Of the network's images.
-    transpose : bool
-        Whether rows and columns were swapped for the training.
-
-    Returns
-    -------
-    uint8 array (n, d)
+    Of several sets of images those named test are taken; labels are not looked at. ``image_shape`` is that
+    of the network's images, and ``transpose`` whether rows and columns were swapped for the training.
 
     Raises
     ------
@@ -468,13 +438,12 @@ def load_images(path, image_shape, transpose=False):
     images = arrays[f"{part}_images"]
     images = images[None] if images.shape in (shape, (math.prod(shape),)) else images  # it is one
     if math.prod(images.shape[1:]) != math.prod(shape):
-        sizes = ["x".join(map(str, sides)) for sides in (images.shape[1:], shape)]
+        sizes = [setting_text(list(sides)) for sides in (images.shape[1:], shape)]
         raise ValueError(f"{path} has images of {sizes[0]} pixels, but the network takes {sizes[1]}")
     images = _as_pictures(images, f"{path}: the images", shape, transpose)
-    images = _as_bytes({"new": images}, path)["new"].reshape(len(images), -1)
     if f"{part}_labels" in arrays:
         _note(f"the labels in {path} are not looked at; to judge by them, see --dataset")
-    return images
+    return _as_bytes({"new": images}, path)["new"].reshape(len(images), -1)
 
 
 def holds_arrays(path):
@@ -498,8 +467,6 @@ def with_classes(dataset, names):
     other words are taken in order. ValueError for a class that the network does not have.
     """
     own = dataset["class_names"]
-    if own == list(names):
-        return dataset
     places = {name: number for number, name in enumerate(names)}
     if not any(name in places for name in own):
         if len(own) == len(names):
@@ -523,16 +490,11 @@ def _with_test_images(dataset, config, own):
         _, (images, labels) = split_dataset(dataset, config)
     else:
         images, labels = all_images(dataset)
-    what = "its validation images" if own else "all of its images"
     if not len(images):
         raise ValueError(f"{dataset['title']} has no test images, and the run held none out; see --dataset")
-    _note(f"{dataset['title']} has no test images; {what} are taken")
-    return {
-        **dataset,
-        "test_images": images,
-        "test_labels": labels,
-        "judged": "validation images" if own else "images",
-    }
+    judged = "validation images" if own else "images"
+    _note(f"{dataset['title']} has no test images; its {judged} are taken")
+    return {**dataset, "test_images": images, "test_labels": labels, "judged": judged}
 
 
 # --- datasets: the files that hold them -------------------------------------------------------
@@ -551,7 +513,7 @@ def _locate(name, data_dir):
 
 
 def _load_path(path, name, title, form):
-    arrays, digests = _read_files(path) if path.is_file() or _data_files(path) else ({}, {})
+    arrays, digests = _read_files(path)
     if not arrays and path.is_dir():
         arrays, digests = _read_pictures(path, form["size"])
     if len({key.partition("_")[0] for key in arrays}) == 1:  # mnist_test.csv alone: these are the images
@@ -564,9 +526,8 @@ def _load_path(path, name, title, form):
             )
     for part in ("val", "test"):
         if f"{part}_images" in arrays and f"{part}_labels" not in arrays:
+            del arrays[f"{part}_images"]
             _note(f"{path}: the {part} images have no labels and are left out; see test.py --predict")
-        if not (f"{part}_images" in arrays and f"{part}_labels" in arrays):
-            arrays = {key: array for key, array in arrays.items() if not key.startswith(part)}
     about = {"name": name, "title": title, "class_names": _read_class_names(path), "sha256": digests}
     return as_dataset(**arrays, **about, where=path, **form)
 
@@ -608,7 +569,7 @@ KINDS |= dict.fromkeys(("y", "label", "labels", "target", "targets"), "labels")
 
 def _words_of(name, meanings):
     """The meaning of the first word in a name that has one: of ``X_train``, ``emnist-test-labels``."""
-    words = re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", str(name))
+    words = re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", name)
     return next((meanings[word.lower()] for word in words if word.lower() in meanings), None)
 
 
@@ -622,40 +583,33 @@ def _read_files(path, pixels=None):
     for file in [path] if path.is_file() else _data_files(path):
         found, digest = _read_file(file, pixels)
         parts = []
-        for key, array in found.items():
-            key, stem = (file.name, "") if re.fullmatch(r"arr_\d+", key) else (key, file.name)
-            part, kind = _words_of(key, PARTS) or _words_of(stem, PARTS) or "train", _words_of(key, KINDS)
+        for name, array in found.items():
+            part = _words_of(f"{name} {file.name}", PARTS) or "train"
+            kind = _words_of(file.name if re.fullmatch(r"arr_\d+", name) else name, KINDS)
             kind = "images" if file == path and len(found) == 1 and not kind else kind
-            if kind and f"{part}_{kind}" in arrays:
-                both = f"{origins[f'{part}_{kind}']} and {file.name}"
+            key = f"{part}_{kind}"
+            if key in arrays:
+                both = f"{origins[key]} and {file.name}"
                 raise ValueError(f"{path} holds more than one data set: {part} {kind} are in {both}")
             if kind:
-                parts.append(f"{part}_{kind}")
-                arrays[parts[-1]], origins[parts[-1]] = array, file.name
+                parts.append(key)
+                arrays[key], origins[key] = array, file.name
         digests[parts[0] if len(found) == len(parts) == 1 else printable(file.name)] = digest
     return arrays, digests
 
 
-def _read_file(path, pixels=None):
+def _read_file(path, pixels):
     """``(arrays by name, sha256)`` of a file of one of the forms of READERS."""
     form = _form_of(path)
     if form is None:
         raise ValueError(f"{path} is no known kind of data file; .csv, .npz, .npy, .pkl or IDX is expected")
     if READERS[form] is None:
-        array, digest = load_idx(path)
-        return {path.name: array}, digest
-    content, digest = load_content(path)
-    with nn.reading(path, "cannot be read"):
-        found = READERS[form](content, pixels) if form == CSV else READERS[form](content)
-    return ({path.name: found[None]} if None in found else found), digest
-
-
-def _parse_npz(content):
-    return nn.npz_arrays(content, _room(len(content)))
-
-
-def _parse_npy(content):
-    return {None: nn.npy_array(content)}
+        found, digest = load_idx(path)
+    else:
+        content, digest = load_content(path)
+        with nn.reading(path, "cannot be read"):
+            found = READERS[form](content, pixels)
+    return (found if isinstance(found, dict) else {path.name: found}), digest
 
 
 def _parse_pickle(content):
@@ -685,7 +639,7 @@ def _label_array(labels):
 MOST_LABEL, MOST_FIELDS = 100, 300_000  # characters of a label, fields in a row
 
 
-def _parse_csv(content, pixels=None):
+def _parse_csv(content, pixels):
     """Images (n, d), a row each, and labels: of the column ``label``, else of the first.
 
     There are none where so many columns are pixels, or where all have the same name but for a number.
@@ -699,7 +653,8 @@ def _parse_csv(content, pixels=None):
     header, labels = not all(map(_is_number, names[1:])), []
     column = names.index("label") if "label" in names else 0
     alike = header and len({re.sub(r"\d+", "", name) for name in names}) == 1  # pixel0, pixel1, ...
-    unlabelled = alike or ("label" not in names and len(names) == pixels)
+    if alike or ("label" not in names and len(names) == pixels):
+        column = None
 
     def keep_label(text):
         labels.append(text.strip())
@@ -710,7 +665,7 @@ def _parse_csv(content, pixels=None):
         file.seek(0)
         return np.loadtxt(
             file, dtype, delimiter=delimiter, comments=None, quotechar='"', skiprows=int(header), ndmin=2,
-            encoding="utf-8", converters=None if unlabelled else {column: keep_label},
+            encoding="utf-8", converters=None if column is None else {column: keep_label},
         )  # fmt: skip
 
     try:
@@ -719,11 +674,10 @@ def _parse_csv(content, pixels=None):
         except ValueError:
             table = load(np.float32)
     except ValueError as error:
-        column = None if unlabelled else column
         raise ValueError(_wrong_line(content, delimiter, column, header) or error) from None
     if len(names) < 2 or not len(table):
         raise ValueError("it has no rows of a label and pixels")
-    if unlabelled:
+    if column is None:
         return {"images": table}
     return {"labels": _label_array(labels), "images": np.delete(table, column, axis=1)}
 
@@ -749,76 +703,74 @@ def _wrong_line(content, delimiter, column, header):
     return None
 
 
-CSV = r"\.csv$"
-READERS = {  # what a file's name is like -> what makes arrays by name of its content
+READERS = {  # what a file's name is like -> what makes its array, or arrays by name, of its content
     r"idx\d|ubyte": None,  # load_idx, which looks at the header first
-    r"\.npz$": _parse_npz,
-    r"\.npy$": _parse_npy,
-    r"\.(pkl|pickle)$": _parse_pickle,
-    CSV: _parse_csv,
+    r"\.npz$": lambda content, _: nn.npz_arrays(content, _room(len(content))),
+    r"\.npy$": lambda content, _: nn.npy_array(content),
+    r"\.(pkl|pickle)$": lambda content, _: _parse_pickle(content),
+    r"\.csv$": _parse_csv,
 }
 
 
 def _read_pictures(folder, size):
     """``(arrays, sha256)`` as ``_read_files``, of pictures in a folder for each class."""
-    parts = {"train": _class_folders(folder)}
+    parts = {"train": _class_pictures(folder)}
     for inner in sorted(folder.iterdir()):
         part = PARTS.get(inner.name.lower())
-        if part and inner.is_dir() and (classes := _class_folders(inner)):
-            parts[part] = classes
-    arrays, digests = {}, {}
-    total = sum(len(files) for classes in parts.values() for files in classes.values())
-    done, first = 0, None
+        if part and inner.is_dir() and (found := _class_pictures(inner)):
+            parts[part] = found
+    total, done, first, arrays, digests = sum(map(len, parts.values())), 0, None, {}, {}
     with progress_line() as show:
-        for part, classes in parts.items():
-            pictures, labels, digest = [], [], hashlib.sha256()
-            for path, name in ((path, name) for name, files in classes.items() for path in files):
+        for part, found in parts.items():
+            pictures, digest = [], hashlib.sha256()
+            for path, _ in found:
                 picture, content_digest = _load_grey(path, size)
                 first = first or (path, picture.shape)
                 if picture.shape != first[1]:
-                    sizes = [f"{shape[0]}x{shape[1]}" for shape in (picture.shape, first[1])]
-                    raise ValueError(
-                        f"{path} has {sizes[0]} pixels, {first[0]} {sizes[1]}: choose a --size, as 28x28"
-                    )
+                    sizes = [setting_text(list(shape)) for shape in (picture.shape, first[1])]
+                    given = f"{path} has {sizes[0]} pixels, {first[0]} {sizes[1]}"
+                    raise ValueError(f"{given}: choose a --size, as 28x28")
                 if total * picture.size > nn.MOST_BYTES:
                     raise ValueError(f"{folder}: {total:,} pictures are too large; choose a --size, as 28x28")
                 pictures.append(picture)
-                labels.append(name)
                 line = f"{path.relative_to(folder).as_posix()} {content_digest}\n"
                 digest.update(line.encode(errors="backslashreplace"))  # a name may be no text
                 done += 1
                 show(f"reading {folder}: {done:,}/{total:,} pictures")
             if pictures:
-                arrays |= {f"{part}_images": np.stack(pictures), f"{part}_labels": np.array(labels)}
+                arrays[f"{part}_images"] = np.stack(pictures)
+                arrays[f"{part}_labels"] = np.array([label for _, label in found])
                 digests[f"{part}_pictures"] = digest.hexdigest()
     return arrays, digests
 
 
-def _class_folders(folder):
-    """{name: files} of the folders that hold pictures; a note says what else lies there."""
-    found, others = {}, []
+def _class_pictures(folder):
+    """``(path, label)`` of the pictures in the folders of a folder; a note says what else lies there."""
+    found, others = [], []
     for inner in sorted(folder.iterdir()):
         if inner.is_dir() and not inner.name.startswith("."):
-            files = [file for file in sorted(inner.iterdir()) if not file.name.startswith(".")]
-            found[inner.name] = list(filter(_is_picture, files))
-            others += [file for file in files if not _is_picture(file) and file.is_file()]
-    if others and any(found.values()):
-        left_out = f"{count(len(others), 'file')} left out, such as {others[0].name}"
+            for file in sorted(inner.iterdir()):
+                if _is_picture(file):
+                    found.append((file, inner.name))
+                elif file.is_file() and not file.name.startswith("."):
+                    others.append(file.name)
+    if found and others:
+        left_out = f"{count(len(others), 'file')} left out, such as {others[0]}"
         _note(f"{folder}: {left_out}; save pictures as PNG or JPEG")
-    return {name: files for name, files in found.items() if files}
+    return found
 
 
 # --- split ------------------------------------------------------------------------------------
 
 
 def split(images, labels, val_size, rng, train_size=None, stratified=False):
-    """Hold out validation images, chosen by a shuffle, or the last ones.
+    """``(train_images, train_labels), (val_images, val_labels)``: some images are held out.
 
     Parameters
     ----------
     images, labels : arrays (n, d), (n,)
     val_size : int
-        Number of validation images; 0 for none.
+        Number of validation images; without any the training arrays are those passed in.
     rng : numpy.random.Generator or None
         None: no shuffle, the last images are held out.
     train_size : int, optional
@@ -826,11 +778,6 @@ def split(images, labels, val_size, rng, train_size=None, stratified=False):
     stratified : bool
         Whether both parts have as large a share of each class as all images, and at least one image of
         each class that has two, as far as the sizes allow.
-
-    Returns
-    -------
-    (train_images, train_labels), (val_images, val_labels)
-        No image is in both; without a hold-out the training arrays are those passed in.
 
     Raises
     ------
@@ -866,22 +813,10 @@ def stratified_order(labels, rng):
 
 
 def folds(labels, count, rng, size=None):
-    """Deal images to folds for cross-validation, stratified: in each the classes have equal shares.
+    """The fold (n,) of each image for cross-validation, from 1; 0 for those that are left out.
 
-    Parameters
-    ----------
-    labels : array (n,)
-    count : int
-        Number of folds.
-    rng : numpy.random.Generator
-    size : int, optional
-        Number of images to deal, chosen at random; default: all.
-
-    Returns
-    -------
-    int array (n,)
-        The fold of each image, from 1; 0 for those that are left out. Neither the sizes of two folds
-        nor their images of a class differ by more than one.
+    Of all images, or of ``size`` chosen at random. Neither the sizes of two folds nor their images of a
+    class differ by more than one.
     """
     order = rng.permutation(len(labels))[:size]
     order = order[np.argsort(labels[order], kind="stable")]
@@ -908,19 +843,18 @@ def split_dataset(dataset, config):
     ``val_size`` is; 0 trains on those images, too, and folds are dealt of all images.
     """
     check_parts(dataset, config)
+    images, labels = all_images(dataset)
     if config.get("folds"):
-        fold, (images, labels) = folds_of(dataset, config), all_images(dataset)
+        fold = folds_of(dataset, config)
         val, train = fold == config["fold"], (fold > 0) & (fold != config["fold"])
         return (images[train], labels[train]), (images[val], labels[val])
-    images, labels = dataset["train_images"], dataset["train_labels"]
+    own = "val_images" in dataset and config["val_size"]
+    if own:
+        images, labels = dataset["train_images"], dataset["train_labels"]
     rng = None if config["holdout"] == "last" else _split_rng(config)
-    how = (rng, config["train_size"], config["holdout"] == "stratified")
-    if "val_images" not in dataset:
-        return split(images, labels, held_out(config, dataset), *how)
-    own = dataset["val_images"], dataset["val_labels"]
-    if config["val_size"]:
-        return split(images, labels, 0, *how)[0], own
-    return split(*all_images(dataset), 0, *how)
+    size, stratified = 0 if own else held_out(config, dataset), config["holdout"] == "stratified"
+    train, val = split(images, labels, size, rng, config["train_size"], stratified)
+    return train, (dataset["val_images"], dataset["val_labels"]) if own else val
 
 
 def _split_rng(config):
@@ -1007,8 +941,7 @@ def fit_steps(names, images, image_shape):
         ``standardize`` subtracts the mean of all numbers and divides by their standard deviation,
         ``pca:50`` keeps the 50 principal components (Pearson 1901).
     images : uint8 array (n, d)
-        Training images only, as they are read.
-    image_shape : (rows, columns)
+        Training images only, as they are read, of ``image_shape`` (rows, columns).
 
     Returns
     -------
@@ -1040,7 +973,10 @@ def _fit_affine(name, number, images, steps):
     """Mean, factor and basis of a step that comes after steps, fitted on images that are redrawn."""
     if name == "scale":
         return {"factor": 1 / 255}
-    mean, square = _moments(images, steps)  # (d,)
+    sums = 0.0
+    for batch in batches(images, None, steps, dtype=np.float64):
+        sums += np.array([batch["x"].sum(axis=0), np.square(batch["x"]).sum(axis=0)])
+    mean, square = sums / len(images)  # (d,)
     if name == "center":
         return {"mean": mean}
     if name == "standardize":
@@ -1055,20 +991,12 @@ def _fit_affine(name, number, images, steps):
     return {"mean": mean, "basis": basis * np.sign(largest)}  # eigenvectors have no sign of their own
 
 
-def _moments(images, steps):
-    """Means over all images of their numbers and of the squares, each (d,), after the steps so far."""
-    sums = 0.0
-    for batch in batches(images, None, steps, dtype=np.float64):
-        sums += np.array([batch["x"].sum(axis=0), np.square(batch["x"]).sum(axis=0)])
-    return sums / len(images)
-
-
 UNCHANGED = {"name": "affine", "mean": None, "factor": 1.0, "basis": None}
 
 
 def _followed_by(steps, mean=None, factor=1.0, basis=None):
     """One affine step, as a list, that does what steps (none or one) do and then another."""
-    first = steps[0] if steps else UNCHANGED
+    first = affine_step(steps)
     if mean is None:
         mean = first["mean"]
     else:  # as much is subtracted before all that the first one does
@@ -1108,10 +1036,10 @@ def parse_steps(names):
     return steps
 
 
-def preprocess(images, steps, dtype=np.float32, out=None):
+def preprocess(images, steps, dtype=np.float32):
     """Apply fitted steps to uint8 images (n, d): ``redraw``, and then ``to_numbers``."""
     _check_bytes(images)
-    return to_numbers(redraw(images, steps), steps, dtype, out)
+    return to_numbers(redraw(images, steps), steps, dtype)
 
 
 def _check_bytes(images):
@@ -1123,17 +1051,15 @@ def _check_bytes(images):
 
 def redraw(images, steps):
     """uint8 images (n, d') after the steps on pictures; the images (n, d) themselves without such."""
-    wanted = [step for step in steps if step["name"] in PICTURE_STEPS]
-    if not wanted or not len(images):
-        return images
+    for step in steps:
+        if step["name"] in PICTURE_STEPS:
+            images = _in_blocks(lambda block, step=step: _redrawn(block, step), images)
+    return images
 
-    def redrawn(block):
-        for step in wanted:
-            pictures = PICTURE_STEPS[step["name"]](block.reshape(len(block), *step["shape"]), step)
-            block = pictures.reshape(len(block), -1)
-        return block
 
-    return np.concatenate([redrawn(images[i : i + 1000]) for i in range(0, len(images), 1000)])
+def _redrawn(images, step):
+    pictures = PICTURE_STEPS[step["name"]](images.reshape(-1, *step["shape"]), step)
+    return pictures.reshape(len(images), math.prod(pictures.shape[1:]))
 
 
 def to_numbers(images, steps, dtype=np.float32, out=None, times=1.0):
@@ -1194,13 +1120,14 @@ def without_gradients(steps):
 
 def most_inputs(names, pixels):
     """How many numbers the steps make at most of an image of so many pixels."""
-    cells = {name: min(number**2, pixels) for name, number in parse_steps(names) if name in GRADIENT_STEPS}
-    return max(pixels, 8 * cells.get("hog", 0), pixels + 8 * cells.get("pixels-and-hog", 0))
+    cells = [min(number**2, pixels) for name, number in parse_steps(names) if name in GRADIENT_STEPS]
+    return pixels + 8 * sum(cells)
 
 
 def keeps_blank(steps):
     """Whether a pixel that is 0 becomes a number that is 0, in the same place (after ``redraw``)."""
-    return all(step.get("mean") is None and step.get("basis") is None for step in steps)
+    affine = affine_step(steps)
+    return affine["mean"] is None and affine["basis"] is None
 
 
 def weights_in_pixels(weights, steps):
@@ -1269,16 +1196,17 @@ def sort_pixels(images, columns=None):
         ``images``, a copy (n, d) with its columns sorted; ``columns`` (d,), where each of them
         was; ``inked`` (n,), the number of columns of each image up to its last that is not 0.
     """
-    blocks = [slice(start, start + 1000) for start in range(0, len(images), 1000)]
     if columns is None:
-        used = sum(np.count_nonzero(images[rows], axis=0) for rows in blocks)  # (d,); 0 without images
-        columns = np.argsort(-np.broadcast_to(used, images.shape[1:]), kind="stable")
-    ordered, inked = np.empty_like(images), np.empty(len(images), np.int64)
-    for rows in blocks:
-        ordered[rows] = images[rows][:, columns]
-        ink = ordered[rows, ::-1] != 0  # behind the last of it there are as many as before the first of these
-        inked[rows] = np.where(ink.any(axis=1), images.shape[1] - ink.argmax(axis=1), 0)
-    return {"images": ordered, "columns": columns, "inked": inked}
+        used = _in_blocks(lambda block: np.count_nonzero(block, axis=0)[None], images).sum(axis=0)  # (d,)
+        columns = np.argsort(-used, kind="stable")
+    ordered = _in_blocks(lambda block: block[:, columns], images)
+    return {"images": ordered, "columns": columns, "inked": _in_blocks(_last_ink, ordered)}
+
+
+def _last_ink(images):
+    """The number of columns (n,) of each image up to its last that is not 0."""
+    ink = images[:, ::-1] != 0  # behind the last of it there are as many as before the first of these
+    return np.where(ink.any(axis=1), images.shape[1] - ink.argmax(axis=1), 0)
 
 
 # --- preprocess: the steps on pictures, uint8 (n, rows, columns) ------------------------------
@@ -1319,14 +1247,7 @@ def _pool(pictures, step):
 
 
 def _resampled_columns(pictures, start, scale):
-    """Column c of row r is taken from column start[r] + scale c, between columns linearly.
-
-    Parameters
-    ----------
-    pictures : uint8 array (n, rows, columns)
-    start : float array (n, rows)
-    scale : float array (n,)
-    """
+    """Column c of row r is taken from column start[n, r] + scale[n] c, between columns linearly."""
     columns = pictures.shape[2]
     at = start[:, :, None] + scale[:, None, None] * np.arange(columns)  # (n, rows, columns)
     np.clip(at, -1, columns, out=at)
@@ -1355,12 +1276,12 @@ def gradients(images, step, dtype=np.float32):
     Parameters
     ----------
     step : dict
-        ``shape``, rows and columns of an image, and ``number``, cells a side.
+        ``name``, of GRADIENT_STEPS; ``shape``, rows and columns of an image; ``number``, cells a side.
 
     Returns
     -------
     array (n, 8 * cells)
-        By direction, and then by rows of cells.
+        By direction, and then by rows of cells. With ``pixels-and-hog`` the d pixels come before them.
     """
     rows, columns = step["shape"]
     down, across = (_windows(side, step["number"], dtype) for side in step["shape"])
@@ -1377,7 +1298,7 @@ def gradients(images, step, dtype=np.float32):
         np.sqrt(lengths * (4 * 255 / 2), out=lengths)  # half of each difference over two pixels
         np.minimum(lengths, 255, out=lengths)
         found[start : start + GRADIENT_BLOCK] = lengths.reshape(-1, len(block)).T
-    return found
+    return found if step["name"] == "hog" else np.concatenate([images, found], axis=1, dtype=dtype)
 
 
 def _arrows(pictures):
@@ -1414,14 +1335,8 @@ def _windows(side, cells, dtype):
     return (np.maximum(0, 1 - distance) * cells / side).astype(dtype)
 
 
-def with_gradients(images, step, dtype=np.float32):
-    """What a step of GRADIENT_STEPS makes of images (n, d), before it is rounded."""
-    found = gradients(images, step, dtype)
-    return found if step["name"] == "hog" else np.concatenate([images, found], axis=1, dtype=dtype)
-
-
 def _gradient_picture(pictures, step):
-    return np.uint8(np.rint(with_gradients(pictures.reshape(len(pictures), -1), step)))
+    return np.uint8(np.rint(gradients(pictures.reshape(len(pictures), -1), step)))
 
 
 GRADIENT_STEPS = ("hog", "pixels-and-hog")
