@@ -153,34 +153,21 @@ def _load_source(name, data_dir, download, form):
         urls = [mirror + file for mirror in source["mirrors"]]
         download_file(urls, folder / file, source["sha256"][part], SIZES[part])
     try:
-        dataset = _load_idx_files(folder, name, source["title"], source["class_names"], form)
+        dataset = _load_path(folder, name, source["title"], form, source["class_names"])
         for part, digest in dataset["sha256"].items():
             if digest != source["sha256"][part]:
-                raise ValueError(f"{_find_idx(folder, part)} is not that of {source['title']} (its SHA-256)")
+                raise ValueError(f"{folder / FILES[part]} is not that of {source['title']} (its SHA-256)")
     except ValueError as error:
         hint = "delete it to download it anew, or name its folder as --dataset to use it as it is"
         raise ValueError(f"{error}; {hint}") from error
     return dataset
 
 
-def _load_idx_files(folder, name, title, class_names, form):
-    """The dataset of the four files that are named in FILES, all of which are there."""
-    loaded = {part: load_idx(_find_idx(folder, part)) for part in FILES}
-    arrays, digests = ({part: pair[i] for part, pair in loaded.items()} for i in (0, 1))
-    about = {"name": name, "title": title, "class_names": class_names, "sha256": digests}
-    return as_dataset(**arrays, **about, where=folder, **form)
-
-
-def _find_idx(folder, part):
-    """Path of a part's IDX file in a folder, under one of its names on MNIST's page, or None."""
-    dashed = FILES[part]
-    dotted = dashed.replace("-idx", ".idx")
-    names = (dashed, dotted, f"{dashed}.gz", f"{dotted}.gz")
-    return next((folder / name for name in names if (folder / name).is_file()), None)
-
-
 def _lacks(folder):
-    return [part for part in FILES if _find_idx(folder, part) is None]
+    """The parts of FILES that are not in a folder."""
+    names = [file.name for file in _data_files(folder)] if folder.is_dir() else []
+    found = {f"{_words_of(name, PARTS)}_{_words_of(name, KINDS)}" for name in names}
+    return [part for part in FILES if part not in found]
 
 
 def _torchvision_folders(name, data_dir):
@@ -304,9 +291,10 @@ def _as_bytes(images, where):
     return {part: _in_blocks(in_bytes, array) for part, array in images.items()}
 
 
-def _in_blocks(function, images):
-    """What a function makes of images (n, ...), of 1,000 at a time: what it needs meanwhile stays small."""
-    return np.concatenate([function(images[i : i + 1000]) for i in range(0, len(images) or 1, 1000)])
+def _in_blocks(function, images, *more):
+    """What a function makes of images (n, ...), 1,000 at a time: what it needs meanwhile stays small."""
+    starts = range(0, len(images) or 1, 1000)  # none are one block without any
+    return np.concatenate([function(images[start : start + 1000], *more) for start in starts])
 
 
 def _note(text):
@@ -512,7 +500,7 @@ def _locate(name, data_dir):
     return None
 
 
-def _load_path(path, name, title, form):
+def _load_path(path, name, title, form, class_names=None):
     arrays, digests = _read_files(path)
     if not arrays and path.is_dir():
         arrays, digests = _read_pictures(path, form["size"])
@@ -528,8 +516,8 @@ def _load_path(path, name, title, form):
         if f"{part}_images" in arrays and f"{part}_labels" not in arrays:
             del arrays[f"{part}_images"]
             _note(f"{path}: the {part} images have no labels and are left out; see test.py --predict")
-    about = {"name": name, "title": title, "class_names": _read_class_names(path), "sha256": digests}
-    return as_dataset(**arrays, **about, where=path, **form)
+    names = class_names or _read_class_names(path)
+    return as_dataset(**arrays, name=name, title=title, class_names=names, sha256=digests, where=path, **form)
 
 
 def _read_class_names(path):
@@ -558,7 +546,8 @@ def _data_files(path):
 
 def _form_of(path):
     name = path.name.lower().removesuffix(".gz")
-    return None if name.startswith(".") else next((f for f in READERS if re.search(f, name)), None)
+    hidden = name.startswith(".") or name.endswith(".part")  # which nn.save_bytes has not finished
+    return None if hidden else next((form for form in READERS if re.search(form, name)), None)
 
 
 PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test", "t10k": "test"}
@@ -842,7 +831,7 @@ def split_dataset(dataset, config):
     With ``folds`` the validation part is one of them. A validation set of its own is used as such, whatever
     ``val_size`` is; 0 trains on those images, too, and folds are dealt of all images.
     """
-    check_parts(dataset, config)
+    held = held_out(config, dataset)
     images, labels = all_images(dataset)
     if config.get("folds"):
         fold = folds_of(dataset, config)
@@ -852,8 +841,8 @@ def split_dataset(dataset, config):
     if own:
         images, labels = dataset["train_images"], dataset["train_labels"]
     rng = None if config["holdout"] == "last" else _split_rng(config)
-    size, stratified = 0 if own else held_out(config, dataset), config["holdout"] == "stratified"
-    train, val = split(images, labels, size, rng, config["train_size"], stratified)
+    stratified = config["holdout"] == "stratified"
+    train, val = split(images, labels, 0 if own else held, rng, config["train_size"], stratified)
     return train, (dataset["val_images"], dataset["val_labels"]) if own else val
 
 
@@ -865,16 +854,6 @@ def _split_rng(config):
 def folds_of(dataset, config):
     """The fold of each of ``all_images`` in a run with folds, as ``folds``."""
     return folds(all_images(dataset)[1], config["folds"], _split_rng(config), config["train_size"])
-
-
-def check_parts(dataset, config):
-    """Raise a ValueError unless a dataset can be split as a run's settings ask."""
-    n = count_images(dataset)
-    size = config["train_size"] or n
-    if not config.get("folds"):
-        check_split(n, held_out(config, dataset), config["train_size"])
-    elif not config["folds"] <= size <= n:
-        raise ValueError(f"--folds: {size} of {n} images cannot be dealt to {config['folds']} folds")
 
 
 def all_images(dataset):
@@ -900,22 +879,25 @@ SPLIT_KIND = {  # what the config of a run says about it
 
 
 def held_out(config, dataset):
-    """How many images of a dataset are for validation: a fold, or its own ones where it has them."""
+    """How many images of a dataset are for validation: a fold, or its own ones where it has them.
+
+    ValueError where it cannot be split as the config asks.
+    """
+    own, size = len(dataset.get("val_images", ())), config["train_size"]
+    n = own + len(dataset["train_images"])
     if config.get("folds"):
-        return len(range(config["fold"] - 1, config["train_size"] or count_images(dataset), config["folds"]))
-    own = len(dataset.get("val_images", ()))
-    return own if own and config["val_size"] else val_count(config, len(dataset["train_images"]))
+        if not config["folds"] <= (size or n) <= n:
+            raise ValueError(f"--folds: {size or n} of {n} images cannot be dealt to {config['folds']} folds")
+        return len(range(config["fold"] - 1, size or n, config["folds"]))
+    held = own if own and config["val_size"] else val_count(config, n - own)
+    check_split(n, held, size)
+    return held
 
 
 def val_count(config, images):
     """How many of so many training images --val-size holds out: a share below 1 is one of them."""
     size = config["val_size"]
     return max(1, round(size * images)) if 0 < size < 1 else int(size)
-
-
-def count_images(dataset):
-    """How many images there are to train on and to validate with."""
-    return len(dataset["train_images"]) + len(dataset.get("val_images", ()))
 
 
 # --- preprocess -------------------------------------------------------------------------------
@@ -1027,9 +1009,9 @@ def parse_steps(names):
             raise ValueError(f"{name} takes no number, not {text:.40}")
         if ":" in example and not (number.isdecimal() and 1 <= int(number[:9]) == int(number)):
             raise ValueError(f"{name} needs a whole number above 0, as in {example}, not {text:.40}")
-        before = steps[-1][0] if steps else name
-        if name in PICTURE_STEPS and (before not in PICTURE_STEPS or before in GRADIENT_STEPS) and steps:
-            raise ValueError(f"{name} works on pictures: put it before {steps[-1][0]}")
+        before = [one for one, _ in steps if one not in PICTURE_STEPS or one in GRADIENT_STEPS]
+        if name in PICTURE_STEPS and before:
+            raise ValueError(f"{name} works on pictures: put it before {before[0]}")
         if name in dict(steps):
             raise ValueError("must name each step once")
         steps.append((name, int(number) if colon else None))
@@ -1053,13 +1035,13 @@ def redraw(images, steps):
     """uint8 images (n, d') after the steps on pictures; the images (n, d) themselves without such."""
     for step in steps:
         if step["name"] in PICTURE_STEPS:
-            images = _in_blocks(lambda block, step=step: _redrawn(block, step), images)
+            images = _in_blocks(_redrawn, images, step)
     return images
 
 
 def _redrawn(images, step):
     pictures = PICTURE_STEPS[step["name"]](images.reshape(-1, *step["shape"]), step)
-    return pictures.reshape(len(images), math.prod(pictures.shape[1:]))
+    return np.rint(pictures).astype(np.uint8).reshape(len(images), math.prod(pictures.shape[1:]))
 
 
 def to_numbers(images, steps, dtype=np.float32, out=None, times=1.0):
@@ -1243,7 +1225,7 @@ def _pool(pictures, step):
     n, rows, columns = pictures.shape
     even = np.pad(pictures, ((0, 0), (0, rows % 2), (0, columns % 2)))
     blocks = even.reshape(n, (rows + 1) // 2, 2, (columns + 1) // 2, 2)
-    return np.rint(blocks.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
+    return blocks.mean(axis=(2, 4), dtype=np.float32)
 
 
 def _resampled_columns(pictures, start, scale):
@@ -1255,8 +1237,7 @@ def _resampled_columns(pictures, start, scale):
     right_share = at - left
     padded = np.pad(pictures, ((0, 0), (0, 0), (1, 2)))  # blank beyond the edges
     mixed = np.take_along_axis(padded, left + 1, axis=2) * (1 - right_share)
-    mixed += np.take_along_axis(padded, left + 2, axis=2) * right_share
-    return np.rint(mixed).astype(np.uint8)
+    return mixed + np.take_along_axis(padded, left + 2, axis=2) * right_share
 
 
 # --- preprocess: histograms of gradients ------------------------------------------------------
@@ -1265,7 +1246,7 @@ GRADIENT_BLOCK = 64  # images at a time, so that they stay in cache
 
 
 def gradients(images, step, dtype=np.float32):
-    """Histograms of oriented gradients (Dalal & Triggs 2005) of images (n, d).
+    """Histograms of oriented gradients (Dalal & Triggs 2005) of images (n, d) or (n, rows, columns).
 
     The slope of grey at a pixel is found by central differences; beyond its edges a picture goes on as
     it is there. It is the sum of two arrows in neighbouring ones of 8 directions, 45 degrees apart, the
@@ -1284,6 +1265,7 @@ def gradients(images, step, dtype=np.float32):
         By direction, and then by rows of cells. With ``pixels-and-hog`` the d pixels come before them.
     """
     rows, columns = step["shape"]
+    images = images.reshape(-1, rows * columns)
     down, across = (_windows(side, step["number"], dtype) for side in step["shape"])
     found = np.empty((len(images), 8 * len(down) * len(across)), dtype)
     for start in range(0, len(images), GRADIENT_BLOCK):
@@ -1335,13 +1317,9 @@ def _windows(side, cells, dtype):
     return (np.maximum(0, 1 - distance) * cells / side).astype(dtype)
 
 
-def _gradient_picture(pictures, step):
-    return np.uint8(np.rint(gradients(pictures.reshape(len(pictures), -1), step)))
-
-
 GRADIENT_STEPS = ("hog", "pixels-and-hog")
 PICTURE_STEPS = {"deskew": _deskew, "width": _normalize_width, "pool": _pool}
-PICTURE_STEPS |= dict.fromkeys(GRADIENT_STEPS, _gradient_picture)
+PICTURE_STEPS |= dict.fromkeys(GRADIENT_STEPS, gradients)
 
 # --- augment ----------------------------------------------------------------------------------
 
@@ -1429,18 +1407,16 @@ def _positions(n, distortion, rng, dtype):
     rotation, shear = uniform(math.radians(limits["max_rotation"])), uniform(limits["max_shear"])
     high, wide = 1 / (1 + uniform(limits["max_scaling"])), 1 / (1 + uniform(limits["max_scaling"]))
     cos, sin = np.cos(rotation), np.sin(rotation)
-    constants, by_column, by_row = (0, 0), (0, 1), (1, 0)  # of the curves along y and x
-    of_row = {constants: uniform(limits["max_shift"]), by_column: -sin * high, by_row: cos * high}
-    of_column = {constants: uniform(limits["max_shift"]), by_column: cos * wide}
-    of_column[by_row] = sin * wide + shear
+    down, right, none = uniform(limits["max_shift"]), uniform(limits["max_shift"]), np.zeros(n)
+    of_row = [[down, -sin * high], [cos * high, none]]  # of the first two curves along y, and along x
+    of_column = [[right, cos * wide], [sin * wide + shear, none]]
     positions = []
     for side, affine in zip(distortion["shape"], (of_row, of_column)):
         coefficients = np.zeros((along_y.shape[1], n, along_x.shape[1]), dtype)
         if limits["bend"]:
             bends = coefficients[2:, :, 2:]
             bends[...] = limits["bend"] * rng.standard_normal(bends.shape, dtype=dtype)
-        for (i, j), values in affine.items():
-            coefficients[i, :, j] = values
+        coefficients[:2, :, :2] = np.swapaxes(affine, 1, 2)  # (2, n, 2)
         coefficients[0, :, 0] += (side - 1) / 2
         bent = along_y.astype(dtype) @ coefficients.reshape(len(coefficients), -1)
         field = bent.reshape(-1, along_x.shape[1]) @ along_x.T.astype(dtype)
@@ -1906,7 +1882,7 @@ def _load_glyphs(folder, form):
     """The drawn data set, from its cached IDX files, or drawn now and cached if possible."""
     title = "glyphs (drawn)"
     if not _lacks(folder):
-        return _load_idx_files(folder, "glyphs", title, DIGITS, form)
+        return _load_path(folder, "glyphs", title, form, DIGITS)
     say("drawing the data set glyphs: 70,000 digits from fonts ...", sys.stderr)
     arrays = draw_glyphs(np.random.default_rng(0))
     contents = {part: idx_bytes(array) for part, array in arrays.items()}

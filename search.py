@@ -1116,7 +1116,6 @@ def make_trials(definition, data_dir, known, workers=1):
     for number, s in enumerate(settings, start=1):
         dataset = loaded[s["dataset"]]
         train.check_memory(s, *dataset["train_images"].shape, len(dataset["class_names"]), at_once)
-        data.check_parts(dataset, s)
         if known is not None and known.get(dataset["name"]) != dataset["sha256"]:
             raise ValueError(f"the data set {dataset['name']} is not the one that the search used")
         train.class_weights(dataset["train_labels"], len(dataset["class_names"]), s)
