@@ -1,16 +1,14 @@
 """Datasets: load, split, preprocess, augment; pictures of your own; the edges that every script has.
 
 In this order, after a few lines for scripts that are still importing: data sets (``load_dataset``,
-``as_dataset``, ``load_images``, READERS), ``split``, preprocessing (``fit_steps``, ``preprocess``,
-``batches``), distortions (``augment``), saved networks (``load_run``) and other files, the download,
-digits drawn from fonts, pictures of your own (``load_picture``, ``prepare_picture``), and what every script
-needs at its edges (``make_parser``, ``run_script``).
+``as_dataset``, READERS), ``split``, preprocessing (``fit_steps``, ``preprocess``, ``batches``), distortions
+(``augment``), saved networks (``load_run``) and other files, the download, digits drawn from fonts,
+pictures of your own (``prepare_picture``), what every script needs (``make_parser``, ``run_script``).
 
 A dataset is a plain dict: ``name``, ``title``, ``train_images`` and ``test_images`` (uint8,
 ``(n, rows * cols)``), ``train_labels`` and ``test_labels`` (``(n,)``, uint8 up to 256 classes),
 ``image_shape`` ``(rows, cols)``, ``class_names`` and ``sha256`` (of each file's uncompressed content); and
 ``val_images`` and ``val_labels`` where it has a validation set of its own. There may be no test images.
-Images stay uint8 until a batch is taken.
 """
 
 import os
@@ -84,15 +82,14 @@ FILES = {  # part -> name of its IDX file, which may also end in .gz
 
 
 def load_dataset(name="auto", data_dir=None, download=True, size=None, transpose=False):
-    """Load a dataset, downloading or drawing what is missing; returns a dict, see the top of this file.
+    """Load a dataset, a dict as above, downloading or drawing what is missing.
 
     Parameters
     ----------
     name : str
-        ``mnist``, ``fashion-mnist``, ``glyphs`` (drawn from fonts), ``auto`` (mnist, or with a
-        warning glyphs when it is not to be had), or the path of a file or folder of one of the forms
-        of READERS, or of a folder with pictures in a folder for each class. A path is also looked for
-        below ``data_dir``.
+        ``mnist``, ``fashion-mnist``, ``glyphs`` (drawn from fonts), ``auto`` (mnist, or with a warning
+        glyphs when it is not to be had); or the path, perhaps below ``data_dir``, of a file or folder of
+        one of the forms of READERS, or of a folder with pictures in a folder for each class.
     data_dir : path, optional
         Holds a folder for each dataset; default: environment variable DATA_DIR, or ``datasets``.
     download : bool
@@ -102,10 +99,8 @@ def load_dataset(name="auto", data_dir=None, download=True, size=None, transpose
 
     Raises
     ------
-    ValueError
-        Unknown name, a damaged file, images and labels that do not match.
-    OSError
-        Files are missing and could not be had.
+    ValueError, OSError
+        Unknown name, a damaged file, what does not match; files are missing and could not be had.
     """
     data_dir = pathlib.Path(data_dir or os.environ.get("DATA_DIR") or "datasets")
     form = {"size": parse_size(size), "transpose": transpose}
@@ -118,9 +113,7 @@ def load_dataset(name="auto", data_dir=None, download=True, size=None, transpose
     path = _locate(name, data_dir)
     if path is None:
         known = ", ".join(DATASET_NAMES)
-        raise ValueError(
-            f"there is no data set {name}: neither {known} nor a file or folder with data; see --dataset"
-        )
+        raise ValueError(f"there is no --dataset {name}: neither {known} nor a file or folder with data")
     title = pathlib.Path(name).resolve().name
     return _load_path(path, str(name), title.partition(".")[0] if path.is_file() else title, form)
 
@@ -143,7 +136,7 @@ def _load_auto(data_dir, download, form):
 
 
 def _load_source(name, data_dir, download, form):
-    source, places = SOURCES[name], [data_dir / name, *_torchvision_folders(name, data_dir)]
+    source, places = SOURCES[name], _places(name, data_dir)
     folder = next((place for place in places if not _lacks(place)), places[0])
     missing = _lacks(folder)
     if missing and not download:
@@ -156,7 +149,7 @@ def _load_source(name, data_dir, download, form):
         dataset = _load_path(folder, name, source["title"], form, source["class_names"])
         for part, digest in dataset["sha256"].items():
             if digest != source["sha256"][part]:
-                raise ValueError(f"{folder / FILES[part]} is not that of {source['title']} (its SHA-256)")
+                raise ValueError(f"{folder}: {FILES[part]} is not that of {source['title']} (its SHA-256)")
     except ValueError as error:
         hint = "delete it to download it anew, or name its folder as --dataset to use it as it is"
         raise ValueError(f"{error}; {hint}") from error
@@ -170,17 +163,17 @@ def _lacks(folder):
     return [part for part in FILES if part not in found]
 
 
-def _torchvision_folders(name, data_dir):
-    """Where torchvision keeps a data set: ``FashionMNIST/raw`` for fashion-mnist."""
-    folders = sorted(data_dir.glob("*/raw"))
-    return [f for f in folders if f.parent.name.lower() == re.sub("[-_]", "", str(name)).lower()]
+def _places(name, data_dir):
+    """Where a data set may lie; torchvision keeps fashion-mnist in the folder ``FashionMNIST/raw``."""
+    plain, folders = re.sub("[-_]", "", str(name)).lower(), sorted(data_dir.glob("*/raw"))
+    return [data_dir / name, *(f if f.parent.name.lower() == plain else f / name for f in folders)]
 
 
 def as_dataset(
     train_images, train_labels, test_images=None, test_labels=None, val_images=None, val_labels=None,
     name="arrays", title=None, class_names=None, size=None, transpose=False, sha256=None, where=None,
 ):  # fmt: skip
-    """The dataset that arrays make, if they belong together; a dict, see the top of this file.
+    """The dataset, a dict as above, that arrays make; a ValueError names the first of them that is wrong.
 
     Parameters
     ----------
@@ -198,15 +191,8 @@ def as_dataset(
         Of images that are (n, d); default: they are square.
     transpose : bool
         Swap rows and columns, as EMNIST needs it.
-    sha256 : {str: str}, optional
-        Of what the arrays were read from; default: of the arrays.
-    where : path, optional
-        Where they come from, for messages.
-
-    Raises
-    ------
-    ValueError
-        The message names what does not fit, and the first image or label that is wrong.
+    sha256, where
+        {str: str} of what the arrays were read from, default: of the arrays; its path, for messages.
     """
     size, where, images, labels = parse_size(size), where or name, {}, {}
     for part, word, pictures, answers in (
@@ -229,22 +215,20 @@ def as_dataset(
         raise ValueError(f"{where} has no training images")
     images = _as_bytes(images, where)
     labels, names = _as_classes(labels, class_names, where)
-    arrays = {f"{part}_images": array.reshape(len(array), -1) for part, array in images.items()}
+    shape = images["train"].shape[1:]
+    arrays = {f"{part}_images": array.reshape(-1, math.prod(shape)) for part, array in images.items()}
     arrays |= {f"{part}_labels": array for part, array in labels.items()}
+    sums = {key: hashlib.sha256(array.tobytes()).hexdigest() for key, array in arrays.items() if not sha256}
     return {
         "name": name,
         "title": printable(title or name),
         "class_names": names,
-        "image_shape": images["train"].shape[1:],
+        "image_shape": shape,
         "test_images": arrays["train_images"][:0],
         "test_labels": arrays["train_labels"][:0],
         **arrays,
-        "sha256": sha256 or {key: _sha256(array) for key, array in arrays.items()},
+        "sha256": sha256 or sums,
     }
-
-
-def _sha256(array):
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
 
 
 def _as_pictures(images, what, size, transpose):
@@ -365,26 +349,11 @@ def _is_whole(text):
 def load_dataset_of(config, data_dir=None, name=None, transpose=None):
     """The data set that a network is judged on: the one that its config says, or the one named.
 
-    Parameters
-    ----------
-    config : dict
-        Stored with the params; says what they were trained on.
-    data_dir, name
-        As for ``load_dataset``, which raises the same errors.
-    transpose : bool, optional
-        Default: as for the training, or not at all for the one named.
-
-    Returns
-    -------
-    dict
-        Its labels are the network's class numbers. Where it has no test images, ``test_images`` are the
-        validation images of the run, or all images of another data set. ``judged`` says which:
-        ``test images``, ``validation images`` or ``images``.
-
-    Raises
-    ------
-    ValueError
-        Images of another size, classes that the network does not know, or no images to judge it on.
+    Its labels are the network's class numbers. Where it has no test images, ``test_images`` are the
+    validation images of the run, or all images of another data set; ``judged`` says which: ``test images``,
+    ``validation images`` or ``images``. ``data_dir`` and ``name`` are as for ``load_dataset``, and so are
+    the errors; ``transpose`` is by default as for the training, or False for the one named. ValueError as
+    well for images or classes that do not fit the network, and where there are no images to judge it on.
     """
     own, trained_on = config["dataset"], config["data"]
     shape, size = trained_on["image_shape"], config["size"]
@@ -408,30 +377,25 @@ def load_images(path, image_shape, transpose=False):
 
     Of several sets of images those named test are taken; labels are not looked at. ``image_shape`` is that
     of the network's images, and ``transpose`` whether rows and columns were swapped for the training.
-
-    Raises
-    ------
-    ValueError
-        A damaged file, no images, or of another size.
-    OSError
-        The file cannot be read.
+    ValueError or OSError for a damaged or missing file, no images, or images of another size.
     """
     path, shape = pathlib.Path(path), tuple(image_shape)[::-1] if transpose else tuple(image_shape)
+    pixels = math.prod(shape)
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}")
-    arrays, _ = _read_files(path, math.prod(shape))
+    arrays, _ = _read_files(path, pixels)
     part = next((part for part in ("test", "train", "val") if f"{part}_images" in arrays), None)
     if part is None or not arrays[f"{part}_images"].size:
         raise ValueError(f"{path} holds no images")
     images = arrays[f"{part}_images"]
-    images = images[None] if images.shape in (shape, (math.prod(shape),)) else images  # it is one
-    if math.prod(images.shape[1:]) != math.prod(shape):
+    images = images[None] if images.shape in (shape, (pixels,)) else images  # it is one
+    if math.prod(images.shape[1:]) != pixels:
         sizes = [setting_text(list(sides)) for sides in (images.shape[1:], shape)]
         raise ValueError(f"{path} has images of {sizes[0]} pixels, but the network takes {sizes[1]}")
     images = _as_pictures(images, f"{path}: the images", shape, transpose)
     if f"{part}_labels" in arrays:
         _note(f"the labels in {path} are not looked at; to judge by them, see --dataset")
-    return _as_bytes({"new": images}, path)["new"].reshape(len(images), -1)
+    return _as_bytes({"new": images}, path)["new"].reshape(-1, pixels)
 
 
 def holds_arrays(path):
@@ -493,8 +457,7 @@ def _locate(name, data_dir):
 
     It may be the beginning of names: ``gzip/emnist-letters`` of EMNIST's files in the folder gzip.
     """
-    below = [folder / name for folder in sorted(data_dir.glob("*/raw"))]
-    for path in (pathlib.Path(name), data_dir / name, *_torchvision_folders(name, data_dir), *below):
+    for path in (pathlib.Path(name), *_places(name, data_dir)):
         if path.exists() or (path.parent.is_dir() and _data_files(path)):
             return path
     return None
@@ -506,12 +469,10 @@ def _load_path(path, name, title, form, class_names=None):
         arrays, digests = _read_pictures(path, form["size"])
     if len({key.partition("_")[0] for key in arrays}) == 1:  # mnist_test.csv alone: these are the images
         arrays = {f"train_{key.partition('_')[2]}": array for key, array in arrays.items()}
-    for part in ("train_images", "train_labels"):
+    for part, short in (("train_images", "X_train"), ("train_labels", "y_train")):
         if part not in arrays:
-            raise FileNotFoundError(
-                f"{path} lacks the {part.replace('train_', 'training ')}; files or arrays are expected under "
-                f"names such as {FILES[part]}, {'X' if part.endswith('images') else 'y'}_train"
-            )
+            names = f"a file or array with a name such as {FILES[part]}, {part} or {short}"
+            raise FileNotFoundError(f"{path} lacks the {part.replace('train_', 'training ')}: {names}")
     for part in ("val", "test"):
         if f"{part}_images" in arrays and f"{part}_labels" not in arrays:
             del arrays[f"{part}_images"]
@@ -525,9 +486,8 @@ def _read_class_names(path):
     file = (path if path.is_dir() else path.parent) / "classes.txt"
     if not file.is_file():
         return None
-    content = nn.load_bytes(file, MOST_TEXT)
     with nn.reading(file, "is no text"):
-        lines = content.decode("utf-8-sig").splitlines()
+        lines = nn.load_bytes(file, MOST_TEXT).decode("utf-8-sig").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -607,10 +567,10 @@ def _parse_pickle(content):
     if type(value) in (tuple, list) and len(value) in (2, 3):
         pairs = [value] if all(type(item) is np.ndarray for item in value) else value
         parts = ("train", "val", "test") if len(pairs) == 3 else ("train", "test")
-        nn.check(list(pairs), [(list, tuple)], "its content")
-        if any(len(pair) != 2 for pair in pairs):
-            raise ValueError("it is a list, but not of pairs of images and labels")
-        value = {f"{kind} {part}": pair[i] for part, pair in zip(parts, pairs) for i, kind in enumerate("xy")}
+        nn.check(list(pairs), [[(np.ndarray, list)]], "its content")
+        value = {}
+        for part, (images, labels) in zip(parts, pairs):
+            value |= {f"x {part}": images, f"y {part}": labels}
     nn.check(value, dict, "its content")
     value = {key: part for key, part in value.items() if _words_of(key, KINDS)}
     nn.check(value, {str: (np.ndarray, [(int, float, str)])}, "its content")
@@ -708,29 +668,25 @@ def _read_pictures(folder, size):
         part = PARTS.get(inner.name.lower())
         if part and inner.is_dir() and (found := _class_pictures(inner)):
             parts[part] = found
-    total, done, first, arrays, digests = sum(map(len, parts.values())), 0, None, {}, {}
+    files = [(part, *one) for part, found in parts.items() for one in found]
+    first, arrays, digests = None, {}, {}
     with progress_line() as show:
-        for part, found in parts.items():
-            pictures, digest = [], hashlib.sha256()
-            for path, _ in found:
-                picture, content_digest = _load_grey(path, size)
-                first = first or (path, picture.shape)
-                if picture.shape != first[1]:
-                    sizes = [setting_text(list(shape)) for shape in (picture.shape, first[1])]
-                    given = f"{path} has {sizes[0]} pixels, {first[0]} {sizes[1]}"
-                    raise ValueError(f"{given}: choose a --size, as 28x28")
-                if total * picture.size > nn.MOST_BYTES:
-                    raise ValueError(f"{folder}: {total:,} pictures are too large; choose a --size, as 28x28")
-                pictures.append(picture)
-                line = f"{path.relative_to(folder).as_posix()} {content_digest}\n"
-                digest.update(line.encode(errors="backslashreplace"))  # a name may be no text
-                done += 1
-                show(f"reading {folder}: {done:,}/{total:,} pictures")
-            if pictures:
-                arrays[f"{part}_images"] = np.stack(pictures)
-                arrays[f"{part}_labels"] = np.array([label for _, label in found])
-                digests[f"{part}_pictures"] = digest.hexdigest()
-    return arrays, digests
+        for done, (part, path, label) in enumerate(files, start=1):
+            picture, digest = _load_grey(path, size)
+            first = first or (path, picture.shape)
+            if picture.shape != first[1]:
+                sizes = [setting_text(list(shape)) for shape in (picture.shape, first[1])]
+                given = f"{path} has {sizes[0]} pixels, {first[0]} {sizes[1]}"
+                raise ValueError(f"{given}: choose a --size, as 28x28")
+            if len(files) * picture.size > nn.MOST_BYTES:
+                raise ValueError(f"{folder}: {len(files):,} such pictures are too large; choose a --size")
+            arrays.setdefault(f"{part}_images", []).append(picture)
+            arrays.setdefault(f"{part}_labels", []).append(label)
+            line = f"{path.relative_to(folder).as_posix()} {digest}\n".encode(errors="backslashreplace")
+            digests.setdefault(f"{part}_pictures", hashlib.sha256()).update(line)
+            show(f"reading {folder}: {done:,}/{len(files):,} pictures")
+    arrays = {key: np.array(values) for key, values in arrays.items()}
+    return arrays, {key: digest.hexdigest() for key, digest in digests.items()}
 
 
 def _class_pictures(folder):
@@ -753,25 +709,12 @@ def _class_pictures(folder):
 
 
 def split(images, labels, val_size, rng, train_size=None, stratified=False):
-    """``(train_images, train_labels), (val_images, val_labels)``: some images are held out.
+    """``(train_images, train_labels), (val_images, val_labels)`` of images (n, d) and labels (n,).
 
-    Parameters
-    ----------
-    images, labels : arrays (n, d), (n,)
-    val_size : int
-        Number of validation images; without any the training arrays are those passed in.
-    rng : numpy.random.Generator or None
-        None: no shuffle, the last images are held out.
-    train_size : int, optional
-        Number of training images to keep of the others; default: all of them.
-    stratified : bool
-        Whether both parts have as large a share of each class as all images, and at least one image of
-        each class that has two, as far as the sizes allow.
-
-    Raises
-    ------
-    ValueError
-        More images asked for than there are, or none left to train on.
+    ``val_size`` of them are held out, and ``train_size`` of the others are kept, by default all. They are
+    shuffled by a numpy.random.Generator; without any the last ones are held out. ``stratified``: both parts
+    have as large a share of each class as all images, and at least one image of each class that has two,
+    as far as the sizes allow. ValueError for more images than there are, or none left to train on.
     """
     wanted = check_split(len(images), val_size, train_size)
     if wanted == len(images):
@@ -867,15 +810,8 @@ def all_images(dataset):
 
 
 HOLDOUTS = ("stratified", "random", "last")
-SPLIT_KIND = {  # what the config of a run says about it
-    "val_size": (int, float),
-    "train_size": (int, None),
-    "holdout": str,
-    "folds?": int,
-    "fold?": int,
-    "seed": int,
-    "split_seed": (int, None),
-}
+SPLIT_KIND = {"holdout": str, "seed": int, "folds?": int, "fold?": int}  # what the config of a run says
+SPLIT_KIND |= {"val_size": (int, float), "train_size": (int, None), "split_seed": (int, None)}
 
 
 def held_out(config, dataset):
@@ -909,7 +845,9 @@ def val_count(config, images):
 
 
 def fit_steps(names, images, image_shape):
-    """Fit preprocessing on training images.
+    """Fit preprocessing on training images, uint8 (n, d) of ``image_shape`` (rows, columns).
+
+    ValueError for an unknown name, a wrong order or number.
 
     Parameters
     ----------
@@ -922,8 +860,6 @@ def fit_steps(names, images, image_shape):
         ``scale`` divides by 255, ``center`` subtracts each number's mean over the images,
         ``standardize`` subtracts the mean of all numbers and divides by their standard deviation,
         ``pca:50`` keeps the 50 principal components (Pearson 1901).
-    images : uint8 array (n, d)
-        Training images only, as they are read, of ``image_shape`` (rows, columns).
 
     Returns
     -------
@@ -931,11 +867,6 @@ def fit_steps(names, images, image_shape):
         The fitted steps: those from pictures, and at most one ``{"name": "affine", "mean": None, float
         or (d,), "factor": float, "basis": None or (d, k)}`` that all the others make together: an
         image x becomes ``((x - mean) * factor) @ basis``. Plain data that can be stored with the params.
-
-    Raises
-    ------
-    ValueError
-        Unknown name, wrong order or number.
     """
     _check_bytes(images)
     parsed, pictures, numbers = parse_steps(names), [], []
@@ -1045,10 +976,9 @@ def _redrawn(images, step):
 
 
 def to_numbers(images, steps, dtype=np.float32, out=None, times=1.0):
-    """What the fitted steps make of images (n, d) that are redrawn already, times a factor.
+    """What the fitted steps make of redrawn images (n, d), times a factor: an array (n, d') of dtype.
 
-    Returns an array (n, d') of dtype; it is ``out``, an array (n, d), where that is given and no step
-    changes d.
+    It is ``out``, an array (n, d), where that is given and no step changes d.
     """
     x = np.empty(images.shape, dtype) if out is None else out
     x[...] = images
@@ -1115,8 +1045,7 @@ def keeps_blank(steps):
 def weights_in_pixels(weights, steps):
     """What weights (inputs, units) weigh in the pixels of the image, but for the scale: (d, units).
 
-    ``deskew`` and ``width`` leave the pixels where they are. Of pixels beside gradients those of the
-    pixels; gradients alone have none in pixels.
+    ``deskew`` and ``width`` leave the pixels where they are; gradients have none in pixels, and are left out.
     """
     for step in reversed(steps):
         if step["name"] == "pixels-and-hog":
@@ -1145,10 +1074,7 @@ def on_grey_levels(params, steps):
 
 
 def slope_in_pixels(slope, steps):
-    """The loss's slope at the inputs (n, inputs) as that at the pixels (n, d), but for the scale.
-
-    There must be no step of GRADIENT_STEPS.
-    """
+    """The loss's slope at inputs (n, inputs), no gradients, as that at pixels (n, d), but for the scale."""
     basis = affine_step(steps)["basis"]
     return slope if basis is None else slope @ basis.T.astype(slope.dtype)
 
@@ -1156,9 +1082,9 @@ def slope_in_pixels(slope, steps):
 def moved_along(slope, x, steps, share, times=1.0):
     """Inputs x (n, inputs) after each pixel has moved by a share of the range from black to white.
 
-    All move along the sign of the loss's slope at the inputs, from ``nn.input_gradient``: what the network
-    likes least (the fast gradient sign method of Goodfellow, Shlens & Szegedy 2015). The pixels are those
-    after the steps on pictures; they may leave the range. ``times`` as for ``to_numbers``.
+    All move along the sign of the loss's slope at the inputs: what the network likes least (the fast
+    gradient sign method of Goodfellow, Shlens & Szegedy 2015). The pixels are those after the steps on
+    pictures; they may leave the range. ``times`` as for ``to_numbers``.
     """
     affine, move = affine_step(steps), np.sign(slope_in_pixels(slope, steps))
     if affine["basis"] is not None:
@@ -1171,12 +1097,8 @@ def sort_pixels(images, columns=None):
 
     In a batch of 128 MNIST digits about a fifth of the columns are blank behind the last ink, and
     a product need not go over them. With ``columns`` that order is taken, as it is from other images.
-
-    Returns
-    -------
-    dict
-        ``images``, a copy (n, d) with its columns sorted; ``columns`` (d,), where each of them
-        was; ``inked`` (n,), the number of columns of each image up to its last that is not 0.
+    Returns a dict of ``images``, a copy (n, d) with its columns sorted; ``columns`` (d,), where each of
+    them was; ``inked`` (n,), the number of columns of each image up to its last that is not 0.
     """
     if columns is None:
         used = _in_blocks(lambda block: np.count_nonzero(block, axis=0)[None], images).sum(axis=0)  # (d,)
@@ -1254,15 +1176,9 @@ def gradients(images, step, dtype=np.float32):
     arrows of each direction are averaged in each cell, see ``_windows``; the numbers are twice the roots
     of 255 times that, or 255 at the most: in the range of grey levels.
 
-    Parameters
-    ----------
-    step : dict
-        ``name``, of GRADIENT_STEPS; ``shape``, rows and columns of an image; ``number``, cells a side.
-
-    Returns
-    -------
-    array (n, 8 * cells)
-        By direction, and then by rows of cells. With ``pixels-and-hog`` the d pixels come before them.
+    ``step`` has a ``name`` of GRADIENT_STEPS, the ``shape`` (rows, columns) of an image and a ``number`` of
+    cells a side. Returns an array (n, 8 * cells), by direction and then by rows of cells; with
+    ``pixels-and-hog`` the d pixels come before them.
     """
     rows, columns = step["shape"]
     images = images.reshape(-1, rows * columns)
@@ -1307,10 +1223,7 @@ def _differences(pictures):
 
 
 def _windows(side, cells, dtype):
-    """Weights (cells, side) of the pixels of a side in each of its cells, at most one a pixel.
-
-    Triangles that fall to 0 at a cell's width from its middle.
-    """
+    """Weights (cells, side) of the pixels: triangles that fall to 0 at a cell's width from its middle."""
     cells = min(cells, side)
     middles = (np.arange(cells)[:, None] + 0.5) * side / cells - 0.5
     distance = np.abs(np.arange(side) - middles) * cells / side  # in widths of a cell
@@ -1338,7 +1251,7 @@ AUGMENT_BLOCK = 64  # images distorted at a time, so that they stay in cache
 
 
 def make_augment(names, image_shape, **strengths):
-    """What ``augment`` needs to know.
+    """What ``augment`` needs to know, a dict; None where there is nothing to do.
 
     Parameters
     ----------
@@ -1349,10 +1262,6 @@ def make_augment(names, image_shape, **strengths):
     image_shape : (rows, columns)
     **strengths : float
         Other ones than STRENGTHS.
-
-    Returns
-    -------
-    dict, or None where there is nothing to do
     """
     kind = next((name for name in DISTORTIONS if name in names), None)
     if kind is None and "flip" not in names:
@@ -1368,20 +1277,10 @@ def make_augment(names, image_shape, **strengths):
 
 
 def augment(images, distortion, rng, out=None):
-    """Distort each image in its own random way.
+    """Distort each of some uint8 images (n, d) in its own random way, as ``make_augment`` says.
 
-    Parameters
-    ----------
-    images : uint8 array (n, d)
-    distortion : dict
-        From ``make_augment``.
-    rng : numpy.random.Generator
-    out : float array (n, d), optional
-
-    Returns
-    -------
-    float32 array (n, d) or out
-        Grey levels from 0 to 255. Beyond its edges an image goes on as it ends.
+    Returns grey levels from 0 to 255, a float32 array (n, d), or ``out``, a float array. Beyond its edges
+    an image goes on as it ends.
     """
     x, shape = np.empty(images.shape, np.float32) if out is None else out, distortion["shape"]
     for start in range(0, len(images), AUGMENT_BLOCK):
