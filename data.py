@@ -744,19 +744,6 @@ def stratified_order(labels, rng):
     return order[np.argsort(place, kind="stable")]
 
 
-def folds(labels, count, rng, size=None):
-    """The fold (n,) of each image for cross-validation, from 1; 0 for those that are left out.
-
-    Of all images, or of ``size`` chosen at random. Neither the sizes of two folds nor their images of a
-    class differ by more than one.
-    """
-    order = rng.permutation(len(labels))[:size]
-    order = order[np.argsort(labels[order], kind="stable")]
-    fold = np.zeros(len(labels), int)
-    fold[order] = 1 + np.arange(len(order)) % count
-    return fold
-
-
 def check_split(n, val_size, train_size=None):
     """The number of training images in a split of n images; ValueError where there is no such split."""
     wanted = n - val_size if train_size is None else train_size
@@ -795,8 +782,16 @@ def _split_rng(config):
 
 
 def folds_of(dataset, config):
-    """The fold of each of ``all_images`` in a run with folds, as ``folds``."""
-    return folds(all_images(dataset)[1], config["folds"], _split_rng(config), config["train_size"])
+    """The fold (n,) of each of ``all_images`` in a run with folds, from 1; 0 for those that are left out.
+
+    Neither the sizes of two folds nor their images of a class differ by more than one.
+    """
+    _, labels = all_images(dataset)
+    order = _split_rng(config).permutation(len(labels))[: config["train_size"]]
+    order = order[np.argsort(labels[order], kind="stable")]
+    fold = np.zeros(len(labels), int)
+    fold[order] = 1 + np.arange(len(order)) % config["folds"]
+    return fold
 
 
 def all_images(dataset):
@@ -847,26 +842,25 @@ def val_count(config, images):
 def fit_steps(names, images, image_shape):
     """Fit preprocessing on training images, uint8 (n, d) of ``image_shape`` (rows, columns).
 
-    ValueError for an unknown name, a wrong order or number.
-
-    Parameters
-    ----------
-    names : list of str
-        Applied in this order. First those that turn pictures into pictures, rounded to whole grey
-        levels: ``deskew`` shears the ink upright, by its moments; ``width:14`` brings it to 14
-        columns; ``pool`` takes the mean of each 2x2 pixels. Then pictures to gradients: ``hog:7``
-        makes histograms of them in 7x7 cells, see ``gradients``; ``pixels-and-hog:7`` keeps the
-        pixels, and puts the same behind them. Then those on numbers:
-        ``scale`` divides by 255, ``center`` subtracts each number's mean over the images,
-        ``standardize`` subtracts the mean of all numbers and divides by their standard deviation,
-        ``pca:50`` keeps the 50 principal components (Pearson 1901).
+    The steps are done in the order of their names. First those that turn pictures into pictures, rounded to
+    whole grey levels: ``deskew`` shears the ink upright, by its moments; ``width:14`` brings it to 14
+    columns; ``pool`` takes the mean of each 2x2 pixels. Then pictures to gradients: ``hog:7`` makes
+    histograms of them in 7x7 cells, see ``gradients``; ``pixels-and-hog:7`` keeps the pixels, and puts the
+    same behind them. Then those on numbers: ``scale`` divides by 255, ``center`` subtracts each number's
+    mean over the images, ``standardize`` subtracts the mean of all numbers and divides by their standard
+    deviation, ``pca:50`` keeps the 50 principal components (Pearson 1901).
 
     Returns
     -------
     list of dict
-        The fitted steps: those from pictures, and at most one ``{"name": "affine", "mean": None, float
-        or (d,), "factor": float, "basis": None or (d, k)}`` that all the others make together: an
-        image x becomes ``((x - mean) * factor) @ basis``. Plain data that can be stored with the params.
+        The fitted steps: those from pictures, and at most one ``{"name": "affine", "mean": float or (d,),
+        "factor": float, "basis": None or (d, k)}`` that all the others make together: an image x becomes
+        ``((x - mean) * factor) @ basis``. Plain data that can be stored with the params.
+
+    Raises
+    ------
+    ValueError
+        Unknown name, wrong order or number.
     """
     _check_bytes(images)
     parsed, pictures, numbers = parse_steps(names), [], []
@@ -904,22 +898,16 @@ def _fit_affine(name, number, images, steps):
     return {"mean": mean, "basis": basis * np.sign(largest)}  # eigenvectors have no sign of their own
 
 
-UNCHANGED = {"name": "affine", "mean": None, "factor": 1.0, "basis": None}
+UNCHANGED = {"name": "affine", "mean": 0.0, "factor": 1.0, "basis": None}
 
 
 def _followed_by(steps, mean=None, factor=1.0, basis=None):
     """One affine step, as a list, that does what steps (none or one) do and then another."""
-    first = affine_step(steps)
-    if mean is None:
-        mean = first["mean"]
-    else:  # as much is subtracted before all that the first one does
-        if first["basis"] is not None:  # its columns are at right angles, and of length 1
-            mean = first["basis"] @ np.broadcast_to(mean, first["basis"].shape[1:])
-        mean = mean / first["factor"] + (0.0 if first["mean"] is None else first["mean"])
-    if basis is None:
-        basis = first["basis"]
-    elif first["basis"] is not None:
-        basis = first["basis"] @ basis
+    first, mean = affine_step(steps), 0.0 if mean is None else mean
+    if first["basis"] is not None:  # its columns are at right angles, and of length 1
+        mean = first["basis"] @ np.broadcast_to(mean, first["basis"].shape[1:])
+        basis = first["basis"] if basis is None else first["basis"] @ basis
+    mean = mean / first["factor"] + first["mean"]  # as much is subtracted before all that the first one does
     return [{"name": "affine", "mean": mean, "factor": first["factor"] * factor, "basis": basis}]
 
 
@@ -983,7 +971,7 @@ def to_numbers(images, steps, dtype=np.float32, out=None, times=1.0):
     x = np.empty(images.shape, dtype) if out is None else out
     x[...] = images
     affine = affine_step(steps)
-    if affine["mean"] is not None:
+    if np.any(affine["mean"]):
         x -= np.asarray(affine["mean"], x.dtype)
     x *= affine["factor"] * times
     return x if affine["basis"] is None else x @ affine["basis"].astype(x.dtype)  # (n, k)
@@ -1039,7 +1027,7 @@ def most_inputs(names, pixels):
 def keeps_blank(steps):
     """Whether a pixel that is 0 becomes a number that is 0, in the same place (after ``redraw``)."""
     affine = affine_step(steps)
-    return affine["mean"] is None and affine["basis"] is None
+    return not np.any(affine["mean"]) and affine["basis"] is None
 
 
 def weights_in_pixels(weights, steps):
@@ -1068,8 +1056,7 @@ def on_grey_levels(params, steps):
     affine, params = affine_step(steps), {key: w.astype(np.float64) for key, w in params.items()}
     first = params["W1"] if affine["basis"] is None else affine["basis"] @ params["W1"]
     params["W1"] = affine["factor"] * first  # (d, width)
-    if affine["mean"] is not None:
-        params["b1"] -= np.broadcast_to(affine["mean"], len(first)) @ params["W1"]
+    params["b1"] -= np.broadcast_to(affine["mean"], len(first)) @ params["W1"]
     return params
 
 
@@ -1205,21 +1192,14 @@ def _arrows(pictures):
     A slope of 5 to the right and 2 downwards is 3 to the right and 2 of both at once. Here are 5, 2 and
     that 2: the even directions still hold what belongs to the odd ones beside them.
     """
-    right, down = _differences(pictures.swapaxes(0, 1)).swapaxes(0, 1), _differences(pictures)
+    padded = np.pad(pictures, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    right, down = padded[1:-1, 2:] - padded[1:-1, :-2], padded[2:, 1:-1] - padded[:-2, 1:-1]
     arrows = np.empty((8, *pictures.shape), pictures.dtype)
     for direction, slope in enumerate((right, down, -right, -down)):
         np.maximum(slope, 0, out=arrows[2 * direction])
     for direction in (1, 3, 5, 7):
         np.minimum(arrows[direction - 1], arrows[(direction + 1) % 8], out=arrows[direction])
     return arrows
-
-
-def _differences(pictures):
-    """Of what comes after and before along the first axis; its ends are followed by themselves."""
-    differences = np.concatenate([pictures[1:], pictures[-1:]])
-    differences[1:] -= pictures[:-1]
-    differences[:1] -= pictures[:1]
-    return differences
 
 
 def _windows(side, cells, dtype):
@@ -1253,15 +1233,9 @@ AUGMENT_BLOCK = 64  # images distorted at a time, so that they stay in cache
 def make_augment(names, image_shape, **strengths):
     """What ``augment`` needs to know, a dict; None where there is nothing to do.
 
-    Parameters
-    ----------
-    names : list of str
-        At most one of ``shift``, ``affine`` (rotation, scaling, shear and shift) and ``elastic``
-        (affine, and a smooth random displacement of every pixel: Simard et al. 2003); and ``flip``,
-        which turns half of the images left to right.
-    image_shape : (rows, columns)
-    **strengths : float
-        Other ones than STRENGTHS.
+    ``names`` are at most one of ``shift``, ``affine`` (rotation, scaling, shear and shift) and ``elastic``
+    (affine, and a smooth random displacement of every pixel: Simard et al. 2003); and ``flip``, which turns
+    half of the images left to right. ``strengths`` are other ones than STRENGTHS.
     """
     kind = next((name for name in DISTORTIONS if name in names), None)
     if kind is None and "flip" not in names:
