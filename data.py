@@ -666,12 +666,12 @@ def _read_pictures(folder, size):
     parts = {"train": _class_pictures(folder)}
     for inner in sorted(folder.iterdir()):
         part = PARTS.get(inner.name.lower())
-        if part and inner.is_dir() and (found := _class_pictures(inner)):
+        if part and (found := _class_pictures(inner)):
             parts[part] = found
-    files = [(part, *one) for part, found in parts.items() for one in found]
+    files = [(part, path) for part, found in parts.items() for path in found]
     first, arrays, digests = None, {}, {}
     with progress_line() as show:
-        for done, (part, path, label) in enumerate(files, start=1):
+        for done, (part, path) in enumerate(files, start=1):
             picture, digest = _load_grey(path, size)
             first = first or (path, picture.shape)
             if picture.shape != first[1]:
@@ -681,7 +681,7 @@ def _read_pictures(folder, size):
             if len(files) * picture.size > nn.MOST_BYTES:
                 raise ValueError(f"{folder}: {len(files):,} such pictures are too large; choose a --size")
             arrays.setdefault(f"{part}_images", []).append(picture)
-            arrays.setdefault(f"{part}_labels", []).append(label)
+            arrays.setdefault(f"{part}_labels", []).append(path.parent.name)
             line = f"{path.relative_to(folder).as_posix()} {digest}\n".encode(errors="backslashreplace")
             digests.setdefault(f"{part}_pictures", hashlib.sha256()).update(line)
             show(f"reading {folder}: {done:,}/{len(files):,} pictures")
@@ -690,19 +690,13 @@ def _read_pictures(folder, size):
 
 
 def _class_pictures(folder):
-    """``(path, label)`` of the pictures in the folders of a folder; a note says what else lies there."""
-    found, others = [], []
-    for inner in sorted(folder.iterdir()):
-        if inner.is_dir() and not inner.name.startswith("."):
-            for file in sorted(inner.iterdir()):
-                if _is_picture(file):
-                    found.append((file, inner.name))
-                elif file.is_file() and not file.name.startswith("."):
-                    others.append(file.name)
-    if found and others:
+    """The pictures in the folders of a folder; a note says what else lies there."""
+    files = [file for file in sorted(folder.glob("[!.]*/[!.]*")) if file.is_file()]
+    others = [file.name for file in files if not _is_picture(file)]
+    if 0 < len(others) < len(files):
         left_out = f"{count(len(others), 'file')} left out, such as {others[0]}"
         _note(f"{folder}: {left_out}; save pictures as PNG or JPEG")
-    return found
+    return [file for file in files if _is_picture(file)]
 
 
 # --- split ------------------------------------------------------------------------------------
@@ -862,14 +856,13 @@ def fit_steps(names, images, image_shape):
     ValueError
         Unknown name, wrong order or number.
     """
-    _check_bytes(images)
     parsed, pictures, numbers = parse_steps(names), [], []
     for name, number in parsed:
         if name in PICTURE_STEPS:
             shape = list(shape_after(pictures, image_shape))
             pictures.append({"name": name, "shape": shape} | ({"number": number} if number else {}))
-    if {name for name, _ in parsed} - {*PICTURE_STEPS, "scale"}:
-        images = redraw(images, pictures)
+    fits = {name for name, _ in parsed} - {*PICTURE_STEPS, "scale"}
+    images = redraw(images if fits else images[:0], pictures)
     for name, number in parsed:
         if name not in PICTURE_STEPS:
             numbers = _followed_by(numbers, **_fit_affine(name, number, images, numbers))
@@ -924,10 +917,11 @@ def parse_steps(names):
         example = nn.choose("preprocessing", name, STEP_EXAMPLES)
         if name in GRADIENT_STEPS and not colon:  # the example's number is the default
             _, colon, number = example.partition(":")
-        if ":" not in example and colon:
-            raise ValueError(f"{name} takes no number, not {text:.40}")
-        if ":" in example and not (number.isdecimal() and 1 <= int(number[:9]) == int(number)):
-            raise ValueError(f"{name} needs a whole number above 0, as in {example}, not {text:.40}")
+        whole = number.isdecimal() and 1 <= int(number[:9]) == int(number)
+        if (":" in example and not whole) or (":" not in example and colon):
+            raise ValueError(
+                f"must be as {example}, with any whole number above 0 behind a colon: {text:.40}"
+            )
         before = [one for one, _ in steps if one not in PICTURE_STEPS or one in GRADIENT_STEPS]
         if name in PICTURE_STEPS and before:
             raise ValueError(f"{name} works on pictures: put it before {before[0]}")
@@ -939,19 +933,17 @@ def parse_steps(names):
 
 def preprocess(images, steps, dtype=np.float32):
     """Apply fitted steps to uint8 images (n, d): ``redraw``, and then ``to_numbers``."""
-    _check_bytes(images)
     return to_numbers(redraw(images, steps), steps, dtype)
 
 
-def _check_bytes(images):
-    """Raise a ValueError unless images are uint8 (n, d); floats would be divided by 255 again."""
+def redraw(images, steps):
+    """uint8 images (n, d') after the steps on pictures, of uint8 images (n, d); these without such steps.
+
+    ValueError for other images: floats would be divided by 255 again.
+    """
     if images.dtype != np.uint8 or images.ndim != 2:
         given = f"{images.dtype} {images.shape}"
         raise ValueError(f"images must be uint8 (n, d), not {given}; data.as_dataset makes them so")
-
-
-def redraw(images, steps):
-    """uint8 images (n, d') after the steps on pictures; the images (n, d) themselves without such."""
     for step in steps:
         if step["name"] in PICTURE_STEPS:
             images = _in_blocks(_redrawn, images, step)
@@ -982,7 +974,6 @@ def batches(images, labels, steps, batch_size=1000, dtype=np.float32):
 
     All x share one buffer: a batch is gone when the next one is taken.
     """
-    _check_bytes(images)
     buffer = None
     for start in range(0, len(images), batch_size):
         rows = slice(start, start + batch_size)
