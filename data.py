@@ -202,12 +202,9 @@ def as_dataset(
     ):
         if pictures is None and part != "train":
             continue
-        what = f"{where}: the {word} images"
-        images[part] = _as_pictures(np.asarray(pictures), what, size, transpose)
+        images[part] = _as_pictures(np.asarray(pictures), f"{where}: the {word} images", size, transpose)
+        size = images[part].shape[:0:-1] if transpose else images[part].shape[1:]  # all have the same
         labels[part] = _plain_labels(np.asarray(answers), f"{where}: the {word} labels")
-        shape, wanted = (setting_text(list(images[one].shape[1:])) for one in (part, "train"))
-        if shape != wanted:
-            raise ValueError(f"{what} have {shape} pixels, the training images {wanted}")
         counts = len(images[part]), len(labels[part])
         if counts[0] != counts[1]:
             raise ValueError(f"{where} has {counts[0]:,} {word} images but {counts[1]:,} labels")
@@ -239,7 +236,7 @@ def _as_pictures(images, what, size, transpose):
     elif images.ndim == 2:
         sides = size or (math.isqrt(shape[1]),) * 2
         if math.prod(sides) == shape[1]:
-            images = images.reshape(-1, *sides)
+            images = images.reshape(len(images), *sides)
     if images.ndim == 2 or (images.ndim == 3 and sides and images.shape[1:] != tuple(sides)):
         pixels, wanted = (setting_text(list(one)) for one in (images.shape[1:], sides))
         raise ValueError(f"{what} have {pixels} pixels, not {wanted}; see --size of train.py")
@@ -287,7 +284,7 @@ def _note(text):
 
 def _plain_labels(labels, what):
     """Labels of any usual form as an array (n,) of int64 or of words."""
-    if labels.ndim == 2 and labels.dtype.kind in "biuf" and labels.shape[1]:
+    if labels.ndim == 2 and labels.dtype.kind in "biuf":
         columns = labels.shape[1]
         if columns > 1 and ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all():
             labels = labels.argmax(axis=1)  # one-hot
@@ -453,10 +450,7 @@ def _with_test_images(dataset, config, own):
 
 
 def _locate(name, data_dir):
-    """The path that a data set's name stands for, or None.
-
-    It may be the beginning of names: ``gzip/emnist-letters`` of EMNIST's files in the folder gzip.
-    """
+    """The path of a data set, or None; it may be how names begin, as ``gzip/emnist-letters``."""
     for path in (pathlib.Path(name), *_places(name, data_dir)):
         if path.exists() or (path.parent.is_dir() and _data_files(path)):
             return path
@@ -919,9 +913,7 @@ def parse_steps(names):
             _, colon, number = example.partition(":")
         whole = number.isdecimal() and 1 <= int(number[:9]) == int(number)
         if (":" in example and not whole) or (":" not in example and colon):
-            raise ValueError(
-                f"must be as {example}, with any whole number above 0 behind a colon: {text:.40}"
-            )
+            raise ValueError(f"must be as {example}, with any whole number behind a colon, not {text:.40}")
         before = [one for one, _ in steps if one not in PICTURE_STEPS or one in GRADIENT_STEPS]
         if name in PICTURE_STEPS and before:
             raise ValueError(f"{name} works on pictures: put it before {before[0]}")
