@@ -1,16 +1,14 @@
 """Datasets: load, split, preprocess, augment; pictures of your own; the edges that every script has.
 
 In this order, after a few lines for scripts that are still importing: data sets (``load_dataset``,
-``as_dataset``, ``load_images``, READERS), ``split``, preprocessing (``fit_steps``, ``preprocess``,
-``batches``), distortions (``augment``), saved networks (``load_run``) and other files, the download,
-digits drawn from fonts, pictures of your own (``load_picture``, ``prepare_picture``), and what every script
-needs at its edges (``make_parser``, ``run_script``).
+``as_dataset``, READERS), ``split``, preprocessing (``fit_steps``, ``preprocess``, ``batches``), distortions
+(``augment``), saved networks (``load_run``) and other files, the download, digits drawn from fonts,
+pictures of your own (``prepare_picture``), what every script needs (``make_parser``, ``run_script``).
 
 A dataset is a plain dict: ``name``, ``title``, ``train_images`` and ``test_images`` (uint8,
 ``(n, rows * cols)``), ``train_labels`` and ``test_labels`` (``(n,)``, uint8 up to 256 classes),
 ``image_shape`` ``(rows, cols)``, ``class_names`` and ``sha256`` (of each file's uncompressed content); and
 ``val_images`` and ``val_labels`` where it has a validation set of its own. There may be no test images.
-Images stay uint8 until a batch is taken.
 """
 
 import os
@@ -84,15 +82,14 @@ FILES = {  # part -> name of its IDX file, which may also end in .gz
 
 
 def load_dataset(name="auto", data_dir=None, download=True, size=None, transpose=False):
-    """Load a dataset, downloading or drawing what is missing.
+    """Load a dataset, a dict as above, downloading or drawing what is missing.
 
     Parameters
     ----------
     name : str
-        ``mnist``, ``fashion-mnist``, ``glyphs`` (drawn from fonts), ``auto`` (mnist, or with a
-        warning glyphs when it is not to be had), or the path of a file or folder of one of the forms
-        of READERS, or of a folder with pictures in a folder for each class. A path is also looked for
-        below ``data_dir``.
+        ``mnist``, ``fashion-mnist``, ``glyphs`` (drawn from fonts), ``auto`` (mnist, or with a warning
+        glyphs when it is not to be had); or the path, perhaps below ``data_dir``, of a file or folder of
+        one of the forms of READERS, or of a folder with pictures in a folder for each class.
     data_dir : path, optional
         Holds a folder for each dataset; default: environment variable DATA_DIR, or ``datasets``.
     download : bool
@@ -100,17 +97,10 @@ def load_dataset(name="auto", data_dir=None, download=True, size=None, transpose
     size, transpose
         As for ``as_dataset``; pictures are resized to ``size``.
 
-    Returns
-    -------
-    dict
-        See the top of this file.
-
     Raises
     ------
-    ValueError
-        Unknown name, a damaged file, images and labels that do not match.
-    OSError
-        Files are missing and could not be had.
+    ValueError, OSError
+        Unknown name, a damaged file, what does not match; files are missing and could not be had.
     """
     data_dir = pathlib.Path(data_dir or os.environ.get("DATA_DIR") or "datasets")
     form = {"size": parse_size(size), "transpose": transpose}
@@ -123,7 +113,7 @@ def load_dataset(name="auto", data_dir=None, download=True, size=None, transpose
     path = _locate(name, data_dir)
     if path is None:
         known = ", ".join(DATASET_NAMES)
-        raise ValueError(f"unknown dataset {name!r}: neither {known} nor a file or folder with data")
+        raise ValueError(f"there is no --dataset {name}: neither {known} nor a file or folder with data")
     title = pathlib.Path(name).resolve().name
     return _load_path(path, str(name), title.partition(".")[0] if path.is_file() else title, form)
 
@@ -132,12 +122,12 @@ def _load_auto(data_dir, download, form):
     try:
         return load_dataset("mnist", data_dir, download, **form)
     except OSError as error:
-        reason = error
+        reason = message_of(error)
     line = "!" * 79
     say(
         f"{line}\nWARNING: this is NOT MNIST. MNIST could not be loaded, so the stand-in data set "
         f"`glyphs` (digits drawn from fonts) is used; its accuracy says nothing about MNIST.\n"
-        f"Why: {message_of(reason)}\nTo get MNIST: connect to the internet and run again, or put its four "
+        f"Why: {reason}\nTo get MNIST: connect to the internet and run again, or put its four "
         f"files into {data_dir / 'mnist'}, or name the folder above them with --data-dir or DATA_DIR."
         f"\n{line}",
         sys.stderr,
@@ -146,9 +136,8 @@ def _load_auto(data_dir, download, form):
 
 
 def _load_source(name, data_dir, download, form):
-    source, folder = SOURCES[name], data_dir / name
-    for place in _torchvision_folders(name, data_dir):
-        folder = place if _lacks(folder) and not _lacks(place) else folder
+    source, places = SOURCES[name], _places(name, data_dir)
+    folder = next((place for place in places if not _lacks(place)), places[0])
     missing = _lacks(folder)
     if missing and not download:
         raise FileNotFoundError(f"{folder} lacks {', '.join(FILES[part] for part in missing)}")
@@ -157,49 +146,34 @@ def _load_source(name, data_dir, download, form):
         urls = [mirror + file for mirror in source["mirrors"]]
         download_file(urls, folder / file, source["sha256"][part], SIZES[part])
     try:
-        dataset = _load_idx_files(folder, name, source["title"], source["class_names"], form)
+        dataset = _load_path(folder, name, source["title"], form, source["class_names"])
+        for part, digest in dataset["sha256"].items():
+            if digest != source["sha256"][part]:
+                raise ValueError(f"{folder}: {FILES[part]} is not that of {source['title']} (its SHA-256)")
     except ValueError as error:
-        raise ValueError(f"{error}; delete it to download it anew") from error
-    for part, digest in dataset["sha256"].items():
-        if digest != source["sha256"][part]:
-            raise ValueError(
-                f"{_find_idx(folder, part)} is not the file of {source['title']} (its SHA-256 differs);"
-                f" delete it to download it anew, or name its folder as --dataset to use it as it is"
-            )
+        hint = "delete it to download it anew, or name its folder as --dataset to use it as it is"
+        raise ValueError(f"{error}; {hint}") from error
     return dataset
 
 
-def _load_idx_files(folder, name, title, class_names, form):
-    """The dataset of the four files that are named in FILES, all of which are there."""
-    loaded = {part: load_idx(_find_idx(folder, part)) for part in FILES}
-    arrays, digests = ({part: pair[i] for part, pair in loaded.items()} for i in (0, 1))
-    about = {"name": name, "title": title, "class_names": class_names, "sha256": digests}
-    return as_dataset(**arrays, **about, where=folder, **form)
-
-
-def _find_idx(folder, part):
-    """Path of a part's IDX file in a folder, under one of its names on MNIST's page, or None."""
-    dashed = FILES[part]
-    dotted = dashed.replace("-idx", ".idx")
-    names = (dashed, dotted, f"{dashed}.gz", f"{dotted}.gz")
-    return next((folder / name for name in names if (folder / name).is_file()), None)
-
-
 def _lacks(folder):
-    return [part for part in FILES if _find_idx(folder, part) is None]
+    """The parts of FILES that are not in a folder."""
+    names = [file.name for file in _data_files(folder)] if folder.is_dir() else []
+    found = {f"{_words_of(name, PARTS)}_{_words_of(name, KINDS)}" for name in names}
+    return [part for part in FILES if part not in found]
 
 
-def _torchvision_folders(name, data_dir):
-    """Where torchvision keeps a data set: ``FashionMNIST/raw`` for fashion-mnist."""
-    folders = sorted(data_dir.glob("*/raw"))
-    return [f for f in folders if f.parent.name.lower() == re.sub("[-_]", "", str(name)).lower()]
+def _places(name, data_dir):
+    """Where a data set may lie; torchvision keeps fashion-mnist in the folder ``FashionMNIST/raw``."""
+    plain, folders = re.sub("[-_]", "", str(name)).lower(), sorted(data_dir.glob("*/raw"))
+    return [data_dir / name, *(f if f.parent.name.lower() == plain else f / name for f in folders)]
 
 
 def as_dataset(
     train_images, train_labels, test_images=None, test_labels=None, val_images=None, val_labels=None,
     name="arrays", title=None, class_names=None, size=None, transpose=False, sha256=None, where=None,
 ):  # fmt: skip
-    """The dataset that arrays make, if they belong together.
+    """The dataset, a dict as above, that arrays make; a ValueError names the first of them that is wrong.
 
     Parameters
     ----------
@@ -217,75 +191,57 @@ def as_dataset(
         Of images that are (n, d); default: they are square.
     transpose : bool
         Swap rows and columns, as EMNIST needs it.
-    sha256 : {str: str}, optional
-        Of what the arrays were read from; default: of the arrays.
-    where : path, optional
-        Where they come from, for messages.
-
-    Returns
-    -------
-    dict
-        See the top of this file.
-
-    Raises
-    ------
-    ValueError
-        The message names what does not fit, and the first image or label that is wrong.
+    sha256, where
+        {str: str} of what the arrays were read from, default: of the arrays; its path, for messages.
     """
-    size = parse_size(size)
-    given = {"train": (train_images, train_labels), "val": (val_images, val_labels)}
-    given["test"] = (test_images, test_labels)
-    given = {part: pair for part, pair in given.items() if part == "train" or pair[0] is not None}
-    where, words = where or name, {"train": "training", "val": "validation", "test": "test"}
-    images = {part: np.asarray(pair[0]) for part, pair in given.items()}
-    labels = {part: np.asarray(pair[1]) for part, pair in given.items()}
-    for part in given:
-        what = f"{where}: the {words[part]} images"
-        images[part] = _as_pictures(images[part], what, size, transpose)
-        if images[part].shape[1:] != images["train"].shape[1:]:
-            sizes = ["x".join(map(str, images[one].shape[1:])) for one in (part, "train")]
-            raise ValueError(f"{what} have {sizes[0]} pixels, the training images {sizes[1]}")
-        labels[part] = _plain_labels(labels[part], f"{where}: the {words[part]} labels")
+    size, where, images, labels = parse_size(size), where or name, {}, {}
+    for part, word, pictures, answers in (
+        ("train", "training", train_images, train_labels),
+        ("val", "validation", val_images, val_labels),
+        ("test", "test", test_images, test_labels),
+    ):
+        if pictures is None and part != "train":
+            continue
+        images[part] = _as_pictures(np.asarray(pictures), f"{where}: the {word} images", size, transpose)
+        size = images[part].shape[:0:-1] if transpose else images[part].shape[1:]  # all have the same
+        labels[part] = _plain_labels(np.asarray(answers), f"{where}: the {word} labels")
         counts = len(images[part]), len(labels[part])
         if counts[0] != counts[1]:
-            raise ValueError(f"{where} has {counts[0]:,} {words[part]} images but {counts[1]:,} labels")
-    if not images["train"].size:
+            raise ValueError(f"{where} has {counts[0]:,} {word} images but {counts[1]:,} labels")
+    if not len(images["train"]):
         raise ValueError(f"{where} has no training images")
     images = _as_bytes(images, where)
     labels, names = _as_classes(labels, class_names, where)
-    dataset = {"name": name, "title": printable(title or name), "class_names": names}
-    dataset["image_shape"] = images["train"].shape[1:]
-    for part in given:
-        dataset[f"{part}_images"] = images[part].reshape(len(images[part]), -1)
-        dataset[f"{part}_labels"] = labels[part]
-    empty = {"test_images": dataset["train_images"][:0], "test_labels": dataset["train_labels"][:0]}
-    dataset = {**empty, **dataset}
-    arrays = {key: dataset[key] for part in given for key in (f"{part}_images", f"{part}_labels")}
-    return {**dataset, "sha256": sha256 or {key: _sha256(array) for key, array in arrays.items()}}
-
-
-def _sha256(array):
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+    shape = images["train"].shape[1:]
+    arrays = {f"{part}_images": array.reshape(-1, math.prod(shape)) for part, array in images.items()}
+    arrays |= {f"{part}_labels": array for part, array in labels.items()}
+    sums = {key: hashlib.sha256(array.tobytes()).hexdigest() for key, array in arrays.items() if not sha256}
+    return {
+        "name": name,
+        "title": printable(title or name),
+        "class_names": names,
+        "image_shape": shape,
+        "test_images": arrays["train_images"][:0],
+        "test_labels": arrays["train_labels"][:0],
+        **arrays,
+        "sha256": sha256 or sums,
+    }
 
 
 def _as_pictures(images, what, size, transpose):
     """Images of any usual shape as an array (n, rows, columns)."""
-    shape = images.shape
+    shape, sides = images.shape, size
     if images.ndim == 4 and 1 in (shape[1], shape[3]):
-        images = images.reshape(len(images), *(shape[1:3] if shape[3] == 1 else shape[2:]))
-    elif images.ndim == 4:
-        raise ValueError(f"{what} have {shape[3]} channels, not one: {shape}")
+        images = images.squeeze(axis=3 if shape[3] == 1 else 1)
     elif images.ndim == 2:
-        side = math.isqrt(shape[1])
-        rows, columns = size or (side, side)
-        if rows * columns != shape[1]:
-            hint = "as --size says" if size else "which is no square; give their --size, as 28x28"
-            raise ValueError(f"{what} have {shape[1]} pixels, not {rows}x{columns}, {hint}")
-        images = images.reshape(len(images), rows, columns)
+        sides = size or (math.isqrt(shape[1]),) * 2
+        if math.prod(sides) == shape[1]:
+            images = images.reshape(len(images), *sides)
+    if images.ndim == 2 or (images.ndim == 3 and sides and images.shape[1:] != tuple(sides)):
+        pixels, wanted = (setting_text(list(one)) for one in (images.shape[1:], sides))
+        raise ValueError(f"{what} have {pixels} pixels, not {wanted}; see --size of train.py")
     if images.ndim != 3 or 0 in images.shape[1:]:
-        raise ValueError(f"{what} have the shape {shape}, not (n, rows, columns)")
-    if size and images.shape[1:] != tuple(size):
-        raise ValueError(f"{what} have {images.shape[1]}x{images.shape[2]} pixels, not {size[0]}x{size[1]}")
+        raise ValueError(f"{what} have the shape {shape}, not (n, rows, columns) with one channel")
     return images.swapaxes(1, 2) if transpose else images
 
 
@@ -299,27 +255,27 @@ def _as_bytes(images, where):
     for part, array in images.items():
         if array.dtype.kind not in "biuf":
             raise ValueError(f"{where}: the {part} images are {array.dtype}, not numbers")
-        if not array.size or (array.min() >= 0 and array.max() <= LEVELS[-1]):  # neither is true of nan
-            continue
-        for number, picture in enumerate(array, start=1):
-            wrong = picture[~((picture >= 0) & (picture <= LEVELS[-1]))]
-            if wrong.size:
-                raise ValueError(
-                    f"{where}: {part} image {number:,} has a pixel of {wrong[0]:g}; from 0 to 1, 255 or "
-                    f"{LEVELS[-1]:,} was expected"
-                )
-    most = max(float(array.max()) for array in images.values() if array.size)
+        if not (array.min(initial=0) >= 0 and array.max(initial=0) <= LEVELS[-1]):  # neither is true of nan
+            wrong = int((~((array >= 0) & (array <= LEVELS[-1]))).argmax())
+            raise ValueError(
+                f"{where}: {part} image {wrong // array[0].size + 1:,} has a pixel of {array.flat[wrong]:g}; "
+                f"from 0 to 1, 255 or {LEVELS[-1]:,} was expected"
+            )
+    most = max(float(array.max(initial=0)) for array in images.values())
     white = next(level for level in LEVELS if most <= level)
     if most < 1 and all((array * 256 % 1 == 0).all() for array in images.values()):
         white = 255 / 256  # bytes divided by 256, as in deeplearning.net's mnist.pkl.gz
-    result = {part: np.empty(array.shape, np.uint8) for part, array in images.items()}
-    for part, array in images.items():
-        for start in range(0, len(array), 1000):  # they are floating-point numbers for a moment
-            block = array[start : start + 1000].astype(np.float32)
-            result[part][start : start + 1000] = np.rint(block * np.float32(255 / white))
     if white != 255:
         _note(f"{where}: pixels from 0 to {white:g} were brought to 0 ... 255")
-    return result
+    factor = np.float32(255 / white)
+    in_bytes = lambda block: np.rint(block.astype(np.float32) * factor).astype(np.uint8)
+    return {part: _in_blocks(in_bytes, array) for part, array in images.items()}
+
+
+def _in_blocks(function, images, *more):
+    """What a function makes of images (n, ...), 1,000 at a time: what it needs meanwhile stays small."""
+    starts = range(0, len(images) or 1, 1000)  # none are one block without any
+    return np.concatenate([function(images[start : start + 1000], *more) for start in starts])
 
 
 def _note(text):
@@ -328,7 +284,7 @@ def _note(text):
 
 def _plain_labels(labels, what):
     """Labels of any usual form as an array (n,) of int64 or of words."""
-    if labels.ndim == 2 and labels.dtype.kind in "biuf" and labels.shape[1]:
+    if labels.ndim == 2 and labels.dtype.kind in "biuf":
         columns = labels.shape[1]
         if columns > 1 and ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all():
             labels = labels.argmax(axis=1)  # one-hot
@@ -340,18 +296,19 @@ def _plain_labels(labels, what):
         labels = labels.astype(str)
     if labels.dtype.kind == "S":
         labels = np.char.decode(labels, "utf-8", "backslashreplace")
-    if labels.dtype.kind == "U":
-        if len(empty := np.flatnonzero(np.char.str_len(labels) == 0)):
-            raise ValueError(f"{what} lack that of image {empty[0] + 1:,}")
-        return labels
-    if labels.dtype.kind not in "biuf":
+    if labels.dtype.kind not in "biufU":
         raise ValueError(f"{what} are {labels.dtype}, not whole numbers or words")
-    with np.errstate(invalid="ignore"):
-        whole = labels.astype(np.int64)
-    if len(wrong := np.flatnonzero(whole != labels)):
-        given = labels[wrong[0]]
-        raise ValueError(f"{what}: that of image {wrong[0] + 1:,} is {given}, no whole number or word")
-    return whole
+    if labels.dtype.kind == "U":
+        plain, wrong = labels, labels == ""
+    else:
+        with np.errstate(invalid="ignore"):
+            plain = labels.astype(np.int64)
+        wrong = plain != labels
+    if wrong.any():
+        number = int(wrong.argmax())
+        given = labels[number] or "missing"
+        raise ValueError(f"{what}: that of image {number + 1:,} is {given}, no whole number or word")
+    return plain
 
 
 MOST_CLASSES = 4096  # a confusion matrix is as large as its square
@@ -359,28 +316,26 @@ MOST_CLASSES = 4096  # a confusion matrix is as large as its square
 
 def _as_classes(labels, class_names, where):
     """Class numbers of all parts, {part: (n,)}, and the names of the classes."""
-    every = [array for array in labels.values() if len(array)]
-    words = any(array.dtype.kind == "U" for array in every)
-    together = np.concatenate([array.astype(str) for array in every] if words else every)
+    every = list(labels.values())
+    if any(array.dtype.kind == "U" for array in every):
+        every = [array.astype(str) for array in every]
+    together = np.concatenate(every)
     if together.dtype.kind == "U" and all(_is_whole(text) for text in np.unique(together)):
         together = together.astype(np.int64)
     values, index = np.unique(together, return_inverse=True)
-    if len(values) > MOST_CLASSES:
+    names = list(map(str, values if class_names is None else class_names))
+    if max(len(values), len(names)) > MOST_CLASSES:
         raise ValueError(f"{where} has {len(values):,} different labels; at most {MOST_CLASSES:,} can be")
-    names = list(map(str, values))
-    if class_names is not None and len(class_names) == len(values):
-        names = list(class_names)
-    elif class_names is not None:
-        counted = values.dtype.kind == "i" and values[0] >= 0 and values[-1] < len(class_names)
-        if not counted or len(class_names) > MOST_CLASSES:
-            raise ValueError(f"{where} has {len(values)} classes, but {len(class_names)} are named")
-        names, index = list(class_names), values[index]
-    names = [printable(str(name)) for name in names]
+    if len(names) != len(values):  # there is one for each number from 0 on
+        if values.dtype.kind != "i" or values[0] < 0 or values[-1] >= len(names):
+            raise ValueError(f"{where} has {len(values)} classes, but {len(names)} are named")
+        index = values[index]
+    names = [printable(name) for name in names]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{where} has two classes that are called {twice}")
     index = index.astype(np.min_scalar_type(len(names) - 1))  # uint8 up to 256 classes
-    ends = np.cumsum([len(array) for array in labels.values()])
+    ends = np.cumsum([len(array) for array in every])
     return dict(zip(labels, np.split(index, ends[:-1]))), names
 
 
@@ -389,46 +344,25 @@ def _is_whole(text):
 
 
 def load_dataset_of(config, data_dir=None, name=None, transpose=None):
-    """The data set that a network is judged on: the one of its config, or the one named.
+    """The data set that a network is judged on: the one that its config says, or the one named.
 
-    Parameters
-    ----------
-    config : dict
-        Stored with the params; says what they were trained on.
-    data_dir, name
-        As for ``load_dataset``.
-    transpose : bool, optional
-        Default: as for the training, or not at all for the one named.
-
-    Returns
-    -------
-    dict
-        Its labels are the network's class numbers. Where it has no test images, ``test_images`` are the
-        validation images of the run, or all images of another data set. ``judged`` says which:
-        ``test images``, ``validation images`` or ``images``.
-
-    Raises
-    ------
-    ValueError
-        The data set has images of another size, classes that the network does not know, or no images
-        to judge it on. And as ``load_dataset``.
-    OSError
-        As ``load_dataset``.
+    Its labels are the network's class numbers. Where it has no test images, ``test_images`` are the
+    validation images of the run, or all images of another data set; ``judged`` says which: ``test images``,
+    ``validation images`` or ``images``. ``data_dir`` and ``name`` are as for ``load_dataset``, and so are
+    the errors; ``transpose`` is by default as for the training, or False for the one named. ValueError as
+    well for images or classes that do not fit the network, and where there are no images to judge it on.
     """
     own, trained_on = config["dataset"], config["data"]
-    where = pathlib.Path(data_dir or os.environ.get("DATA_DIR") or "datasets")
-    if name is None and own not in DATASET_NAMES and _locate(own, where) is None:
-        raise FileNotFoundError(f"the run was trained on the data {own}, which are not here; see --dataset")
-    shape, classes, size = trained_on["image_shape"], trained_on["class_names"], config["size"]
+    shape, size = trained_on["image_shape"], config["size"]
     if name not in (None, own):
         size = tuple(reversed(shape) if transpose else shape)
     elif transpose is None:
         transpose = config["transpose"]
     dataset = load_dataset(name or own, data_dir, size=size, transpose=bool(transpose))
     if dataset["train_images"].shape[1] != math.prod(shape):
-        pixels = " and ".join("x".join(map(str, sides)) for sides in (shape, dataset["image_shape"]))
+        pixels = " and ".join(setting_text(list(sides)) for sides in (shape, dataset["image_shape"]))
         raise ValueError(f"{dataset['title']} does not fit: the pixels of network and images are {pixels}")
-    dataset = with_classes(dataset, classes)
+    dataset = with_classes(dataset, trained_on["class_names"])
     same = dataset["sha256"] == trained_on.get("sha256")
     if name is None and not same:
         _note("the data set has changed since the network was trained")
@@ -436,45 +370,29 @@ def load_dataset_of(config, data_dir=None, name=None, transpose=None):
 
 
 def load_images(path, image_shape, transpose=False):
-    """New images for a network, without regard to labels, of a file or folder of a form of READERS.
+    """New images for a network, uint8 (n, d), of a file or folder of a form of READERS.
 
-    Parameters
-    ----------
-    path : path
-        Of several sets of images in it those named test are taken.
-    image_shape : (rows, columns)
-        Of the network's images.
-    transpose : bool
-        Whether rows and columns were swapped for the training.
-
-    Returns
-    -------
-    uint8 array (n, d)
-
-    Raises
-    ------
-    ValueError
-        A damaged file, no images, or of another size.
-    OSError
-        The file cannot be read.
+    Of several sets of images those named test are taken; labels are not looked at. ``image_shape`` is that
+    of the network's images, and ``transpose`` whether rows and columns were swapped for the training.
+    ValueError or OSError for a damaged or missing file, no images, or images of another size.
     """
     path, shape = pathlib.Path(path), tuple(image_shape)[::-1] if transpose else tuple(image_shape)
+    pixels = math.prod(shape)
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}")
-    arrays, _ = _read_files(path, math.prod(shape))
+    arrays, _ = _read_files(path, pixels)
     part = next((part for part in ("test", "train", "val") if f"{part}_images" in arrays), None)
     if part is None or not arrays[f"{part}_images"].size:
         raise ValueError(f"{path} holds no images")
     images = arrays[f"{part}_images"]
-    images = images[None] if images.shape in (shape, (math.prod(shape),)) else images  # it is one
-    if math.prod(images.shape[1:]) != math.prod(shape):
-        sizes = ["x".join(map(str, sides)) for sides in (images.shape[1:], shape)]
+    images = images[None] if images.shape in (shape, (pixels,)) else images  # it is one
+    if math.prod(images.shape[1:]) != pixels:
+        sizes = [setting_text(list(sides)) for sides in (images.shape[1:], shape)]
         raise ValueError(f"{path} has images of {sizes[0]} pixels, but the network takes {sizes[1]}")
     images = _as_pictures(images, f"{path}: the images", shape, transpose)
-    images = _as_bytes({"new": images}, path)["new"].reshape(len(images), -1)
     if f"{part}_labels" in arrays:
         _note(f"the labels in {path} are not looked at; to judge by them, see --dataset")
-    return images
+    return _as_bytes({"new": images}, path)["new"].reshape(-1, pixels)
 
 
 def holds_arrays(path):
@@ -498,8 +416,6 @@ def with_classes(dataset, names):
     other words are taken in order. ValueError for a class that the network does not have.
     """
     own = dataset["class_names"]
-    if own == list(names):
-        return dataset
     places = {name: number for number, name in enumerate(names)}
     if not any(name in places for name in own):
         if len(own) == len(names):
@@ -523,52 +439,40 @@ def _with_test_images(dataset, config, own):
         _, (images, labels) = split_dataset(dataset, config)
     else:
         images, labels = all_images(dataset)
-    what = "its validation images" if own else "all of its images"
     if not len(images):
         raise ValueError(f"{dataset['title']} has no test images, and the run held none out; see --dataset")
-    _note(f"{dataset['title']} has no test images; {what} are taken")
-    return {
-        **dataset,
-        "test_images": images,
-        "test_labels": labels,
-        "judged": "validation images" if own else "images",
-    }
+    judged = "validation images" if own else "images"
+    _note(f"{dataset['title']} has no test images; its {judged} are taken")
+    return {**dataset, "test_images": images, "test_labels": labels, "judged": judged}
 
 
 # --- datasets: the files that hold them -------------------------------------------------------
 
 
 def _locate(name, data_dir):
-    """The path that a data set's name stands for, or None.
-
-    It may be the beginning of names: ``gzip/emnist-letters`` of EMNIST's files in the folder gzip.
-    """
-    below = [folder / name for folder in sorted(data_dir.glob("*/raw"))]
-    for path in (pathlib.Path(name), data_dir / name, *_torchvision_folders(name, data_dir), *below):
+    """The path of a data set, or None; it may be how names begin, as ``gzip/emnist-letters``."""
+    for path in (pathlib.Path(name), *_places(name, data_dir)):
         if path.exists() or (path.parent.is_dir() and _data_files(path)):
             return path
     return None
 
 
-def _load_path(path, name, title, form):
-    arrays, digests = _read_files(path) if path.is_file() or _data_files(path) else ({}, {})
+def _load_path(path, name, title, form, class_names=None):
+    arrays, digests = _read_files(path)
     if not arrays and path.is_dir():
         arrays, digests = _read_pictures(path, form["size"])
     if len({key.partition("_")[0] for key in arrays}) == 1:  # mnist_test.csv alone: these are the images
         arrays = {f"train_{key.partition('_')[2]}": array for key, array in arrays.items()}
-    for part in ("train_images", "train_labels"):
+    for part, short in (("train_images", "X_train"), ("train_labels", "y_train")):
         if part not in arrays:
-            raise FileNotFoundError(
-                f"{path} lacks the {part.replace('train_', 'training ')}; files or arrays are expected under "
-                f"names such as {FILES[part]}, {'X' if part.endswith('images') else 'y'}_train"
-            )
+            names = f"a file or array with a name such as {FILES[part]}, {part} or {short}"
+            raise FileNotFoundError(f"{path} lacks the {part.replace('train_', 'training ')}: {names}")
     for part in ("val", "test"):
         if f"{part}_images" in arrays and f"{part}_labels" not in arrays:
+            del arrays[f"{part}_images"]
             _note(f"{path}: the {part} images have no labels and are left out; see test.py --predict")
-        if not (f"{part}_images" in arrays and f"{part}_labels" in arrays):
-            arrays = {key: array for key, array in arrays.items() if not key.startswith(part)}
-    about = {"name": name, "title": title, "class_names": _read_class_names(path), "sha256": digests}
-    return as_dataset(**arrays, **about, where=path, **form)
+    names = class_names or _read_class_names(path)
+    return as_dataset(**arrays, name=name, title=title, class_names=names, sha256=digests, where=path, **form)
 
 
 def _read_class_names(path):
@@ -576,9 +480,8 @@ def _read_class_names(path):
     file = (path if path.is_dir() else path.parent) / "classes.txt"
     if not file.is_file():
         return None
-    content = nn.load_bytes(file, MOST_TEXT)
     with nn.reading(file, "is no text"):
-        lines = content.decode("utf-8-sig").splitlines()
+        lines = nn.load_bytes(file, MOST_TEXT).decode("utf-8-sig").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -597,7 +500,8 @@ def _data_files(path):
 
 def _form_of(path):
     name = path.name.lower().removesuffix(".gz")
-    return None if name.startswith(".") else next((f for f in READERS if re.search(f, name)), None)
+    hidden = name.startswith(".") or name.endswith(".part")  # which nn.save_bytes has not finished
+    return None if hidden else next((form for form in READERS if re.search(form, name)), None)
 
 
 PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test", "t10k": "test"}
@@ -608,7 +512,7 @@ KINDS |= dict.fromkeys(("y", "label", "labels", "target", "targets"), "labels")
 
 def _words_of(name, meanings):
     """The meaning of the first word in a name that has one: of ``X_train``, ``emnist-test-labels``."""
-    words = re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", str(name))
+    words = re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", name)
     return next((meanings[word.lower()] for word in words if word.lower() in meanings), None)
 
 
@@ -622,40 +526,33 @@ def _read_files(path, pixels=None):
     for file in [path] if path.is_file() else _data_files(path):
         found, digest = _read_file(file, pixels)
         parts = []
-        for key, array in found.items():
-            key, stem = (file.name, "") if re.fullmatch(r"arr_\d+", key) else (key, file.name)
-            part, kind = _words_of(key, PARTS) or _words_of(stem, PARTS) or "train", _words_of(key, KINDS)
+        for name, array in found.items():
+            part = _words_of(f"{name} {file.name}", PARTS) or "train"
+            kind = _words_of(file.name if re.fullmatch(r"arr_\d+", name) else name, KINDS)
             kind = "images" if file == path and len(found) == 1 and not kind else kind
-            if kind and f"{part}_{kind}" in arrays:
-                both = f"{origins[f'{part}_{kind}']} and {file.name}"
+            key = f"{part}_{kind}"
+            if key in arrays:
+                both = f"{origins[key]} and {file.name}"
                 raise ValueError(f"{path} holds more than one data set: {part} {kind} are in {both}")
             if kind:
-                parts.append(f"{part}_{kind}")
-                arrays[parts[-1]], origins[parts[-1]] = array, file.name
+                parts.append(key)
+                arrays[key], origins[key] = array, file.name
         digests[parts[0] if len(found) == len(parts) == 1 else printable(file.name)] = digest
     return arrays, digests
 
 
-def _read_file(path, pixels=None):
+def _read_file(path, pixels):
     """``(arrays by name, sha256)`` of a file of one of the forms of READERS."""
     form = _form_of(path)
     if form is None:
         raise ValueError(f"{path} is no known kind of data file; .csv, .npz, .npy, .pkl or IDX is expected")
     if READERS[form] is None:
-        array, digest = load_idx(path)
-        return {path.name: array}, digest
-    content, digest = load_content(path)
-    with nn.reading(path, "cannot be read"):
-        found = READERS[form](content, pixels) if form == CSV else READERS[form](content)
-    return ({path.name: found[None]} if None in found else found), digest
-
-
-def _parse_npz(content):
-    return nn.npz_arrays(content, _room(len(content)))
-
-
-def _parse_npy(content):
-    return {None: nn.npy_array(content)}
+        found, digest = load_idx(path)
+    else:
+        content, digest = load_content(path)
+        with nn.reading(path, "cannot be read"):
+            found = READERS[form](content, pixels)
+    return (found if isinstance(found, dict) else {path.name: found}), digest
 
 
 def _parse_pickle(content):
@@ -664,10 +561,10 @@ def _parse_pickle(content):
     if type(value) in (tuple, list) and len(value) in (2, 3):
         pairs = [value] if all(type(item) is np.ndarray for item in value) else value
         parts = ("train", "val", "test") if len(pairs) == 3 else ("train", "test")
-        nn.check(list(pairs), [(list, tuple)], "its content")
-        if any(len(pair) != 2 for pair in pairs):
-            raise ValueError("it is a list, but not of pairs of images and labels")
-        value = {f"{kind} {part}": pair[i] for part, pair in zip(parts, pairs) for i, kind in enumerate("xy")}
+        nn.check(list(pairs), [[(np.ndarray, list)]], "its content")
+        value = {}
+        for part, (images, labels) in zip(parts, pairs):
+            value |= {f"x {part}": images, f"y {part}": labels}
     nn.check(value, dict, "its content")
     value = {key: part for key, part in value.items() if _words_of(key, KINDS)}
     nn.check(value, {str: (np.ndarray, [(int, float, str)])}, "its content")
@@ -685,7 +582,7 @@ def _label_array(labels):
 MOST_LABEL, MOST_FIELDS = 100, 300_000  # characters of a label, fields in a row
 
 
-def _parse_csv(content, pixels=None):
+def _parse_csv(content, pixels):
     """Images (n, d), a row each, and labels: of the column ``label``, else of the first.
 
     There are none where so many columns are pixels, or where all have the same name but for a number.
@@ -699,7 +596,8 @@ def _parse_csv(content, pixels=None):
     header, labels = not all(map(_is_number, names[1:])), []
     column = names.index("label") if "label" in names else 0
     alike = header and len({re.sub(r"\d+", "", name) for name in names}) == 1  # pixel0, pixel1, ...
-    unlabelled = alike or ("label" not in names and len(names) == pixels)
+    if alike or ("label" not in names and len(names) == pixels):
+        column = None
 
     def keep_label(text):
         labels.append(text.strip())
@@ -710,7 +608,7 @@ def _parse_csv(content, pixels=None):
         file.seek(0)
         return np.loadtxt(
             file, dtype, delimiter=delimiter, comments=None, quotechar='"', skiprows=int(header), ndmin=2,
-            encoding="utf-8", converters=None if unlabelled else {column: keep_label},
+            encoding="utf-8", converters=None if column is None else {column: keep_label},
         )  # fmt: skip
 
     try:
@@ -719,11 +617,10 @@ def _parse_csv(content, pixels=None):
         except ValueError:
             table = load(np.float32)
     except ValueError as error:
-        column = None if unlabelled else column
         raise ValueError(_wrong_line(content, delimiter, column, header) or error) from None
     if len(names) < 2 or not len(table):
         raise ValueError("it has no rows of a label and pixels")
-    if unlabelled:
+    if column is None:
         return {"images": table}
     return {"labels": _label_array(labels), "images": np.delete(table, column, axis=1)}
 
@@ -749,93 +646,63 @@ def _wrong_line(content, delimiter, column, header):
     return None
 
 
-CSV = r"\.csv$"
-READERS = {  # what a file's name is like -> what makes arrays by name of its content
+READERS = {  # what a file's name is like -> what makes its array, or arrays by name, of its content
     r"idx\d|ubyte": None,  # load_idx, which looks at the header first
-    r"\.npz$": _parse_npz,
-    r"\.npy$": _parse_npy,
-    r"\.(pkl|pickle)$": _parse_pickle,
-    CSV: _parse_csv,
+    r"\.npz$": lambda content, _: nn.npz_arrays(content, _room(len(content))),
+    r"\.npy$": lambda content, _: nn.npy_array(content),
+    r"\.(pkl|pickle)$": lambda content, _: _parse_pickle(content),
+    r"\.csv$": _parse_csv,
 }
 
 
 def _read_pictures(folder, size):
     """``(arrays, sha256)`` as ``_read_files``, of pictures in a folder for each class."""
-    parts = {"train": _class_folders(folder)}
+    parts = {"train": _class_pictures(folder)}
     for inner in sorted(folder.iterdir()):
         part = PARTS.get(inner.name.lower())
-        if part and inner.is_dir() and (classes := _class_folders(inner)):
-            parts[part] = classes
-    arrays, digests = {}, {}
-    total = sum(len(files) for classes in parts.values() for files in classes.values())
-    done, first = 0, None
+        if part and (found := _class_pictures(inner)):
+            parts[part] = found
+    files = [(part, path) for part, found in parts.items() for path in found]
+    first, arrays, digests = None, {}, {}
     with progress_line() as show:
-        for part, classes in parts.items():
-            pictures, labels, digest = [], [], hashlib.sha256()
-            for path, name in ((path, name) for name, files in classes.items() for path in files):
-                picture, content_digest = _load_grey(path, size)
-                first = first or (path, picture.shape)
-                if picture.shape != first[1]:
-                    sizes = [f"{shape[0]}x{shape[1]}" for shape in (picture.shape, first[1])]
-                    raise ValueError(
-                        f"{path} has {sizes[0]} pixels, {first[0]} {sizes[1]}: choose a --size, as 28x28"
-                    )
-                if total * picture.size > nn.MOST_BYTES:
-                    raise ValueError(f"{folder}: {total:,} pictures are too large; choose a --size, as 28x28")
-                pictures.append(picture)
-                labels.append(name)
-                line = f"{path.relative_to(folder).as_posix()} {content_digest}\n"
-                digest.update(line.encode(errors="backslashreplace"))  # a name may be no text
-                done += 1
-                show(f"reading {folder}: {done:,}/{total:,} pictures")
-            if pictures:
-                arrays |= {f"{part}_images": np.stack(pictures), f"{part}_labels": np.array(labels)}
-                digests[f"{part}_pictures"] = digest.hexdigest()
-    return arrays, digests
+        for done, (part, path) in enumerate(files, start=1):
+            picture, digest = _load_grey(path, size)
+            first = first or (path, picture.shape)
+            if picture.shape != first[1]:
+                sizes = [setting_text(list(shape)) for shape in (picture.shape, first[1])]
+                given = f"{path} has {sizes[0]} pixels, {first[0]} {sizes[1]}"
+                raise ValueError(f"{given}: choose a --size, as 28x28")
+            if len(files) * picture.size > nn.MOST_BYTES:
+                raise ValueError(f"{folder}: {len(files):,} such pictures are too large; choose a --size")
+            arrays.setdefault(f"{part}_images", []).append(picture)
+            arrays.setdefault(f"{part}_labels", []).append(path.parent.name)
+            line = f"{path.relative_to(folder).as_posix()} {digest}\n".encode(errors="backslashreplace")
+            digests.setdefault(f"{part}_pictures", hashlib.sha256()).update(line)
+            show(f"reading {folder}: {done:,}/{len(files):,} pictures")
+    arrays = {key: np.array(values) for key, values in arrays.items()}
+    return arrays, {key: digest.hexdigest() for key, digest in digests.items()}
 
 
-def _class_folders(folder):
-    """{name: files} of the folders that hold pictures; a note says what else lies there."""
-    found, others = {}, []
-    for inner in sorted(folder.iterdir()):
-        if inner.is_dir() and not inner.name.startswith("."):
-            files = [file for file in sorted(inner.iterdir()) if not file.name.startswith(".")]
-            found[inner.name] = list(filter(_is_picture, files))
-            others += [file for file in files if not _is_picture(file) and file.is_file()]
-    if others and any(found.values()):
-        left_out = f"{count(len(others), 'file')} left out, such as {others[0].name}"
+def _class_pictures(folder):
+    """The pictures in the folders of a folder; a note says what else lies there."""
+    files = [file for file in sorted(folder.glob("[!.]*/[!.]*")) if file.is_file()]
+    others = [file.name for file in files if not _is_picture(file)]
+    if 0 < len(others) < len(files):
+        left_out = f"{count(len(others), 'file')} left out, such as {others[0]}"
         _note(f"{folder}: {left_out}; save pictures as PNG or JPEG")
-    return {name: files for name, files in found.items() if files}
+    return [file for file in files if _is_picture(file)]
 
 
 # --- split ------------------------------------------------------------------------------------
 
 
 def split(images, labels, val_size, rng, train_size=None, stratified=False):
-    """Hold out validation images, chosen by a shuffle, or the last ones.
+    """``(train_images, train_labels), (val_images, val_labels)`` of images (n, d) and labels (n,).
 
-    Parameters
-    ----------
-    images, labels : arrays (n, d), (n,)
-    val_size : int
-        Number of validation images; 0 for none.
-    rng : numpy.random.Generator or None
-        None: no shuffle, the last images are held out.
-    train_size : int, optional
-        Number of training images to keep of the others; default: all of them.
-    stratified : bool
-        Whether both parts have as large a share of each class as all images, and at least one image of
-        each class that has two, as far as the sizes allow.
-
-    Returns
-    -------
-    (train_images, train_labels), (val_images, val_labels)
-        No image is in both; without a hold-out the training arrays are those passed in.
-
-    Raises
-    ------
-    ValueError
-        More images asked for than there are, or none left to train on.
+    ``val_size`` of them are held out, and ``train_size`` of the others are kept, by default all. They are
+    shuffled by a numpy.random.Generator; without any the last ones are held out. ``stratified``: both parts
+    have as large a share of each class as all images, and at least one image of each class that has two,
+    as far as the sizes allow. ValueError for more images than there are, or none left to train on.
     """
     wanted = check_split(len(images), val_size, train_size)
     if wanted == len(images):
@@ -865,31 +732,6 @@ def stratified_order(labels, rng):
     return order[np.argsort(place, kind="stable")]
 
 
-def folds(labels, count, rng, size=None):
-    """Deal images to folds for cross-validation, stratified: in each the classes have equal shares.
-
-    Parameters
-    ----------
-    labels : array (n,)
-    count : int
-        Number of folds.
-    rng : numpy.random.Generator
-    size : int, optional
-        Number of images to deal, chosen at random; default: all.
-
-    Returns
-    -------
-    int array (n,)
-        The fold of each image, from 1; 0 for those that are left out. Neither the sizes of two folds
-        nor their images of a class differ by more than one.
-    """
-    order = rng.permutation(len(labels))[:size]
-    order = order[np.argsort(labels[order], kind="stable")]
-    fold = np.zeros(len(labels), int)
-    fold[order] = 1 + np.arange(len(order)) % count
-    return fold
-
-
 def check_split(n, val_size, train_size=None):
     """The number of training images in a split of n images; ValueError where there is no such split."""
     wanted = n - val_size if train_size is None else train_size
@@ -907,20 +749,19 @@ def split_dataset(dataset, config):
     With ``folds`` the validation part is one of them. A validation set of its own is used as such, whatever
     ``val_size`` is; 0 trains on those images, too, and folds are dealt of all images.
     """
-    check_parts(dataset, config)
+    held = held_out(config, dataset)
+    images, labels = all_images(dataset)
     if config.get("folds"):
-        fold, (images, labels) = folds_of(dataset, config), all_images(dataset)
+        fold = folds_of(dataset, config)
         val, train = fold == config["fold"], (fold > 0) & (fold != config["fold"])
         return (images[train], labels[train]), (images[val], labels[val])
-    images, labels = dataset["train_images"], dataset["train_labels"]
+    own = "val_images" in dataset and config["val_size"]
+    if own:
+        images, labels = dataset["train_images"], dataset["train_labels"]
     rng = None if config["holdout"] == "last" else _split_rng(config)
-    how = (rng, config["train_size"], config["holdout"] == "stratified")
-    if "val_images" not in dataset:
-        return split(images, labels, held_out(config, dataset), *how)
-    own = dataset["val_images"], dataset["val_labels"]
-    if config["val_size"]:
-        return split(images, labels, 0, *how)[0], own
-    return split(*all_images(dataset), 0, *how)
+    stratified = config["holdout"] == "stratified"
+    train, val = split(images, labels, 0 if own else held, rng, config["train_size"], stratified)
+    return train, (dataset["val_images"], dataset["val_labels"]) if own else val
 
 
 def _split_rng(config):
@@ -929,18 +770,16 @@ def _split_rng(config):
 
 
 def folds_of(dataset, config):
-    """The fold of each of ``all_images`` in a run with folds, as ``folds``."""
-    return folds(all_images(dataset)[1], config["folds"], _split_rng(config), config["train_size"])
+    """The fold (n,) of each of ``all_images`` in a run with folds, from 1; 0 for those that are left out.
 
-
-def check_parts(dataset, config):
-    """Raise a ValueError unless a dataset can be split as a run's settings ask."""
-    n = count_images(dataset)
-    size = config["train_size"] or n
-    if not config.get("folds"):
-        check_split(n, held_out(config, dataset), config["train_size"])
-    elif not config["folds"] <= size <= n:
-        raise ValueError(f"--folds: {size} of {n} images cannot be dealt to {config['folds']} folds")
+    Neither the sizes of two folds nor their images of a class differ by more than one.
+    """
+    _, labels = all_images(dataset)
+    order = _split_rng(config).permutation(len(labels))[: config["train_size"]]
+    order = order[np.argsort(labels[order], kind="stable")]
+    fold = np.zeros(len(labels), int)
+    fold[order] = 1 + np.arange(len(order)) % config["folds"]
+    return fold
 
 
 def all_images(dataset):
@@ -954,34 +793,30 @@ def all_images(dataset):
 
 
 HOLDOUTS = ("stratified", "random", "last")
-SPLIT_KIND = {  # what the config of a run says about it
-    "val_size": (int, float),
-    "train_size": (int, None),
-    "holdout": str,
-    "folds?": int,
-    "fold?": int,
-    "seed": int,
-    "split_seed": (int, None),
-}
+SPLIT_KIND = {"holdout": str, "seed": int, "folds?": int, "fold?": int}  # what the config of a run says
+SPLIT_KIND |= {"val_size": (int, float), "train_size": (int, None), "split_seed": (int, None)}
 
 
 def held_out(config, dataset):
-    """How many images of a dataset are for validation: a fold, or its own ones where it has them."""
+    """How many images of a dataset are for validation: a fold, or its own ones where it has them.
+
+    ValueError where it cannot be split as the config asks.
+    """
+    own, size = len(dataset.get("val_images", ())), config["train_size"]
+    n = own + len(dataset["train_images"])
     if config.get("folds"):
-        return len(range(config["fold"] - 1, config["train_size"] or count_images(dataset), config["folds"]))
-    own = len(dataset.get("val_images", ()))
-    return own if own and config["val_size"] else val_count(config, len(dataset["train_images"]))
+        if not config["folds"] <= (size or n) <= n:
+            raise ValueError(f"--folds: {size or n} of {n} images cannot be dealt to {config['folds']} folds")
+        return len(range(config["fold"] - 1, size or n, config["folds"]))
+    held = own if own and config["val_size"] else val_count(config, n - own)
+    check_split(n, held, size)
+    return held
 
 
 def val_count(config, images):
     """How many of so many training images --val-size holds out: a share below 1 is one of them."""
     size = config["val_size"]
     return max(1, round(size * images)) if 0 < size < 1 else int(size)
-
-
-def count_images(dataset):
-    """How many images there are to train on and to validate with."""
-    return len(dataset["train_images"]) + len(dataset.get("val_images", ()))
 
 
 # --- preprocess -------------------------------------------------------------------------------
@@ -993,43 +828,35 @@ def count_images(dataset):
 
 
 def fit_steps(names, images, image_shape):
-    """Fit preprocessing on training images.
+    """Fit preprocessing on training images, uint8 (n, d) of ``image_shape`` (rows, columns).
 
-    Parameters
-    ----------
-    names : list of str
-        Applied in this order. First those that turn pictures into pictures, rounded to whole grey
-        levels: ``deskew`` shears the ink upright, by its moments; ``width:14`` brings it to 14
-        columns; ``pool`` takes the mean of each 2x2 pixels. Then pictures to gradients: ``hog:7``
-        makes histograms of them in 7x7 cells, see ``gradients``; ``pixels-and-hog:7`` keeps the
-        pixels, and puts the same behind them. Then those on numbers:
-        ``scale`` divides by 255, ``center`` subtracts each number's mean over the images,
-        ``standardize`` subtracts the mean of all numbers and divides by their standard deviation,
-        ``pca:50`` keeps the 50 principal components (Pearson 1901).
-    images : uint8 array (n, d)
-        Training images only, as they are read.
-    image_shape : (rows, columns)
+    The steps are done in the order of their names. First those that turn pictures into pictures, rounded to
+    whole grey levels: ``deskew`` shears the ink upright, by its moments; ``width:14`` brings it to 14
+    columns; ``pool`` takes the mean of each 2x2 pixels. Then pictures to gradients: ``hog:7`` makes
+    histograms of them in 7x7 cells, see ``gradients``; ``pixels-and-hog:7`` keeps the pixels, and puts the
+    same behind them. Then those on numbers: ``scale`` divides by 255, ``center`` subtracts each number's
+    mean over the images, ``standardize`` subtracts the mean of all numbers and divides by their standard
+    deviation, ``pca:50`` keeps the 50 principal components (Pearson 1901).
 
     Returns
     -------
     list of dict
-        The fitted steps: those from pictures, and at most one ``{"name": "affine", "mean": None, float
-        or (d,), "factor": float, "basis": None or (d, k)}`` that all the others make together: an
-        image x becomes ``((x - mean) * factor) @ basis``. Plain data that can be stored with the params.
+        The fitted steps: those from pictures, and at most one ``{"name": "affine", "mean": float or (d,),
+        "factor": float, "basis": None or (d, k)}`` that all the others make together: an image x becomes
+        ``((x - mean) * factor) @ basis``. Plain data that can be stored with the params.
 
     Raises
     ------
     ValueError
         Unknown name, wrong order or number.
     """
-    _check_bytes(images)
     parsed, pictures, numbers = parse_steps(names), [], []
     for name, number in parsed:
         if name in PICTURE_STEPS:
             shape = list(shape_after(pictures, image_shape))
             pictures.append({"name": name, "shape": shape} | ({"number": number} if number else {}))
-    if {name for name, _ in parsed} - {*PICTURE_STEPS, "scale"}:
-        images = redraw(images, pictures)
+    fits = {name for name, _ in parsed} - {*PICTURE_STEPS, "scale"}
+    images = redraw(images if fits else images[:0], pictures)
     for name, number in parsed:
         if name not in PICTURE_STEPS:
             numbers = _followed_by(numbers, **_fit_affine(name, number, images, numbers))
@@ -1040,7 +867,10 @@ def _fit_affine(name, number, images, steps):
     """Mean, factor and basis of a step that comes after steps, fitted on images that are redrawn."""
     if name == "scale":
         return {"factor": 1 / 255}
-    mean, square = _moments(images, steps)  # (d,)
+    sums = 0.0
+    for batch in batches(images, None, steps, dtype=np.float64):
+        sums += np.array([batch["x"].sum(axis=0), np.square(batch["x"]).sum(axis=0)])
+    mean, square = sums / len(images)  # (d,)
     if name == "center":
         return {"mean": mean}
     if name == "standardize":
@@ -1055,30 +885,16 @@ def _fit_affine(name, number, images, steps):
     return {"mean": mean, "basis": basis * np.sign(largest)}  # eigenvectors have no sign of their own
 
 
-def _moments(images, steps):
-    """Means over all images of their numbers and of the squares, each (d,), after the steps so far."""
-    sums = 0.0
-    for batch in batches(images, None, steps, dtype=np.float64):
-        sums += np.array([batch["x"].sum(axis=0), np.square(batch["x"]).sum(axis=0)])
-    return sums / len(images)
-
-
-UNCHANGED = {"name": "affine", "mean": None, "factor": 1.0, "basis": None}
+UNCHANGED = {"name": "affine", "mean": 0.0, "factor": 1.0, "basis": None}
 
 
 def _followed_by(steps, mean=None, factor=1.0, basis=None):
     """One affine step, as a list, that does what steps (none or one) do and then another."""
-    first = steps[0] if steps else UNCHANGED
-    if mean is None:
-        mean = first["mean"]
-    else:  # as much is subtracted before all that the first one does
-        if first["basis"] is not None:  # its columns are at right angles, and of length 1
-            mean = first["basis"] @ np.broadcast_to(mean, first["basis"].shape[1:])
-        mean = mean / first["factor"] + (0.0 if first["mean"] is None else first["mean"])
-    if basis is None:
-        basis = first["basis"]
-    elif first["basis"] is not None:
-        basis = first["basis"] @ basis
+    first, mean = affine_step(steps), 0.0 if mean is None else mean
+    if first["basis"] is not None:  # its columns are at right angles, and of length 1
+        mean = first["basis"] @ np.broadcast_to(mean, first["basis"].shape[1:])
+        basis = first["basis"] if basis is None else first["basis"] @ basis
+    mean = mean / first["factor"] + first["mean"]  # as much is subtracted before all that the first one does
     return [{"name": "affine", "mean": mean, "factor": first["factor"] * factor, "basis": basis}]
 
 
@@ -1095,57 +911,51 @@ def parse_steps(names):
         example = nn.choose("preprocessing", name, STEP_EXAMPLES)
         if name in GRADIENT_STEPS and not colon:  # the example's number is the default
             _, colon, number = example.partition(":")
-        if ":" not in example and colon:
-            raise ValueError(f"{name} takes no number, not {text:.40}")
-        if ":" in example and not (number.isdecimal() and 1 <= int(number[:9]) == int(number)):
-            raise ValueError(f"{name} needs a whole number above 0, as in {example}, not {text:.40}")
-        before = steps[-1][0] if steps else name
-        if name in PICTURE_STEPS and (before not in PICTURE_STEPS or before in GRADIENT_STEPS) and steps:
-            raise ValueError(f"{name} works on pictures: put it before {steps[-1][0]}")
+        whole = number.isdecimal() and 1 <= int(number[:9]) == int(number)
+        if (":" in example and not whole) or (":" not in example and colon):
+            raise ValueError(f"must be as {example}, with any whole number behind a colon, not {text:.40}")
+        before = [one for one, _ in steps if one not in PICTURE_STEPS or one in GRADIENT_STEPS]
+        if name in PICTURE_STEPS and before:
+            raise ValueError(f"{name} works on pictures: put it before {before[0]}")
         if name in dict(steps):
             raise ValueError("must name each step once")
         steps.append((name, int(number) if colon else None))
     return steps
 
 
-def preprocess(images, steps, dtype=np.float32, out=None):
+def preprocess(images, steps, dtype=np.float32):
     """Apply fitted steps to uint8 images (n, d): ``redraw``, and then ``to_numbers``."""
-    _check_bytes(images)
-    return to_numbers(redraw(images, steps), steps, dtype, out)
-
-
-def _check_bytes(images):
-    """Raise a ValueError unless images are uint8 (n, d); floats would be divided by 255 again."""
-    if images.dtype != np.uint8 or images.ndim != 2:
-        given = f"{images.dtype} {images.shape}"
-        raise ValueError(f"images must be uint8 (n, d), not {given}; data.as_dataset makes them so")
+    return to_numbers(redraw(images, steps), steps, dtype)
 
 
 def redraw(images, steps):
-    """uint8 images (n, d') after the steps on pictures; the images (n, d) themselves without such."""
-    wanted = [step for step in steps if step["name"] in PICTURE_STEPS]
-    if not wanted or not len(images):
-        return images
+    """uint8 images (n, d') after the steps on pictures, of uint8 images (n, d); these without such steps.
 
-    def redrawn(block):
-        for step in wanted:
-            pictures = PICTURE_STEPS[step["name"]](block.reshape(len(block), *step["shape"]), step)
-            block = pictures.reshape(len(block), -1)
-        return block
+    ValueError for other images: floats would be divided by 255 again.
+    """
+    if images.dtype != np.uint8 or images.ndim != 2:
+        given = f"{images.dtype} {images.shape}"
+        raise ValueError(f"images must be uint8 (n, d), not {given}; data.as_dataset makes them so")
+    for step in steps:
+        if step["name"] in PICTURE_STEPS:
+            images = _in_blocks(_redrawn, images, step)
+    return images
 
-    return np.concatenate([redrawn(images[i : i + 1000]) for i in range(0, len(images), 1000)])
+
+def _redrawn(images, step):
+    pictures = PICTURE_STEPS[step["name"]](images.reshape(-1, *step["shape"]), step)
+    return np.rint(pictures).astype(np.uint8).reshape(len(images), math.prod(pictures.shape[1:]))
 
 
 def to_numbers(images, steps, dtype=np.float32, out=None, times=1.0):
-    """What the fitted steps make of images (n, d) that are redrawn already, times a factor.
+    """What the fitted steps make of redrawn images (n, d), times a factor: an array (n, d') of dtype.
 
-    Returns an array (n, d') of dtype; it is ``out``, an array (n, d), where that is given and no step
-    changes d.
+    It is ``out``, an array (n, d), where that is given and no step changes d.
     """
     x = np.empty(images.shape, dtype) if out is None else out
     x[...] = images
     affine = affine_step(steps)
-    if affine["mean"] is not None:
+    if np.any(affine["mean"]):
         x -= np.asarray(affine["mean"], x.dtype)
     x *= affine["factor"] * times
     return x if affine["basis"] is None else x @ affine["basis"].astype(x.dtype)  # (n, k)
@@ -1156,7 +966,6 @@ def batches(images, labels, steps, batch_size=1000, dtype=np.float32):
 
     All x share one buffer: a batch is gone when the next one is taken.
     """
-    _check_bytes(images)
     buffer = None
     for start in range(0, len(images), batch_size):
         rows = slice(start, start + batch_size)
@@ -1194,20 +1003,20 @@ def without_gradients(steps):
 
 def most_inputs(names, pixels):
     """How many numbers the steps make at most of an image of so many pixels."""
-    cells = {name: min(number**2, pixels) for name, number in parse_steps(names) if name in GRADIENT_STEPS}
-    return max(pixels, 8 * cells.get("hog", 0), pixels + 8 * cells.get("pixels-and-hog", 0))
+    cells = [min(number**2, pixels) for name, number in parse_steps(names) if name in GRADIENT_STEPS]
+    return pixels + 8 * sum(cells)
 
 
 def keeps_blank(steps):
     """Whether a pixel that is 0 becomes a number that is 0, in the same place (after ``redraw``)."""
-    return all(step.get("mean") is None and step.get("basis") is None for step in steps)
+    affine = affine_step(steps)
+    return not np.any(affine["mean"]) and affine["basis"] is None
 
 
 def weights_in_pixels(weights, steps):
     """What weights (inputs, units) weigh in the pixels of the image, but for the scale: (d, units).
 
-    ``deskew`` and ``width`` leave the pixels where they are. Of pixels beside gradients those of the
-    pixels; gradients alone have none in pixels.
+    ``deskew`` and ``width`` leave the pixels where they are; gradients have none in pixels, and are left out.
     """
     for step in reversed(steps):
         if step["name"] == "pixels-and-hog":
@@ -1230,16 +1039,12 @@ def on_grey_levels(params, steps):
     affine, params = affine_step(steps), {key: w.astype(np.float64) for key, w in params.items()}
     first = params["W1"] if affine["basis"] is None else affine["basis"] @ params["W1"]
     params["W1"] = affine["factor"] * first  # (d, width)
-    if affine["mean"] is not None:
-        params["b1"] -= np.broadcast_to(affine["mean"], len(first)) @ params["W1"]
+    params["b1"] -= np.broadcast_to(affine["mean"], len(first)) @ params["W1"]
     return params
 
 
 def slope_in_pixels(slope, steps):
-    """The loss's slope at the inputs (n, inputs) as that at the pixels (n, d), but for the scale.
-
-    There must be no step of GRADIENT_STEPS.
-    """
+    """The loss's slope at inputs (n, inputs), no gradients, as that at pixels (n, d), but for the scale."""
     basis = affine_step(steps)["basis"]
     return slope if basis is None else slope @ basis.T.astype(slope.dtype)
 
@@ -1247,9 +1052,9 @@ def slope_in_pixels(slope, steps):
 def moved_along(slope, x, steps, share, times=1.0):
     """Inputs x (n, inputs) after each pixel has moved by a share of the range from black to white.
 
-    All move along the sign of the loss's slope at the inputs, from ``nn.input_gradient``: what the network
-    likes least (the fast gradient sign method of Goodfellow, Shlens & Szegedy 2015). The pixels are those
-    after the steps on pictures; they may leave the range. ``times`` as for ``to_numbers``.
+    All move along the sign of the loss's slope at the inputs: what the network likes least (the fast
+    gradient sign method of Goodfellow, Shlens & Szegedy 2015). The pixels are those after the steps on
+    pictures; they may leave the range. ``times`` as for ``to_numbers``.
     """
     affine, move = affine_step(steps), np.sign(slope_in_pixels(slope, steps))
     if affine["basis"] is not None:
@@ -1262,23 +1067,20 @@ def sort_pixels(images, columns=None):
 
     In a batch of 128 MNIST digits about a fifth of the columns are blank behind the last ink, and
     a product need not go over them. With ``columns`` that order is taken, as it is from other images.
-
-    Returns
-    -------
-    dict
-        ``images``, a copy (n, d) with its columns sorted; ``columns`` (d,), where each of them
-        was; ``inked`` (n,), the number of columns of each image up to its last that is not 0.
+    Returns a dict of ``images``, a copy (n, d) with its columns sorted; ``columns`` (d,), where each of
+    them was; ``inked`` (n,), the number of columns of each image up to its last that is not 0.
     """
-    blocks = [slice(start, start + 1000) for start in range(0, len(images), 1000)]
     if columns is None:
-        used = sum(np.count_nonzero(images[rows], axis=0) for rows in blocks)  # (d,); 0 without images
-        columns = np.argsort(-np.broadcast_to(used, images.shape[1:]), kind="stable")
-    ordered, inked = np.empty_like(images), np.empty(len(images), np.int64)
-    for rows in blocks:
-        ordered[rows] = images[rows][:, columns]
-        ink = ordered[rows, ::-1] != 0  # behind the last of it there are as many as before the first of these
-        inked[rows] = np.where(ink.any(axis=1), images.shape[1] - ink.argmax(axis=1), 0)
-    return {"images": ordered, "columns": columns, "inked": inked}
+        used = _in_blocks(lambda block: np.count_nonzero(block, axis=0)[None], images).sum(axis=0)  # (d,)
+        columns = np.argsort(-used, kind="stable")
+    ordered = _in_blocks(lambda block: block[:, columns], images)
+    return {"images": ordered, "columns": columns, "inked": _in_blocks(_last_ink, ordered)}
+
+
+def _last_ink(images):
+    """The number of columns (n,) of each image up to its last that is not 0."""
+    ink = images[:, ::-1] != 0  # behind the last of it there are as many as before the first of these
+    return np.where(ink.any(axis=1), images.shape[1] - ink.argmax(axis=1), 0)
 
 
 # --- preprocess: the steps on pictures, uint8 (n, rows, columns) ------------------------------
@@ -1315,18 +1117,11 @@ def _pool(pictures, step):
     n, rows, columns = pictures.shape
     even = np.pad(pictures, ((0, 0), (0, rows % 2), (0, columns % 2)))
     blocks = even.reshape(n, (rows + 1) // 2, 2, (columns + 1) // 2, 2)
-    return np.rint(blocks.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
+    return blocks.mean(axis=(2, 4), dtype=np.float32)
 
 
 def _resampled_columns(pictures, start, scale):
-    """Column c of row r is taken from column start[r] + scale c, between columns linearly.
-
-    Parameters
-    ----------
-    pictures : uint8 array (n, rows, columns)
-    start : float array (n, rows)
-    scale : float array (n,)
-    """
+    """Column c of row r is taken from column start[n, r] + scale[n] c, between columns linearly."""
     columns = pictures.shape[2]
     at = start[:, :, None] + scale[:, None, None] * np.arange(columns)  # (n, rows, columns)
     np.clip(at, -1, columns, out=at)
@@ -1334,8 +1129,7 @@ def _resampled_columns(pictures, start, scale):
     right_share = at - left
     padded = np.pad(pictures, ((0, 0), (0, 0), (1, 2)))  # blank beyond the edges
     mixed = np.take_along_axis(padded, left + 1, axis=2) * (1 - right_share)
-    mixed += np.take_along_axis(padded, left + 2, axis=2) * right_share
-    return np.rint(mixed).astype(np.uint8)
+    return mixed + np.take_along_axis(padded, left + 2, axis=2) * right_share
 
 
 # --- preprocess: histograms of gradients ------------------------------------------------------
@@ -1344,7 +1138,7 @@ GRADIENT_BLOCK = 64  # images at a time, so that they stay in cache
 
 
 def gradients(images, step, dtype=np.float32):
-    """Histograms of oriented gradients (Dalal & Triggs 2005) of images (n, d).
+    """Histograms of oriented gradients (Dalal & Triggs 2005) of images (n, d) or (n, rows, columns).
 
     The slope of grey at a pixel is found by central differences; beyond its edges a picture goes on as
     it is there. It is the sum of two arrows in neighbouring ones of 8 directions, 45 degrees apart, the
@@ -1352,17 +1146,12 @@ def gradients(images, step, dtype=np.float32):
     arrows of each direction are averaged in each cell, see ``_windows``; the numbers are twice the roots
     of 255 times that, or 255 at the most: in the range of grey levels.
 
-    Parameters
-    ----------
-    step : dict
-        ``shape``, rows and columns of an image, and ``number``, cells a side.
-
-    Returns
-    -------
-    array (n, 8 * cells)
-        By direction, and then by rows of cells.
+    ``step`` has a ``name`` of GRADIENT_STEPS, the ``shape`` (rows, columns) of an image and a ``number`` of
+    cells a side. Returns an array (n, 8 * cells), by direction and then by rows of cells; with
+    ``pixels-and-hog`` the d pixels come before them.
     """
     rows, columns = step["shape"]
+    images = images.reshape(-1, rows * columns)
     down, across = (_windows(side, step["number"], dtype) for side in step["shape"])
     found = np.empty((len(images), 8 * len(down) * len(across)), dtype)
     for start in range(0, len(images), GRADIENT_BLOCK):
@@ -1377,7 +1166,7 @@ def gradients(images, step, dtype=np.float32):
         np.sqrt(lengths * (4 * 255 / 2), out=lengths)  # half of each difference over two pixels
         np.minimum(lengths, 255, out=lengths)
         found[start : start + GRADIENT_BLOCK] = lengths.reshape(-1, len(block)).T
-    return found
+    return found if step["name"] == "hog" else np.concatenate([images, found], axis=1, dtype=dtype)
 
 
 def _arrows(pictures):
@@ -1386,7 +1175,8 @@ def _arrows(pictures):
     A slope of 5 to the right and 2 downwards is 3 to the right and 2 of both at once. Here are 5, 2 and
     that 2: the even directions still hold what belongs to the odd ones beside them.
     """
-    right, down = _differences(pictures.swapaxes(0, 1)).swapaxes(0, 1), _differences(pictures)
+    padded = np.pad(pictures, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    right, down = padded[1:-1, 2:] - padded[1:-1, :-2], padded[2:, 1:-1] - padded[:-2, 1:-1]
     arrows = np.empty((8, *pictures.shape), pictures.dtype)
     for direction, slope in enumerate((right, down, -right, -down)):
         np.maximum(slope, 0, out=arrows[2 * direction])
@@ -1395,38 +1185,17 @@ def _arrows(pictures):
     return arrows
 
 
-def _differences(pictures):
-    """Of what comes after and before along the first axis; its ends are followed by themselves."""
-    differences = np.concatenate([pictures[1:], pictures[-1:]])
-    differences[1:] -= pictures[:-1]
-    differences[:1] -= pictures[:1]
-    return differences
-
-
 def _windows(side, cells, dtype):
-    """Weights (cells, side) of the pixels of a side in each of its cells, at most one a pixel.
-
-    Triangles that fall to 0 at a cell's width from its middle.
-    """
+    """Weights (cells, side) of the pixels: triangles that fall to 0 at a cell's width from its middle."""
     cells = min(cells, side)
     middles = (np.arange(cells)[:, None] + 0.5) * side / cells - 0.5
     distance = np.abs(np.arange(side) - middles) * cells / side  # in widths of a cell
     return (np.maximum(0, 1 - distance) * cells / side).astype(dtype)
 
 
-def with_gradients(images, step, dtype=np.float32):
-    """What a step of GRADIENT_STEPS makes of images (n, d), before it is rounded."""
-    found = gradients(images, step, dtype)
-    return found if step["name"] == "hog" else np.concatenate([images, found], axis=1, dtype=dtype)
-
-
-def _gradient_picture(pictures, step):
-    return np.uint8(np.rint(with_gradients(pictures.reshape(len(pictures), -1), step)))
-
-
 GRADIENT_STEPS = ("hog", "pixels-and-hog")
 PICTURE_STEPS = {"deskew": _deskew, "width": _normalize_width, "pool": _pool}
-PICTURE_STEPS |= dict.fromkeys(GRADIENT_STEPS, _gradient_picture)
+PICTURE_STEPS |= dict.fromkeys(GRADIENT_STEPS, gradients)
 
 # --- augment ----------------------------------------------------------------------------------
 
@@ -1445,21 +1214,11 @@ AUGMENT_BLOCK = 64  # images distorted at a time, so that they stay in cache
 
 
 def make_augment(names, image_shape, **strengths):
-    """What ``augment`` needs to know.
+    """What ``augment`` needs to know, a dict; None where there is nothing to do.
 
-    Parameters
-    ----------
-    names : list of str
-        At most one of ``shift``, ``affine`` (rotation, scaling, shear and shift) and ``elastic``
-        (affine, and a smooth random displacement of every pixel: Simard et al. 2003); and ``flip``,
-        which turns half of the images left to right.
-    image_shape : (rows, columns)
-    **strengths : float
-        Other ones than STRENGTHS.
-
-    Returns
-    -------
-    dict, or None where there is nothing to do
+    ``names`` are at most one of ``shift``, ``affine`` (rotation, scaling, shear and shift) and ``elastic``
+    (affine, and a smooth random displacement of every pixel: Simard et al. 2003); and ``flip``, which turns
+    half of the images left to right. ``strengths`` are other ones than STRENGTHS.
     """
     kind = next((name for name in DISTORTIONS if name in names), None)
     if kind is None and "flip" not in names:
@@ -1475,20 +1234,10 @@ def make_augment(names, image_shape, **strengths):
 
 
 def augment(images, distortion, rng, out=None):
-    """Distort each image in its own random way.
+    """Distort each of some uint8 images (n, d) in its own random way, as ``make_augment`` says.
 
-    Parameters
-    ----------
-    images : uint8 array (n, d)
-    distortion : dict
-        From ``make_augment``.
-    rng : numpy.random.Generator
-    out : float array (n, d), optional
-
-    Returns
-    -------
-    float32 array (n, d) or out
-        Grey levels from 0 to 255. Beyond its edges an image goes on as it ends.
+    Returns grey levels from 0 to 255, a float32 array (n, d), or ``out``, a float array. Beyond its edges
+    an image goes on as it ends.
     """
     x, shape = np.empty(images.shape, np.float32) if out is None else out, distortion["shape"]
     for start in range(0, len(images), AUGMENT_BLOCK):
@@ -1514,18 +1263,16 @@ def _positions(n, distortion, rng, dtype):
     rotation, shear = uniform(math.radians(limits["max_rotation"])), uniform(limits["max_shear"])
     high, wide = 1 / (1 + uniform(limits["max_scaling"])), 1 / (1 + uniform(limits["max_scaling"]))
     cos, sin = np.cos(rotation), np.sin(rotation)
-    constants, by_column, by_row = (0, 0), (0, 1), (1, 0)  # of the curves along y and x
-    of_row = {constants: uniform(limits["max_shift"]), by_column: -sin * high, by_row: cos * high}
-    of_column = {constants: uniform(limits["max_shift"]), by_column: cos * wide}
-    of_column[by_row] = sin * wide + shear
+    down, right, none = uniform(limits["max_shift"]), uniform(limits["max_shift"]), np.zeros(n)
+    of_row = [[down, -sin * high], [cos * high, none]]  # of the first two curves along y, and along x
+    of_column = [[right, cos * wide], [sin * wide + shear, none]]
     positions = []
     for side, affine in zip(distortion["shape"], (of_row, of_column)):
         coefficients = np.zeros((along_y.shape[1], n, along_x.shape[1]), dtype)
         if limits["bend"]:
             bends = coefficients[2:, :, 2:]
             bends[...] = limits["bend"] * rng.standard_normal(bends.shape, dtype=dtype)
-        for (i, j), values in affine.items():
-            coefficients[i, :, j] = values
+        coefficients[:2, :, :2] = np.swapaxes(affine, 1, 2)  # (2, n, 2)
         coefficients[0, :, 0] += (side - 1) / 2
         bent = along_y.astype(dtype) @ coefficients.reshape(len(coefficients), -1)
         field = bent.reshape(-1, along_x.shape[1]) @ along_x.T.astype(dtype)
@@ -1906,7 +1653,7 @@ def _load_glyphs(folder, form):
     """The drawn data set, from its cached IDX files, or drawn now and cached if possible."""
     title = "glyphs (drawn)"
     if not _lacks(folder):
-        return _load_idx_files(folder, "glyphs", title, DIGITS, form)
+        return _load_path(folder, "glyphs", title, form, DIGITS)
     say("drawing the data set glyphs: 70,000 digits from fonts ...", sys.stderr)
     arrays = draw_glyphs(np.random.default_rng(0))
     contents = {part: idx_bytes(array) for part, array in arrays.items()}

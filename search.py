@@ -968,7 +968,6 @@ def make_trials(definition, data_dir, known, workers=1):
         if known is not None and known.get(dataset["name"]) != dataset["sha256"]:
             raise ValueError(f"the data set {dataset['name']} is not the one that the search used")
         train.check_memory(s, *dataset["train_images"].shape, len(dataset["class_names"]), at_once)
-        data.check_parts(dataset, s)
         train.class_weights(dataset["train_labels"], len(dataset["class_names"]), s)
         for repeat in range(1, runs + 1):
             config = train.run_config(run_settings(s, definition, repeat), dataset)

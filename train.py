@@ -181,7 +181,7 @@ def epoch_batches(epoch, sets, config):
 def inputs_of(images, sets, dtype, out=None, times=1.0):
     """The numbers that the network gets for images of ``sets``, as ``data.to_numbers``."""
     if sets["late"]:
-        images = out = data.with_gradients(images, sets["late"], dtype)
+        images = out = data.gradients(images, sets["late"], dtype)
     return data.to_numbers(images, sets["steps"], dtype, out, times)
 
 

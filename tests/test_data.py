@@ -241,13 +241,15 @@ def test_split_is_seeded_and_disjoint():
 
 def test_folds_are_seeded_and_stratified():
     labels = np.repeat([0, 1, 2], [17, 40, 3])
-    fold = data.folds(labels, 5, np.random.default_rng(3))
-    assert (fold == data.folds(labels, 5, np.random.default_rng(3))).all()
+    dataset = {"train_images": labels[:, None], "train_labels": labels}
+    config = {"folds": 5, "train_size": None, "seed": 3, "split_seed": None}
+    fold = data.folds_of(dataset, config)
+    assert (fold == data.folds_of(dataset, config)).all()
     assert np.bincount(fold).tolist() == [0, 12, 12, 12, 12, 12]
     for label in range(3):
         counts = np.bincount(fold[labels == label], minlength=6)[1:]
         assert counts.max() - counts.min() <= 1
-    some = data.folds(labels, 2, np.random.default_rng(3), size=11)
+    some = data.folds_of(dataset, {**config, "folds": 2, "train_size": 11})
     assert np.bincount(some).tolist() == [49, 6, 5]
 
 

@@ -565,7 +565,7 @@ def test_scikit_learns_digits(capsys):
         (IMAGES.astype(np.int16) - 1, ["train image", "-1"]),
         (np.where(IMAGES > 250, np.nan, IMAGES), ["train image", "nan"]),
         (IMAGES * 1000.0, ["train image"]),
-        (np.zeros((30, 4, 4, 3), np.uint8), ["3 channels"]),
+        (np.zeros((30, 4, 4, 3), np.uint8), ["(30, 4, 4, 3)"]),
         (np.zeros((30, 7), np.uint8), ["7 pixels", "--size"]),
         (np.zeros(30), ["(30,)"]),
         (np.array(["a"] * 16).reshape(4, 2, 2), ["numbers"]),

@@ -449,7 +449,7 @@ def test_a_run_leaves_its_files(small_set, tmp_path):
     params, stored = data.load_run(out)
     assert nn.layer_sizes(params) == [20, 7, 3]
     assert stored["epoch"] == config["result"]["kept"]["epoch"]
-    assert stored["steps"] == [{"name": "affine", "mean": None, "factor": 1 / 255, "basis": None}]
+    assert stored["steps"] == [{"name": "affine", "mean": 0.0, "factor": 1 / 255, "basis": None}]
 
 
 def test_the_same_command_gives_the_same_bytes(small_set, tmp_path):
