@@ -85,6 +85,7 @@ LOSS_LABELS = {
     "cross_entropy": "cross-entropy (nats per image)",
     "mse": "half squared error (per image)",
 }
+INK = {"cmap": "gray_r", "vmin": 0, "vmax": 255}  # of an image on paper
 RING = {"ls": "", "marker": "o", "ms": 10, "mfc": "none", "mew": 1.5, "clip_on": False}  # at what was kept
 ROUND = {"integer": True, "steps": [1, 2, 5, 10]}  # of ticks
 SATURATED = {"tanh": (-0.95, 0.95), "sigmoid": (0.025, 0.975)}  # beyond them the slope is below a tenth
@@ -107,42 +108,29 @@ PEN = 5.5  # radius of its pen in pixels: strokes as wide as MNIST's
 
 
 def curves_figure(run, quantity):
-    """Train, validation and test curves of one run.
-
-    Parameters
-    ----------
-    run : dict
-        ``rows`` of its history; ``chosen``, the epoch whose params were kept, which is marked;
-        ``config``, ``title``.
-    quantity : {"loss", "accuracy", "error"}
-        Accuracy and error in percent, error on a log axis (epochs without errors have no point).
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """The curves of a run: of its loss, of its accuracy or, on a log axis, of its error."""
     figure = new_figure(f"{quantity.capitalize()} by epoch", run["title"])
     ax = figure.add_subplot()
     parts = parts_with(run["rows"], quantity)
-    lines = [plot_part(ax, run, quantity, part, PARTS[part][0]) for part in parts]
+    lines = [plot_part(ax, run, quantity, part, *PARTS[part]) for part in parts]
     epoch_axis(ax, [run], "range shown" * quantity_axis(ax, [run], quantity, parts))
     legend_above(ax, [*lines, *mark_chosen(ax, run)])
     return figure
 
 
 def twin_figure(run):
-    """Train and test loss on the left axis, test accuracy on the right one; see ``curves_figure``."""
+    """Train and test loss on the left axis, test accuracy on the right one."""
     figure = new_figure("Loss and test accuracy by epoch", run["title"])
     left = figure.add_subplot()
     right = left.twinx()
     lines, clipped = [], []
     for side, ax, quantity, parts in (
-        ("left", left, "loss", {"train": PARTS["train"], "test": PARTS["val"]}),
-        ("right", right, "accuracy", {"test": PARTS["test"]}),
+        ("left axis", left, "loss", {"train": PARTS["train"], "test": PARTS["val"]}),
+        ("right axis", right, "accuracy", {"test": PARTS["test"]}),
     ):
-        for part, style in parts.items():
-            lines.append(plot_part(ax, run, quantity, part, f"{part} {quantity} ({side} axis)", style))
-        clipped += [f"{side} axis"] * quantity_axis(ax, [run], quantity, parts)
+        for part, (_, *style) in parts.items():
+            lines.append(plot_part(ax, run, quantity, part, f"{part} {quantity} ({side})", *style))
+        clipped += [side] * quantity_axis(ax, [run], quantity, parts)
     right.set_ylabel("test accuracy (%)")
     right.grid(False)
     right.spines["right"].set_visible(True)
@@ -156,45 +144,44 @@ def compare_figure(runs, quantity):
 
     The page grows with the legend, which names each run and says how it differs from the others.
     """
-    labels, columns, lines = legend_texts(run_labels(runs))
+    labels = [textwrap.fill(label, 100, subsequent_indent="    ") for label in run_labels(runs)]
+    columns = max(1, min(4, 122 // (8 + max(map(len, labels)))))
+    lines = 1 + -(-sum(1 + label.count("\n") for label in labels) // columns)  # 1 for the title
     below = 0.17 * lines + 0.25  # inches
     heading = f"{quantity.capitalize()} of {len(runs)} runs by epoch"
     figure = new_figure(heading, common_title(runs), max(PAGE[1], 4.4 + below))
     parts = [part for part in PARTS if any(part in parts_with(run["rows"], quantity) for run in runs)]
     parts = parts or ["train"]  # no error above 0 to show on a logarithmic axis
     height = figure.get_figheight() - 0.5
-    grid = figure.add_gridspec(2, len(parts), height_ratios=[height - below, below])
-    axes = []
-    for column, part in enumerate(parts):
-        ax = figure.add_subplot(grid[0, column], sharey=axes[0] if axes else None, title=PARTS[part][0])
-        axes.append(ax)
-        handles = []
-        for number, (run, label) in enumerate(zip(runs, labels)):
-            colour, line = RUN_COLOURS[number % len(RUN_COLOURS)], RUN_LINES[number % len(RUN_LINES)]
-            handles.append(plot_part(ax, run, quantity, part, label, (None, colour, line, ".")))
+    upper, lower = figure.subfigures(2, 1, height_ratios=[height - below, below])
+    axes = upper.subplots(1, len(parts), sharey=True, squeeze=False)[0]
+    for ax, part in zip(axes, parts):
+        ax.set_title(PARTS[part][0])
+        styles = zip(itertools.cycle(RUN_COLOURS), itertools.cycle(RUN_LINES))
+        handles = [
+            plot_part(ax, run, quantity, part, label, *style, ".")
+            for run, label, style in zip(runs, labels, styles)
+        ]
         clipped = quantity_axis(ax, runs, quantity, parts)
         epoch_axis(ax, runs, room=5)
-        if column:
-            ax.set_ylabel("")
-            ax.tick_params(labelleft=False)
+        ax.label_outer()
     note = "circle: the epoch whose params are kept, and its test accuracy"
     note += "; epoch 1 lies outside the range" * clipped
-    legend_below(figure, grid[1, :], handles, labels, title=note, ncol=columns, fontsize=8, alignment="left")
+    legend_below(lower, handles, labels, title=note, ncol=columns, fontsize=8, alignment="left")
     return figure
 
 
-def plot_part(ax, run, quantity, part, label, style=None):
+def plot_part(ax, run, quantity, part, label, colour, line, marker):
     """One curve, and a ring around its value at the epoch whose params were kept; returns the line."""
-    _, colour, line, marker = style or PARTS[part]
     epochs, values = [row["epoch"] for row in run["rows"]], values_of(run["rows"], quantity, part)
     marker = marker if len(epochs) <= MARKED_EPOCHS else None
     (curve,) = ax.plot(epochs, values, line, color=colour, marker=marker, label=label)
-    if (sds := values_of(run["rows"], quantity, part, "_sd")) is not None:
+    sds = values_of(run["rows"], quantity, part, "_sd")
+    if np.isfinite(sds).any():
         low = np.maximum(values / 2, values - sds) if quantity == "error" else values - sds  # on a log axis
         ax.fill_between(epochs, low, values + sds, color=colour, alpha=0.2, lw=0)
     if run["chosen"] in epochs:
-        value = values[epochs.index(run["chosen"])]
-        ax.plot([run["chosen"]], [value], **RING, mec=colour)
+        ax.plot([run["chosen"]], [values[epochs.index(run["chosen"])]], **RING, mec=colour)
     return curve
 
 
@@ -208,30 +195,22 @@ def mark_chosen(ax, run):
 
 
 def values_of(rows, quantity, part, what=""):
-    """A quantity of a part, epoch by epoch: float array, nan where there is none.
-
-    With ``what`` of ``_sd``, the standard deviation over several runs, or None: it is one run.
-    """
-    key = f"{part}_{'loss' if quantity == 'loss' else 'accuracy'}{what}"
-    if what and key not in rows[0]:
-        return None
-    values = np.array([np.nan if row[key] is None else row[key] for row in rows], float)
-    if quantity == "loss":
-        return values
-    values = 100 * (1 - values if quantity == "error" and not what else values)
-    return np.where(values > 0, values, np.nan) if quantity == "error" else values
+    """A quantity of a part, or with ``_sd`` its deviation over runs, by epoch; nan where there is none."""
+    column = f"{part}_{'loss' if quantity == 'loss' else 'accuracy'}{what}"
+    values = np.array([row.get(column) for row in rows], float)
+    if quantity == "error" and not what:
+        values = np.where(values < 1, 1 - values, np.nan)
+    return values if quantity == "loss" else 100 * values
 
 
 def mean_rows(histories):
     """The history of several runs together: the mean of each figure, and its deviation as NAME_sd."""
-    if len(histories) == 1:
-        return histories[0]
     found = []
     for rows in zip(*histories):  # as far as all of them have come
-        row = {"epoch": rows[0]["epoch"]}
-        for name in [name for name in ROW if name != "epoch"]:
+        row = {}
+        for name in ROW:
             values = [row[name] for row in rows]
-            row |= dict(zip((name, f"{name}_sd"), (None, None) if None in values else nn.mean_and_sd(values)))
+            row[name], row[f"{name}_sd"] = (None, None) if None in values else nn.mean_and_sd(values)
         found.append(row)
     return found
 
@@ -248,26 +227,24 @@ def weights_figures(run):
     params, config, figures = run["params"], run["config"], {}
     depth = len(params) // 2
     step = data.gradient_step(config["steps"]) or {"name": None}
-    inputs_are = {"hog": "gradient", "pixels-and-hog": "input pixel, then gradient"}.get(
-        step["name"], "input pixel"
-    )
+    gradients = {"hog": "gradient", "pixels-and-hog": "input pixel, then gradient"}
+    first = gradients.get(step["name"], "input pixel")
     if data.affine_step(config["steps"])["basis"] is not None:
-        inputs_are = "principal component"
+        first = "principal component"
+    sides = [first, *(f"unit of hidden layer {layer}" for layer in range(1, depth)), "class"]
     for layer in range(1, depth + 1):
         weights = params[f"W{layer}"]  # (inputs, outputs)
         inputs, outputs = weights.shape
         figure = new_figure(f"W{layer}: {inputs:,} × {outputs:,} weights", run["title"])
         ax = figure.add_subplot()
-        along, up = (ax.xaxis, ax.yaxis) if inputs >= outputs else (ax.yaxis, ax.xaxis)
+        axes = (ax.xaxis, ax.yaxis) if inputs >= outputs else (ax.yaxis, ax.xaxis)
         image = signed_image(ax, weights.T if inputs >= outputs else weights, aspect="auto")
         weight_colourbar(figure, image, "weight")
-        ax.grid(False)
-        for axis in (along, up):
+        for axis, side in zip(axes, sides[layer - 1 :]):
             axis.set_major_locator(MaxNLocator(**ROUND))
-        along.set_label_text(inputs_are if layer == 1 else f"unit of hidden layer {layer - 1}")
-        up.set_label_text("class" if layer == depth else f"unit of hidden layer {layer}")
+            axis.set_label_text(side)
         if layer == depth:
-            label_classes(up, config["data"]["class_names"])
+            label_classes(axes[1], config["data"]["class_names"])
         figures[f"weights_W{layer}"] = figure
     return figures
 
@@ -279,15 +256,16 @@ def fields_figure(run):
     if linear and weights.shape[1] <= SHOWN_TEMPLATES:
         return templates_figure(weights, shape, start, run)
     unit, units = ("class", "classes") if linear else ("hidden unit", "hidden units")
-    fields = receptive_fields(weights, shape)
+    order = np.argsort(-np.linalg.norm(weights, axis=0), kind="stable")
     of_stars = shape != run["config"]["data"]["image_shape"]  # they need more room
-    shown = fields[: SHOWN_STARS if of_stars else SHOWN_FIELDS]
-    which = f"{len(fields):,} {units}, strongest first" if len(fields) > 1 else unit
-    if len(shown) < len(fields):
-        which = f"strongest {len(shown)} of {len(fields):,} {units}"
+    shown = weights.T[order[: SHOWN_STARS if of_stars else SHOWN_FIELDS]].reshape(-1, *shape)
+    which = f"{len(order):,} {units}, strongest first" if len(order) > 1 else unit
+    if len(shown) < len(order):
+        which = f"strongest {len(shown)} of {len(order):,} {units}"
     figure = new_figure(f"Receptive fields of the {which}", run["title"])
     ax = figure.add_subplot()
-    image = signed_image(ax, mosaic(shown, aspect=1.4), signed_limit(shown))
+    across = round(math.sqrt(1.4 * len(shown) * (shape[0] + 2) / (shape[1] + 2)))
+    image = signed_image(ax, mosaic(shown, min(len(shown), max(1, across))), signed_limit(shown))
     weight_colourbar(figure, image, f"weight from {start} to the {unit.split()[-1]}")
     ax.set_axis_off()
     return figure
@@ -298,12 +276,12 @@ def templates_figure(weights, shape, start, run):
     names = run["config"]["data"]["class_names"]
     figure = new_figure("Class templates: the weights of each class", run["title"])
     axes = picture_grid(figure, len(names), shape)
-    across = axes[0].get_gridspec().ncols
+    letters = 84 // axes[0].get_gridspec().ncols
     for ax, template, name in zip(axes, weights.T, names):
         image = signed_image(ax, template.reshape(shape), signed_limit(weights))
-        ax.set_title(printable(name, 84 // across), fontsize=9)
-    below = {"location": "bottom", "aspect": 50, "ax": list(axes)}
-    weight_colourbar(figure, image, f"weight from {start} to the class", **below)
+        ax.set_title(printable(name, letters), fontsize=9)
+    label = f"weight from {start} to the class"
+    weight_colourbar(figure, image, label, location="bottom", aspect=50, ax=axes)
     return figure
 
 
@@ -328,7 +306,7 @@ def drawn_weights(run):
     aside = np.abs(y * np.cos(angles) - x * np.sin(angles))
     spokes = ((ahead > 0.5) & (aside < 0.5)).astype(weights.dtype)  # (8, rows, columns)
     stars = np.einsum("drcu,dyx->rycxu", weights.reshape(8, *cells, -1), spokes)
-    shape = [stars.shape[0] * stars.shape[1], stars.shape[2] * stars.shape[3]]
+    shape = [cells[0] * len(y), cells[1] * len(x)]
     return stars.reshape(math.prod(shape), -1), shape, "a direction in a cell"
 
 
@@ -337,17 +315,12 @@ def histogram_figure(run):
     depth = len(run["params"]) // 2
     figure = new_figure("Distribution of each layer's weights", run["title"])
     across = math.ceil(math.sqrt(depth))
-    axes = figure.subplots(-(-depth // across), across, squeeze=False).ravel()
-    for ax in axes[depth:]:
-        ax.set_axis_off()
-    for layer, ax in enumerate(axes[:depth], start=1):
+    for layer in range(1, depth + 1):
         weights = run["params"][f"W{layer}"].ravel()
-        counts, _, _ = ax.hist(weights, bins=80, color=BLUE)
-        count_axis(ax, counts)
+        ax = figure.add_subplot(-(-depth // across), across, layer, xlabel="weight")
+        count_axis(ax, ax.hist(weights, bins=80, color=BLUE)[0])
         ax.axvline(0, color=GREY, lw=1)
-        ax.set_title(f"W{layer}: standard deviation {weights.std():.3g}")
-        ax.set_xlabel("weight")
-        ax.set_ylabel("number of weights")
+        ax.set(title=f"W{layer}: standard deviation {weights.std():.3g}", ylabel="number of weights")
     return figure
 
 
@@ -371,48 +344,24 @@ def activations_figures(run):
         figure = new_figure(f"Activations of hidden layer {layer}: {units}", run["title"])
         left, right = figure.subplots(1, 2)
         every = max(1, activations.size // 2_000_000)  # so many are enough for a histogram
-        counts, _, _ = left.hist(activations.ravel()[::every], bins=80, color=BLUE)
-        count_axis(left, counts)
-        left.set(xlabel="activation", ylabel="number of activations")
+        count_axis(left, left.hist(activations.ravel()[::every], bins=80, color=BLUE)[0])
         left.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        left.set(xlabel="activation", ylabel="number of activations")
         left.set_title(f"{percent(counted.mean())} are {what}")
         share = 100 * np.sort(counted.mean(axis=0))[::-1]  # (width,)
         right.stairs(share, np.arange(width + 1) + 0.5, fill=True, color=ORANGE)
-        right.set(xlim=(0.5, width + 0.5), ylim=(0, 100), title=f"how often each unit is {state}")
         right.xaxis.set_major_locator(MaxNLocator(**ROUND))
-        right.set_xlabel(f"hidden unit, the most often {state} first")
-        right.set_ylabel(f"{judged(run)} (%)")
+        right.set(xlabel=f"hidden unit, the most often {state} first", ylabel=f"{judged(run)} (%)")
+        right.set(xlim=(0.5, width + 0.5), ylim=(0, 100), title=f"how often each unit is {state}")
         figures[f"activations_{layer}"] = figure
     return figures
 
 
-def receptive_fields(weights, image_shape):
-    """Columns of W1 (d, units) as pictures (units, rows, columns), the largest norm first."""
-    order = np.argsort(-np.linalg.norm(weights, axis=0), kind="stable")
-    return weights.T[order].reshape(-1, *image_shape)
-
-
-def mosaic(pictures, aspect=1.0, gap=2):
-    """Pictures (n, rows, columns) on one sheet, row by row, with gaps of nan between them.
-
-    Parameters
-    ----------
-    pictures : float array (n, rows, columns)
-    aspect : float
-        Width over height that the sheet should have, about.
-    gap : int
-        Pixels between pictures.
-
-    Returns
-    -------
-    float array
-        The sheet; places left over are nan.
-    """
+def mosaic(pictures, across, gap=2):
+    """Pictures (n, rows, columns) on one sheet, so many in each row, with gaps of nan between them."""
     n, rows, columns = pictures.shape
-    across = round(math.sqrt(aspect * n * (rows + gap) / (columns + gap)))
-    across = min(n, max(1, across))
     down = -(-n // across)
-    sheet = np.full((down * across, rows + gap, columns + gap), np.nan, pictures.dtype)
+    sheet = np.full((down * across, rows + gap, columns + gap), np.nan, np.float32)
     sheet[:n, :rows, :columns] = pictures
     sheet = sheet.reshape(down, across, rows + gap, columns + gap).swapaxes(1, 2)
     return sheet.reshape(down * (rows + gap), across * (columns + gap))[:-gap, :-gap]
@@ -443,57 +392,57 @@ def confusion_figure(run):
     label_classes(ax.xaxis, names)
     label_classes(ax.yaxis, names)
     if len(names) <= LABELLED_CLASSES:
-        for (row, column), count in np.ndenumerate(counts):
+        for row, column in np.argwhere(counts):
+            count = counts[row, column]
             dark = row != column and count > 0.6 * most
-            if count:
-                ax.text(column, row, f"{count}", ha="center", va="center", size=8, color="w" if dark else "k")
+            ax.text(column, row, f"{count}", ha="center", va="center", size=8, color="w" if dark else "k")
     return figure
 
 
 def mistakes_figure(run):
     """The wrongly classified pictures of the most confident predictions, with label and prediction."""
-    facts, worst = run["config"]["data"], run["mistakes"][:SHOWN_MISTAKES]
-    figure = new_figure("The most confident mistakes: label → prediction, its probability", run["title"])
-    pictures = run["images"][worst].reshape(-1, *facts["image_shape"])
-    labels, estimates = run["labels"][worst], run["estimates"][worst]
-    short_names = max(map(len, facts["class_names"])) <= 2
-    axes = picture_grid(figure, len(worst), facts["image_shape"], lines=1 if short_names else 3)
-    for ax, picture, label, estimate in zip(axes, pictures, labels, estimates):
-        ax.imshow(picture, cmap="gray_r", vmin=0, vmax=255)
-        names = [printable(facts["class_names"][k], 11) for k in (label, estimate.argmax())]
-        names = (" → " if short_names else " →\n").join(names)
-        likely = f"{100 * min(1, estimate.max()):.1f} %"
-        ax.set_title(f"{names}{'   ' if short_names else chr(10)}{likely}", fontsize=8, pad=2)
-    return figure
+    names, worst = run["config"]["data"]["class_names"], run["mistakes"][:SHOWN_MISTAKES]
+    space, line = ("   ", " ") if max(map(len, names)) <= 2 else ("\n", "\n")  # on one line, or on three
+    texts = []
+    for label, estimate in zip(run["labels"][worst], run["estimates"][worst]):
+        before, after = (printable(names[k], 11) for k in (label, estimate.argmax()))
+        texts.append(f"{before} →{line}{after}{space}{100 * min(1, estimate.max()):.1f} %")
+    heading = "The most confident mistakes: label → prediction, its probability"
+    return pictures_figure(heading, run["title"], run["images"][worst], texts, run)
 
 
 def suspects_figure(run):
     """The training images whose own label is least likely to a network that did not train on them."""
-    facts, rows = run["config"]["data"], run["suspects"][:SHOWN_MISTAKES]
-    figure = new_figure("Suspects: training image, label (its probability) → prediction", run["search_title"])
-    axes = picture_grid(figure, len(rows), facts["image_shape"], lines=3)
-    for ax, row in zip(axes, rows):
-        ax.imshow(row["image"].reshape(facts["image_shape"]), cmap="gray_r", vmin=0, vmax=255)
-        label, prediction = (printable(facts["class_names"][row[key]], 11) for key in ("label", "prediction"))
-        text = f"{row['index']}\n{label} ({100 * row['probability']:.1g} %)\n→ {prediction}"
+    names, rows = run["config"]["data"]["class_names"], run["suspects"]
+    texts = []
+    for row in rows:
+        label, prediction = (printable(names[row[key]], 11) for key in ("label", "prediction"))
+        texts.append(f"{row['index']}\n{label} ({100 * row['probability']:.1g} %)\n→ {prediction}")
+    heading = "Suspects: training image, label (its probability) → prediction"
+    return pictures_figure(heading, run["search_title"], [row["image"] for row in rows], texts, run)
+
+
+def pictures_figure(heading, title, images, texts, run):
+    """Images in a grid, with texts of as many lines each above them."""
+    shape = run["config"]["data"]["image_shape"]
+    figure = new_figure(heading, title)
+    axes = picture_grid(figure, len(images), shape, 1 + texts[0].count("\n"))
+    for ax, image, text in zip(axes, images, texts):
+        ax.imshow(image.reshape(shape), **INK)
         ax.set_title(text, fontsize=8, pad=2)
     return figure
 
 
 def saliency_figure(run):
     """A test image of each class, and what in it speaks for and against the likeliest class."""
-    facts = run["config"]["data"]
-    shown = run["explained"]
-    figure = new_figure(
-        "What speaks for the likeliest class (light), and what against it (dark)", run["title"]
-    )
-    across = -(-len(shown) // 2)
-    axes = figure.subplots(4, across, squeeze=False)
+    facts, shown = run["config"]["data"], run["explained"]
+    heading = "What speaks for the likeliest class (light), and what against it (dark)"
+    figure = new_figure(heading, run["title"])
+    axes = figure.subplots(4, -(-len(shown) // 2), squeeze=False)
     for ax in axes.ravel():
         ax.set_axis_off()
-    for place, i in enumerate(shown):
-        above, below = axes[2 * (place // across) :, place % across][:2]
-        above.imshow(run["images"][i].reshape(facts["image_shape"]), cmap="gray_r", vmin=0, vmax=255)
+    for i, above, below in zip(shown, axes[::2].ravel(), axes[1::2].ravel()):
+        above.imshow(run["images"][i].reshape(facts["image_shape"]), **INK)
         above.set_title(printable(facts["class_names"][run["estimates"][i].argmax()], 11), fontsize=8)
         evidence = judging.evidence(run["params"], run["config"], run["images"][i])
         image = signed_image(below, evidence / (np.abs(evidence).max() or 1), 1)
@@ -520,20 +469,17 @@ def augment_figure(run):
     images = data.redraw(run["images"][first[:10]], steps)
     blank = np.zeros_like(images)
     shown = np.stack([images, blank, *(data.augment(images, how, rng) for _ in range(14))], axis=1)
-    rows, columns = shape
-    sheet = shown.reshape(len(images), -1, rows, columns).swapaxes(1, 2).reshape(len(images) * rows, -1)
     figure = new_figure("An image of each class, and as distorted for fourteen epochs", run["title"])
     ax = figure.add_subplot()
-    ax.imshow(sheet, cmap="gray_r", vmin=0, vmax=255)
+    ax.imshow(mosaic(shown.reshape(-1, *shape), across=16), **INK)
     ax.set_axis_off()
     return figure
 
 
 def calibration_figure(run):
     """Confidence of the predictions against their accuracy, and how many there are of each."""
-    estimates, labels = run["estimates"], run["labels"]
-    confidence = estimates.max(axis=1).clip(0, 1).astype(float)
-    correct = estimates.argmax(axis=1) == labels
+    confidence = run["estimates"].max(axis=1).clip(0, 1).astype(float)
+    correct = run["estimates"].argmax(axis=1) == run["labels"]
     counts, mean_confidence, accuracy, error = calibration(confidence, correct)
     figure = new_figure(f"Calibration: expected calibration error {percent(error)}", run["title"])
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -554,10 +500,8 @@ def calibration(confidence, correct, bins=10):
     Parameters
     ----------
     confidence : float array (n,)
-        Probability of each prediction.
+        Probability of each prediction; the bins between 0 and 1 are of equal width.
     correct : bool array (n,)
-    bins : int
-        Of equal width, between 0 and 1.
 
     Returns
     -------
@@ -585,50 +529,45 @@ def search_figure(run):
     figure = new_figure("Validation accuracy against each searched setting", run["search_title"])
     across = min(3, len(space))
     down = -(-len(space) // across)
-    grid = figure.add_gridspec(down + 1, across, height_ratios=[1] * down + [0.1])
-    floor = floor_of([100 * trial["val_accuracy"] for trial in trials])
-    axes = []
-    for number, (name, spec) in enumerate(space.items()):
-        place = grid[number // across, number % across]
-        axes.append(figure.add_subplot(place, sharey=axes[0] if axes else None))
-        if number % across:
-            axes[-1].tick_params(labelleft=False)
-        else:
-            axes[-1].set_ylabel("validation accuracy (%)")
-        place = setting_axis(axes[-1], name, spec, trials)
-        plot_trials(axes[-1], trials, place, lambda trial: max(floor, 100 * trial["val_accuracy"]))
-    handles, labels = axes[0].get_legend_handles_labels()
-    below = sum(100 * trial["val_accuracy"] < floor for trial in trials)
-    if below:
+    upper, lower = figure.subfigures(2, 1, height_ratios=[down, 0.1])
+    values = {trial["trial"]: 100 * trial["val_accuracy"] for trial in trials}
+    floor = floor_of(list(values.values()))
+    axes = upper.subplots(down, across, sharey=True, squeeze=False)
+    for ax in axes.ravel()[len(space) :]:
+        ax.set_axis_off()
+    for ax, (name, spec) in zip(axes.ravel(), space.items()):
+        place = setting_axis(ax, name, spec, trials)
+        plot_trials(ax, trials, place, lambda trial: max(floor, values[trial["trial"]]))
+    for ax in axes[:, 0]:
+        ax.set_ylabel("validation accuracy (%)")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    if below := sum(value < floor for value in values.values()):
         handles.append(Line2D([], [], ls=""))
         labels.append(f"{below} at the bottom lie lower still")
-    legend_below(figure, grid[down, :], handles, labels, ncol=4)
+    legend_below(lower, handles, labels, ncol=4)
     return figure
 
 
 def plot_trials(ax, trials, x, y):
     """A mark for each trial (the best first) at (x(trial), y(trial)): the best, all epochs, fewer of them."""
     longest = max(trial["epochs"] for trial in trials)
-    groups = {
-        "the best": (trials[:1], "*", ORANGE, ORANGE, 14),
-        "all epochs": ([t for t in trials[1:] if t["epochs"] == longest], "o", BLUE, BLUE, 5),
-        "fewer epochs": ([t for t in trials[1:] if t["epochs"] < longest], "o", BLUE, "none", 5),
-    }
-    for label, (chosen, marker, colour, inside, size) in groups.items():
+    whole = [trial for trial in trials[1:] if trial["epochs"] == longest]
+    shorter = [trial for trial in trials[1:] if trial["epochs"] < longest]
+    for label, chosen, marker, colour, inside, size in (
+        ("the best", trials[:1], "*", ORANGE, ORANGE, 14),
+        ("all epochs", whole, "o", BLUE, BLUE, 5),
+        ("fewer epochs", shorter, "o", BLUE, "none", 5),
+    ):
         if chosen:
-            places = list(map(x, chosen)), list(map(y, chosen))
-            ax.plot(
-                *places, marker, color=colour, mfc=inside, ms=size, label=label, zorder=3 if size > 5 else 2
-            )
+            places = [x(trial) for trial in chosen], [y(trial) for trial in chosen]
+            order = 3 if colour == ORANGE else 2  # the best in front
+            ax.plot(*places, marker, color=colour, mfc=inside, ms=size, label=label, zorder=order)
 
 
 def setting_axis(ax, name, spec, trials):
     """Set up an x-axis for a setting; returns the function from a trial to its place on the axis.
 
-    Parameters
-    ----------
-    spec : str
-        Its range, as ``0.1:1`` or ``1e-7:1e-4:log``, or its choices, as ``0,0.9``.
+    ``spec`` is its range, as ``0.1:1`` or ``1e-7:1e-4:log``, or its choices, as ``0,0.9``.
     """
     values = [trial[name] for trial in trials]
     ax.set_xlabel(name)
@@ -679,10 +618,8 @@ def ranking_lines(trials, names):
     """A heading and a line for each trial, with as many of the named settings as half of the page takes."""
     for count in range(len(names), 0, -1):
         columns, more = ["trial", *names[:count]], ["…"] * (count < len(names))
-        rows = [
-            [printable(short(trial[name]), 36) for name in columns] + [""] * len(more) for trial in trials
-        ]
-        lines = table_lines([columns + more, *rows])
+        rows = [[printable(short(trial[name]), 36) for name in columns] for trial in trials]
+        lines = table_lines([columns + more, *(row + [""] * len(more) for row in rows)])
         if len(lines[0]) <= RANKED_COLUMNS:
             break
     return lines
@@ -699,21 +636,21 @@ def learning_curves_figure(run):
 
     A few combinations with repeats have a colour each.
     """
-    histories, best = run["histories"], run["trials"][0]["trial"]
-    figure = new_figure(f"Learning curves of {data.count(len(histories), 'trial')}", run["search_title"])
+    best = run["trials"][0]["trial"]
+    runs = {trial: {"rows": rows, "config": {}, "chosen": None} for trial, rows in run["histories"].items()}
+    figure = new_figure(f"Learning curves of {data.count(len(runs), 'trial')}", run["search_title"])
     ax = figure.add_subplot()
-    runs = {trial: {"rows": rows, "config": {}, "chosen": None} for trial, rows in histories.items()}
     few = "runs" in run["trials"][0] and len(runs) <= len(RUN_COLOURS)
     rows = {row["trial"]: row for row in run["trials"]}
     for place, trial in sorted(enumerate(runs), key=lambda pair: pair[1] == best):  # the best is drawn last
-        label, style = ("the others", (None, "#999999", "-", "."))
+        label, colour, style = "the others", "#999999", "-"
         if few:
-            words = [f"{name} {short(rows[trial][name])}" for name in run["space"]]
-            label = f"trial {trial}: {printable(', '.join(words), 40)}"
-            style = (None, RUN_COLOURS[place], RUN_LINES[place % len(RUN_LINES)], ".")
+            words = ", ".join(f"{name} {short(rows[trial][name])}" for name in run["space"])
+            label = f"trial {trial}: {printable(words, 40)}"
+            colour, style = RUN_COLOURS[place], RUN_LINES[place % len(RUN_LINES)]
         elif trial == best:
-            label, style = f"trial {trial}, the best", (None, ORANGE, "-", ".")
-        line = plot_part(ax, runs[trial], "accuracy", "val", label, style)
+            label, colour = f"trial {trial}, the best", ORANGE
+        line = plot_part(ax, runs[trial], "accuracy", "val", label, colour, style, ".")
         line.set_linewidth(2.5 if trial == best else 0.8 + few)
     clipped = quantity_axis(ax, runs.values(), "accuracy", ["val"])
     ax.set_ylabel("validation accuracy (%)")
@@ -832,13 +769,6 @@ def folder_names(paths):
     return names
 
 
-def legend_texts(labels):
-    """Labels folded to the page, and how many columns and lines their legend has, with its title."""
-    folded = [textwrap.fill(label, 100, subsequent_indent="    ") for label in labels]
-    columns = max(1, min(4, 122 // (8 + max(map(len, labels)))))
-    return folded, columns, 1 + -(-sum(1 + label.count("\n") for label in folded) // columns)
-
-
 def common_title(runs):
     """What several runs are about: their data sets, and the network where it is the same."""
     whole = dict.fromkeys(run["network"] for run in runs)
@@ -860,15 +790,10 @@ def legend_above(ax, handles, columns=4, side="left"):
     ax.legend(handles=handles, ncol=columns, **place)
 
 
-def legend_below(figure, place, handles, labels, **options):
-    """A legend in a place of its own, a cell of a gridspec; labels may start with an underscore."""
-    ax = figure.add_subplot(place)
-    ax.set_axis_off()
-    blank = [" " * len(label) for label in labels]
-    legend = ax.legend(handles, blank, loc="upper left", borderaxespad=0, labelspacing=0.3, **options)
-    for text, label in zip(legend.get_texts(), labels):
-        text.set_text(label)
-    legend.set_in_layout(False)  # it has its place, and must not take that of the axes
+def legend_below(subfigure, handles, labels, **options):
+    """A legend that fills a part of the page; a label with an underscore in front would be left out."""
+    labels = [f" {label}" if label.startswith("_") else label for label in labels]
+    subfigure.legend(handles, labels, loc="upper left", borderaxespad=0, labelspacing=0.3, **options)
 
 
 def epoch_axis(ax, runs, clipped="", room=10):
@@ -974,7 +899,8 @@ def signed_image(ax, array, limit=None, **options):
     Its values are not mixed with their neighbours': an SVG or PDF holds all of them, and a PNG as
     many as it has pixels.
     """
-    limit = signed_limit(array) if limit is None else limit
+    limit = limit or signed_limit(array)
+    ax.grid(False)
     return ax.imshow(array, cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="none", **options)
 
 
@@ -997,10 +923,8 @@ def picture_grid(figure, count, shape, lines=1):
         return min(0.95 * width / shape[1], (height - text) / shape[0])
 
     across = max(range(1, count + 1), key=scale)
-    axes = figure.subplots(-(-count // across), across, squeeze=False).ravel()
-    for ax in axes:
-        ax.set_axis_off()
-    return axes[:count]
+    bare = {"frame_on": False, "xticks": [], "yticks": []}
+    return [figure.add_subplot(-(-count // across), across, place + 1, **bare) for place in range(count)]
 
 
 # --- from folders to figures to files ---------------------------------------------------------

@@ -201,12 +201,10 @@ def test_what_the_rows_of_w1_are_depends_on_the_preprocessing(basis, word):
 def test_receptive_fields_come_strongest_first_on_one_sheet():
     weights = np.zeros((6, 3), np.float32)  # three units, pictures of 2x3
     weights[:, 0], weights[0, 1], weights[:, 2] = 0.1, 5, 1
-    fields = visualize.receptive_fields(weights, (2, 3))
-    assert fields.shape == (3, 2, 3)
-    assert [float(field.max()) for field in fields] == [5, 1, pytest.approx(0.1)]
     figure = visualize.fields_figure(held(params=dict.fromkeys(("W1", "b1", "W2", "b2"), weights)))
     sheet = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
-    np.testing.assert_array_equal(sheet[:2, :3], fields[0])
+    fields = [sheet[top : top + 2, left : left + 3].ravel() for top, left in ((0, 0), (0, 5), (4, 0))]
+    np.testing.assert_array_equal(fields, weights.T[[1, 2, 0]])
     assert np.isfinite(sheet).sum() == weights.size
     assert "3 hidden units" in title_of(figure)
 
@@ -244,7 +242,7 @@ def test_templates_of_many_classes_are_one_sheet_for_they_would_take_minutes():
 @pytest.mark.parametrize("n, shape", [(1, (4, 5)), (3, (28, 28)), (7, (6, 19)), (2000, (28, 28))])
 def test_a_mosaic_holds_every_picture_once(n, shape):
     pictures = np.arange(n, dtype=np.float32)[:, None, None] * np.ones((1, *shape), np.float32)
-    sheet = visualize.mosaic(pictures, aspect=1.4)
+    sheet = visualize.mosaic(pictures, across=min(n, 40))
     values, counts = np.unique(sheet[np.isfinite(sheet)], return_counts=True)
     np.testing.assert_array_equal(values, np.arange(n))
     assert set(counts) == {shape[0] * shape[1]}
@@ -608,9 +606,9 @@ def test_trials_far_below_the_others_do_not_flatten_them():
         for i, v in enumerate(sorted(values, reverse=True))
     ]
     run = {"trials": trials, "space": {"lr": "0:9"}, "search_title": ""}
-    ax, legend = visualize.search_figure(run).axes
-    assert ax.get_ylim()[0] > 90
-    assert any("lower still" in text.get_text() for text in legend.get_legend().get_texts())
+    figure = visualize.search_figure(run)
+    assert figure.axes[0].get_ylim()[0] > 90
+    assert any("lower still" in text.get_text() for text in figure.subfigs[1].legends[0].get_texts())
 
 
 def test_a_ranking_of_many_settings_leaves_a_third_of_the_page_to_its_marks(recwarn):
@@ -684,11 +682,11 @@ def test_the_page_of_an_overlay_grows_with_its_legend(count):
     with matplotlib.style.context(visualize.LOOK):
         figure = visualize.compare_figure(runs, "loss")
         figure.draw_without_rendering()
-    *panels, below = figure.axes
+    panels, legend = figure.axes, figure.subfigs[1].legends[0]
     assert all(panel.get_xlabel() == "epoch" for panel in panels)
-    texts = below.get_legend().get_texts()
-    assert [text.get_text().split("long")[0] for text in texts] == [f"_{n}" for n in range(count)]
-    legend = below.get_legend().get_window_extent()
+    texts = legend.get_texts()
+    assert [text.get_text().strip().split("long")[0] for text in texts] == [f"_{n}" for n in range(count)]
+    legend = legend.get_window_extent()
     assert legend.y0 >= 0 and legend.x1 <= figure.bbox.x1
     assert all(legend.y1 <= panel.get_tightbbox().y0 for panel in panels)
 
@@ -777,7 +775,7 @@ def test_any_name_is_drawn_as_it_is(tmp_path, name):
         figures["compared"] = visualize.compare_figure(named, "loss")
         visualize.save_figures(figures, tmp_path / "out")
     shown = data.printable(name)
-    entries = [text.get_text() for text in figures["compared"].axes[-1].get_legend().get_texts()]
+    entries = [text.get_text() for text in figures["compared"].subfigs[1].legends[0].get_texts()]
     assert len(entries) == 2 and all(shown[:20] in entry.replace("\n", "") for entry in entries)
     assert shown[:20] in title_of(figures["loss"])
     labels = [label.get_text() for label in figures["confusion"].axes[0].get_yticklabels()]
@@ -839,8 +837,10 @@ def test_an_overlay_is_written_beside_the_runs_but_not_into_the_folder_one_works
 
 
 def test_long_labels_are_folded_to_the_page():
-    labels, columns, lines = visualize.legend_texts(["word " * 30] * 2)
-    assert (columns, lines) == (1, 1 + sum(1 + label.count("\n") for label in labels))
+    rows = [row(1), row(2)]
+    runs = [held(path=f"{n}{'long ' * 30}", rows=rows, network="", data_title="") for n in range(2)]
+    figure = visualize.compare_figure(runs, "loss")
+    labels = [text.get_text() for text in figure.subfigs[1].legends[0].get_texts()]
     assert max(len(line) for label in labels for line in label.splitlines()) <= 100
 
 
