@@ -29,7 +29,6 @@ import sys
 import textwrap
 import time
 import warnings
-from collections import Counter
 
 import matplotlib
 import matplotlib.style
@@ -97,8 +96,6 @@ SHOWN_MISTAKES = 24
 SALIENT_CLASSES = 10
 RANKED_TRIALS, RANKED_COLUMNS = 25, 60
 LABEL_SETTINGS = 4  # a label names no more of them
-# what a run found out, where the rest of its config is what it was told
-NO_SETTINGS = ("data", "versions", "status", "result", "steps", "epoch", "val_accuracy")
 LABELLED_CLASSES = 20  # classes that are up to so many are named at an axis, and their errors counted
 DRAWING = (140, 140)  # pixels of the pad to draw on
 PEN = 5.5  # radius of its pen in pixels: strokes as wide as MNIST's
@@ -347,7 +344,7 @@ def activations_figures(run):
         count_axis(left, left.hist(activations.ravel()[::every], bins=80, color=BLUE)[0])
         left.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         left.set(xlabel="activation", ylabel="number of activations")
-        left.set_title(f"{percent(counted.mean())} are {what}")
+        left.set_title(f"{judging.percent(counted.mean())} are {what}")
         share = 100 * np.sort(counted.mean(axis=0))[::-1]  # (width,)
         right.stairs(share, np.arange(width + 1) + 0.5, fill=True, color=ORANGE)
         right.xaxis.set_major_locator(MaxNLocator(**ROUND))
@@ -481,7 +478,7 @@ def calibration_figure(run):
     confidence = run["estimates"].max(axis=1).clip(0, 1).astype(float)
     correct = run["estimates"].argmax(axis=1) == run["labels"]
     counts, mean_confidence, accuracy, error = calibration(confidence, correct)
-    figure = new_figure(f"Calibration: expected calibration error {percent(error)}", run["title"])
+    figure = new_figure(f"Calibration: expected calibration error {judging.percent(error)}", run["title"])
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     (perfect,) = upper.plot([0, 100], [0, 100], ":", color=GREY, label="perfect calibration")
     (ours,) = upper.plot(100 * mean_confidence, 100 * accuracy, "o-", color=BLUE, label="this network")
@@ -668,14 +665,13 @@ def summary_figure(run):
     figure = new_figure("Summary", run["search_title"] if "trials" in run else run["title"])
     blocks = list(summary_blocks(run).items())
     sizes = [len(lines) + 3.5 for _, lines in blocks]  # in lines of text
-    columns = [(sum(sizes[:count]), sum(sizes[count:]), count) for count in range(1, len(blocks) + 1)]
-    count = min(columns, key=lambda column: max(column[:2]))[2]
-    line = min(0.0225, 0.87 / max(sum(sizes[:count]), sum(sizes[count:])))  # of the page's height
+    longest, count = min((max(sum(sizes[:n]), sum(sizes[n:])), n) for n in range(1, len(blocks) + 1))
+    line = min(0.0225, 0.87 / longest)  # of the page's height
+    style = {"family": "monospace", "size": 310 * line, "linespacing": 1.25}
     for x, column in ((0.05, blocks[:count]), (0.53, blocks[count:])):
         y = 0.88
         for heading, lines in column:
             figure.text(x, y, heading, va="top", weight="bold")
-            style = {"family": "monospace", "size": 310 * line, "linespacing": 1.25}
             figure.text(x, y - 2 * line, "\n".join(lines), va="top", **style)
             y -= line * (len(lines) + 3.5)
     return figure
@@ -683,31 +679,28 @@ def summary_figure(run):
 
 def summary_blocks(run):
     """Heading -> lines; the settings first."""
-    blocks = {}
+    definition, facts, rows = run.get("definition", {}), run["config"]["data"], run.get("rows", [])
     if "trials" in run:
-        told = {**run["definition"], **(run["definition"].get("settings") or {}), **run["space"]}
+        told = {**definition, **(definition.get("settings") or {}), **run["space"]}
         apart = ("data", "versions", "settings", "space")
-        blocks["Search"] = name_lines({name: value for name, value in told.items() if name not in apart})
+        blocks = {"Search": name_lines({name: value for name, value in told.items() if name not in apart})}
         blocks["The best trial"] = name_lines(run["trials"][0])
     else:
-        blocks["Settings"] = name_lines(run["settings"])
-    facts = run["config"].get("data") or {}
+        blocks = {"Settings": name_lines(run["settings"])}
     if facts.get("image_shape") and facts.get("class_names"):
-        names = ", ".join(facts["class_names"])
-        rows, columns = facts["image_shape"]
-        about = f"{len(facts['class_names'])} classes of images of {rows} × {columns} pixels: {names}"
+        shape, names = " × ".join(map(str, facts["image_shape"])), facts["class_names"]
+        about = f"{len(names)} classes of images of {shape} pixels: {', '.join(names)}"
         blocks["Data"] = [run["data_title"], *textwrap.wrap(about, 60, max_lines=5, placeholder=" …")]
-    rows = run.get("rows", [])
     for row in rows:
         words = ["the last"] * (row is rows[-1]) + ["kept"] * (row["epoch"] == run["chosen"])
-        scores = {PARTS[part][0]: (row[f"{part}_loss"], row[f"{part}_accuracy"]) for part in PARTS}
-        lines = [
-            [part, f"{pair[0]:.4f}", percent(pair[1])] for part, pair in scores.items() if None not in pair
-        ]
+        lines = [["", "loss", "accuracy"]]
+        for part, (name, *_) in PARTS.items():
+            loss, accuracy = row[f"{part}_loss"], row[f"{part}_accuracy"]
+            if None not in (loss, accuracy):
+                lines.append([name, f"{loss:.4f}", judging.percent(accuracy)])
         if words:
-            heading = f"Epoch {row['epoch']}, {' and '.join(words)}"
-            blocks[heading] = table_lines([["", "loss", "accuracy"], *lines])
-    versions = run["config"].get("versions") or run.get("definition", {}).get("versions") or {}
+            blocks[f"Epoch {row['epoch']}, {' and '.join(words)}"] = table_lines(lines)
+    versions = run["config"].get("versions") or definition.get("versions") or {}
     return blocks | ({"Made with": name_lines(versions)} if versions else {})
 
 
@@ -716,10 +709,6 @@ def name_lines(values):
 
 
 # --- names and labels -------------------------------------------------------------------------
-
-
-def percent(share):
-    return f"{100 * share:.2f} %"
 
 
 def short(value):
@@ -735,28 +724,25 @@ def printable(text, most):
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def settings_of(run):
-    """What a run was told, without what it found out."""
-    return {name: value for name, value in run["config"].items() if name not in NO_SETTINGS}
-
-
 def run_labels(runs):
     """A label for each run: its folder's name, what is particular to it, and how well it did."""
-    settings = [settings_of(run) for run in runs]
-    common = {}  # what more than half of the runs have is not worth a word
-    for name in dict.fromkeys(name for config in settings for name in config):
-        value, count = Counter(data.setting_text(config.get(name)) for config in settings).most_common(1)[0]
-        common[name] = value if count > len(runs) / 2 else ...
+    values = {name: [run["config"].get(name) for run in runs] for name in train.DEFAULTS}
     labels = []
-    for folder, run, config in zip(folder_names([run["path"] for run in runs]), runs, settings):
-        own = [name for name in common if data.setting_text(config.get(name)) != common[name]]
-        words = [printable(f"{name} {short(config.get(name))}", 40) for name in own[:LABEL_SETTINGS]]
-        words += ["…"] * (len(own) > LABEL_SETTINGS)
-        row = next((row for row in run["rows"] if row["epoch"] == run["chosen"]), run["rows"][-1])
-        if row["test_accuracy"] is not None:
-            words.append(f"test {percent(row['test_accuracy'])}".replace(" ", "\xa0"))
+    for number, (folder, run) in enumerate(zip(folder_names([run["path"] for run in runs]), runs)):
+        # what more than half of the runs have is not worth a word
+        own = {name: of[number] for name, of in values.items() if 2 * of.count(of[number]) <= len(runs)}
+        words = [printable(f"{name} {short(value)}", 40) for name, value in own.items()]
+        words[LABEL_SETTINGS:] = ["…"] * (len(own) > LABEL_SETTINGS)
+        accuracy = (chosen_row(run) or run["rows"][-1])["test_accuracy"]
+        if accuracy is not None:
+            words.append(f"test {judging.percent(accuracy)}".replace(" ", "\xa0"))
         labels.append(f"{printable(folder, 60)}: {', '.join(words)}" if words else printable(folder, 60))
     return labels
+
+
+def chosen_row(run):
+    """Of its history the epoch whose params were kept; None where there is none."""
+    return next((row for row in run.get("rows", []) if row["epoch"] == run["chosen"]), None)
 
 
 def folder_names(paths):
@@ -825,20 +811,13 @@ def quantity_axis(ax, runs, quantity, parts):
 
 
 def clipped_range(curves):
-    """y-range without the first epoch, where that leaves less than a quarter to all others; else None.
-
-    Parameters
-    ----------
-    curves : list of float arrays
-        One value an epoch each; may hold nan.
-    """
-    later = np.concatenate([[np.nan], *(curve[1:] for curve in curves)])
-    if min(map(len, curves), default=0) <= SHORT_RUN or not np.isfinite(later).any():
+    """y-range without the first epoch, where that leaves less than a quarter to all others; else None."""
+    if min(map(len, curves), default=0) <= SHORT_RUN:
         return None
-    low, high = np.nanmin(later), np.nanmax(later)
-    first = [curve[0] for curve in curves if np.isfinite(curve[0])]
-    span = max([high, *first]) - min([low, *first])
-    if not high > low or span <= 4 * (high - low):
+    whole, later = (np.concatenate([curve[start:] for curve in curves]) for start in (0, 1))
+    whole, later = np.ma.masked_invalid(whole), np.ma.masked_invalid(later)
+    low, high = later.min(), later.max()
+    if not whole.max() - whole.min() > 4 * (high - low) > 0:  # nor where all is masked
         return None
     margin = 0.05 * (high - low)
     return low - margin, high + margin
@@ -851,24 +830,21 @@ def log_axis(ax, name, values, room=10):
     low, high = (values.min(), values.max()) if len(values) else (1, 10)
     margin = (high / low) ** 0.05
     low, high = low / margin, high * margin
-    while len(log_ticks(low, high, room)) < 2:
+    while len(ticks := log_ticks(low, high, room)) < 2:
         low, high = low / 1.1, high * 1.1
     ax.set(**{f"{name}scale": "log", f"{name}lim": (low, high)})
-    set_ticks(getattr(ax, f"{name}axis"), log_ticks(low, high, room))
+    set_ticks(getattr(ax, f"{name}axis"), ticks)
 
 
 def log_ticks(low, high, room):
-    """1, 2, 5, 10, ... from low to high; more where they are fewer than two, fewer where there is no room."""
+    """Round numbers from low to high, as many as there is room for: 1, 2, 3, ... or 1, 2, 5, 10, ..."""
     powers = range(math.floor(math.log10(low)), math.ceil(min(308, math.log10(high))) + 1)
-
-    def ticks(factors, step=1):
+    for factors, step in (range(1, 10), 1), ((1, 2, 5), 1), *(((1,), step) for step in range(1, 100)):
         ticks = [float(f"{factor}e{power}") for power in powers if power % step == 0 for factor in factors]
-        return [tick for tick in ticks if low <= tick * 1.000001 and tick <= high * 1.000001]
-
-    if len(ticks((1, 2, 5))) < 2:
-        return ticks((1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9))
-    choices = [ticks((1, 2, 5)), *(ticks((1,), step) for step in range(1, 10))]
-    return next((choice for choice in choices if len(choice) <= room), ticks((1,), 100))
+        ticks = [tick for tick in ticks if low <= tick * 1.000001 and tick <= high * 1.000001]
+        if len(ticks) <= room:
+            break
+    return ticks
 
 
 def set_ticks(axis, ticks):
@@ -965,36 +941,31 @@ LACKING = {  # why a folder has no such thing
 }
 
 
-def draw_folder(path, only, data_dir):
-    """``(figures, skipped)`` of a folder: figures by file name, and reason -> names left out."""
-    return draw_run(load_run(path, only, data_dir), only)
-
-
 def load_run(path, only, data_dir):
     """What a folder holds, and of the test set what the figures need."""
     run = load_folder(path)
-    names = only or names_for(run)
-    if "params" in run and any(FIGURES[name][0] in TEST_SET for name in names):
+    if "params" in run and any(FIGURES[name][0] in TEST_SET for name in only or names_for(run)):
         run = add_test_set(run, data_dir)
     return run
 
 
 def draw_run(run, only):
-    """``draw_folder`` of what ``load_run`` returns."""
+    """``(figures, skipped)`` of what ``load_run`` returns: figures by file name; reason -> names left out."""
     figures, skipped = {}, {}
+    lacking = LACKING | (dict.fromkeys(TEST_SET, run["why"]) if "why" in run else {})
     for name in only or names_for(run):
         need, function, options = FIGURES[name]
         if need in run:
             drawn = function(run, **options)
             figures |= drawn if isinstance(drawn, dict) else {name: drawn}
         else:
-            skipped.setdefault({**LACKING, **run["lacks"]}[need], []).append(name)
+            skipped.setdefault(lacking[need], []).append(name)
     return figures, skipped
 
 
 def names_for(run):
     """The figures that belong to what a folder is: a run, a search or both."""
-    is_search = "trials" in run or (run["path"] / "trials.csv").exists()  # of which each trial has failed
+    is_search = (run["path"] / "trials.csv").exists()
     is_run = bool({"rows", "params"} & set(run)) or not is_search
     belongs = {
         "settings": "settings" in run,
@@ -1007,8 +978,8 @@ def names_for(run):
 
 
 def draw_comparison(paths, only):
-    """``(figures, skipped)`` of several runs overlaid; as ``draw_folder``."""
-    skipped, runs = {}, []
+    """``(figures, skipped)`` of several runs overlaid; as ``draw_run``."""
+    runs, skipped = [], {}
     for run in map(load_runs, paths):
         if "rows" in run:
             runs.append(run)
@@ -1049,20 +1020,20 @@ def save_file(path, content):
 
 # --- what a folder holds ----------------------------------------------------------------------
 
-FACTS = {"title?": str, "image_shape?": [int], "class_names?": [str]}
+NUMBER = (int, float, None)
 CONFIG = {  # what config.json must hold, and what it may
-    "data?": FACTS,
+    "data?": {"title?": str, "image_shape?": [int], "class_names?": [str]},
     "hidden?": [int],
     "loss?": str,
     "dataset?": str,
     "versions?": {str: str},
     "result?": {"kept?": {"epoch?": int}},
 }
-NUMBER = (int, float, None)
 ROW = {"epoch": int, **{f"{part}_{name}": NUMBER for part in PARTS for name in ("loss", "accuracy")}}
-TRIAL = {"trial": int, "status": str, "seed": int, "epochs": int, "val_accuracy": (int, float)}
-DEFINITION = {"space": str, "versions?": {str: str}}
-RANKED_STATUSES = ("finished", "stopped")  # of trials; the others have failed
+TRIAL = {"trial": int, "status": str, "seed": int, "epochs": int, "val_accuracy": NUMBER}
+ENDED_WELL = ("finished", "stopped")  # the status of trials that are ranked
+DEFINITION = {"space": str, "settings?": dict, "versions?": {str: str}}
+OUT_OF_FOLD = {"index": int, "label": int, "prediction": int, "probability": (int, float)}
 
 
 def load_folder(path):
@@ -1071,9 +1042,9 @@ def load_folder(path):
     Returns
     -------
     dict
-        ``path``, ``config``, ``chosen`` (the epoch whose params were kept), ``title`` and, where the
-        folder has them, ``settings`` (what it was told), ``rows`` (the history), ``params`` and
-        ``trials`` (see ``load_search``). ``lacks`` says why what needs the data set is not there.
+        ``path``, ``config``, ``date``, ``chosen`` (the epoch whose params were kept), ``title`` and, where
+        the folder has them, ``settings`` (what it was told), ``rows`` (the history), ``params`` and
+        ``trials`` (see ``load_search``). ``why`` there is nothing that needs the data set.
 
     Raises
     ------
@@ -1085,19 +1056,17 @@ def load_folder(path):
     path = pathlib.Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}; python train.py makes one (see its --out)")
-    run = {"path": path, "lacks": {}, "config": load_checked(path / "config.json", CONFIG)}
+    config, found = load_file(path / "config.json", CONFIG), {"why": LACKING["params"]}
     files = [path, *(path / name for name in ("params.pkl", "trials.csv") if (path / name).exists())]
-    run["date"] = time.strftime("%Y-%m-%d", time.gmtime(files[-1].stat().st_mtime))
+    date = time.strftime("%Y-%m-%d", time.gmtime(files[-1].stat().st_mtime))
     if (path / "params.pkl").exists():
-        run["params"], run["stored"] = data.load_run(path)
-        run["config"] = {**run["config"], **run["stored"]}
-    else:
-        run["lacks"] = dict.fromkeys(TEST_SET, LACKING["params"])
-    if rows := load_history(path / "history.csv"):
-        run["rows"] = rows
-    if settings := settings_of(run):
-        run["settings"] = settings
-    run["config"] = {**run["config"], "data": with_printable_names(run["config"].get("data") or {})}
+        params, stored = data.load_run(path)
+        found, config = {"params": params, "stored": stored}, {**config, **stored}
+    settings = {name: config[name] for name in train.DEFAULTS if name in config}
+    found |= {"settings": settings} if settings else {}
+    rows = load_file(path / "history.csv", [ROW])
+    found |= {"rows": rows} if rows else {}
+    run = {"path": path, "date": date, **found, "config": with_printable_names(config)}
     return {**run, **titles_of(run), **load_search(path)}
 
 
@@ -1110,46 +1079,41 @@ def load_runs(path):
     return {**runs[0], "path": pathlib.Path(path), "rows": mean_rows(histories), "chosen": None}
 
 
-def load_checked(path, kind):
-    """A JSON file of that kind (see ``nn.check``); an empty dict where there is no file."""
-    content = data.load_json(path) if path.exists() else {}
-    if content != {}:
-        nn.check(content, kind, str(path))
+def load_file(path, kind):
+    """What a JSON file or a table holds, of a kind (see ``nn.check``); nothing where there is no file."""
+    is_table = path.suffix == ".csv"
+    if not path.exists():
+        return [] if is_table else {}
+    content = data.load_rows(path, words=True) if is_table else data.load_json(path)
+    nn.check(content, kind, str(path))
     return content
 
 
-def load_history(path):
-    """The rows of a history.csv; none where there is no file."""
-    rows = data.load_rows(path) if path.exists() else []
-    nn.check(rows, [ROW], str(path))
-    return rows
-
-
-def with_printable_names(facts):
-    """What is known of a data set, its title and class names such that they can be drawn."""
-    changed = {"title": printable(facts["title"], 60)} if facts.get("title") else {}
-    names = facts.get("class_names") or []
-    return {**facts, **changed, **({"class_names": [printable(name, 20) for name in names]} if names else {})}
+def with_printable_names(config):
+    """A config whose title and class names can be drawn; it has ``data``, if only an empty dict."""
+    facts = dict(config.get("data") or {})
+    if facts.get("title"):
+        facts["title"] = printable(facts["title"], 60)
+    if facts.get("class_names"):
+        facts["class_names"] = [printable(name, 20) for name in facts["class_names"]]
+    return {**config, "data": facts}
 
 
 def titles_of(run):
     """``chosen``, and what is known of data set, layers and test accuracy: ``data_title`` to ``title``."""
-    config = run["config"]
-    facts, kept = config.get("data") or {}, (config.get("result") or {}).get("kept") or {}
-    chosen, sizes = config.get("epoch", kept.get("epoch")), []
+    config, facts, sizes = run["config"], run["config"]["data"], []
+    kept = (config.get("result") or {}).get("kept") or {}
+    chosen = config.get("epoch", kept.get("epoch"))
     if "params" in run:
         sizes = nn.layer_sizes(run["params"])
     elif facts.get("image_shape") and facts.get("class_names") and config.get("hidden") is not None:
         sizes = [math.prod(facts["image_shape"]), *config["hidden"], len(facts["class_names"])]
-    network = [facts.get("title"), "-".join(map(str, sizes))]
-    row = next((row for row in run.get("rows", []) if row["epoch"] == chosen), None)
-    reached = row and row["test_accuracy"] is not None and f"test accuracy {percent(row['test_accuracy'])}"
-    return {
-        "chosen": chosen,
-        "data_title": facts.get("title") or "",
-        "network": ", ".join(filter(None, network)),
-        "title": ", ".join(filter(None, [*network, reached])),
-    }
+    words = [facts.get("title"), "-".join(map(str, sizes))]
+    titles = {"data_title": facts.get("title") or "", "network": ", ".join(filter(None, words))}
+    row = chosen_row({**run, "chosen": chosen})
+    if row and row["test_accuracy"] is not None:
+        words.append(f"test accuracy {judging.percent(row['test_accuracy'])}")
+    return {"chosen": chosen, **titles, "title": ", ".join(filter(None, words))}
 
 
 def load_search(path):
@@ -1163,41 +1127,51 @@ def load_search(path):
         ``oof``: the rows of oof.csv, what is least likely first; ``search_title``. Nothing where no trial
         has ended well; no histories where no trial has one. Repeats are one trial: their means.
     """
-    table = path / "trials.csv"
-    rows = data.load_rows(table, words=True) if table.exists() else []
-    nn.check(rows, [{"status": NUMBER + (str,)}], str(table))
-    trials = [row for row in rows if row["status"] in RANKED_STATUSES]
-    nn.check(trials, [TRIAL], str(table))
-    if not trials:
+    rows = load_file(path / "trials.csv", [TRIAL])
+    ended = [row for row in rows if row["status"] in ENDED_WELL]
+    nn.check(ended, [{"val_accuracy": (int, float)}], str(path / "trials.csv"))
+    if not ended:
         return {}
-    definition = load_checked(path / "search.json", DEFINITION)
+    definition = load_file(path / "search.json", DEFINITION)
     if not definition:
         raise FileNotFoundError(f"there is no {path / 'search.json'}, which says what was searched")
     words = [word.partition("=") for word in definition["space"].split()]
-    space = {name: spec for name, _, spec in words if name in trials[0]} or {"seed": ""}
-    folders = {
-        number: path / "trials" / f"{number:03}" for number in dict.fromkeys(t["trial"] for t in trials)
-    }
-    histories = {number: load_histories(folder) for number, folder in folders.items()}
+    space = {name: spec for name, _, spec in words if name in ended[0]} or {"seed": ""}
+    numbers, groups = {row["trial"] for row in rows}, {}
+    for row in ended:
+        groups.setdefault(row["trial"], []).append(row)
+    histories = {number: load_histories(path / "trials", f"{number:03}") for number in groups}
     histories = {number: mean_rows(found) for number, found in histories.items() if found}
-    failed = len(rows) - len(trials)
-    trials = [mean_trial([t for t in trials if t["trial"] == number]) for number in folders]
-    best = trials[0]
-    config = load_checked(folders[best["trial"]] / "config.json", CONFIG)
-    facts = with_printable_names(config.get("data") or {})
-    numbers = {row.get("trial") for row in rows}
-    runs = len(rows) > len(numbers) and f"{len(rows)} runs"
-    title = [facts.get("title"), data.count(len(numbers), "trial"), runs, failed and f"{failed} failed"]
-    title.append(f"best validation accuracy {percent(best['val_accuracy'])} (trial {best['trial']})")
+    oof = load_file(path / "oof.csv", [OUT_OF_FOLD])
+    trials = [mean_trial(group) for group in groups.values()]
+    best, failed = trials[0], len(rows) - len(ended)
+    config = load_file(path / "trials" / f"{best['trial']:03}" / "config.json", CONFIG)
+    title = [with_printable_names(config)["data"].get("title"), data.count(len(numbers), "trial")]
+    title += [f"{len(rows)} runs"] * (len(rows) > len(numbers)) + [f"{failed} failed"] * (failed > 0)
+    title.append(f"best validation accuracy {judging.percent(best['val_accuracy'])} (trial {best['trial']})")
     return {
         "trials": trials,
         "definition": definition,
         "space": space,
         **({"histories": histories} if histories else {}),
-        **load_out_of_fold(path / "oof.csv"),
+        **({"oof": sorted(oof, key=lambda row: row["probability"])} if oof else {}),
         "search_title": ", ".join(filter(None, title)),
         "settings": definition,
     }
+
+
+def load_histories(folder, name):
+    """The histories of a trial and of its repeats, which are in NAME-2 and so on."""
+    folders = [folder / name, *sorted(folder.glob(f"{name}-*"))]
+    return list(filter(None, [load_file(each / "history.csv", [ROW]) for each in folders]))
+
+
+def mean_trial(rows):
+    """The rows of trials.csv with one number as one: their mean accuracy, and how many ``runs`` there are."""
+    if len(rows) == 1:
+        return rows[0]
+    mean, sd = nn.mean_and_sd([row["val_accuracy"] for row in rows])
+    return {**rows[0], "runs": len(rows), "val_accuracy": mean, "val_sd": sd}
 
 
 def load_committee(paths, data_dir):
@@ -1222,70 +1196,43 @@ def load_committee(paths, data_dir):
         estimates, report, _ = judging.judge(members, images, labels)
     except (OSError, ValueError, ArithmeticError) as error:  # of the data set alone: members stay
         return {**made, "why": f"no committee can be made of these runs: {data.message_of(error)}"}
-    made["title"] += f", test accuracy {percent(report['accuracy'])}"
-    mistakes = worst_mistakes(estimates, labels)
-    whole = {"images": images, "labels": labels, "estimates": estimates}
-    return {**made, **whole, "judged": dataset["judged"], "mistakes": mistakes}
-
-
-def mean_trial(rows):
-    """The rows of trials.csv with one number as one: their mean accuracy, and how many ``runs`` there are."""
-    if len(rows) == 1:
-        return rows[0]
-    mean, sd = nn.mean_and_sd([row["val_accuracy"] for row in rows])
-    return {**rows[0], "runs": len(rows), "val_accuracy": mean, "val_sd": sd}
-
-
-def load_histories(folder):
-    """The histories of a trial in ``folder`` and of its repeats, in ``folder-2`` and so on."""
-    folders = [folder, *sorted(folder.parent.glob(f"{folder.name}-*"))]
-    return [rows for rows in (load_history(each / "history.csv") for each in folders) if rows]
-
-
-def load_out_of_fold(path):
-    rows = data.load_rows(path) if path.exists() else []
-    nn.check(
-        rows,
-        [dict.fromkeys(("index", "label", "prediction"), int) | {"probability": (int, float)}],
-        str(path),
-    )
-    return {"oof": sorted(rows, key=lambda row: row["probability"])} if rows else {}
+    made["title"] += f", test accuracy {judging.percent(report['accuracy'])}"
+    made |= {"images": images, "labels": labels, "estimates": estimates, "judged": dataset["judged"]}
+    return {**made, "mistakes": worst_mistakes(estimates, labels)}
 
 
 def add_test_set(run, data_dir):
     """The run with what its network makes of its test images.
 
-    Adds ``images``, ``labels``, ``estimates`` (n, k), ``hidden`` (activations of each hidden layer),
-    ``mistakes`` and ``explained`` (indices), ``distorted`` and ``suspects`` (the first rows of oof, with
-    ``image``), as far as there are any; or says under ``lacks`` why not.
+    Adds ``images``, ``judged``, ``labels``, ``estimates`` (n, k), ``hidden`` (activations of each hidden
+    layer), ``mistakes`` and ``explained`` (indices), ``distorted`` and ``suspects`` (the first rows of oof,
+    with ``image``), as far as there are any; or ``why`` there is nothing.
     """
     params, config = run["params"], run["config"]
     try:
         dataset = data.load_dataset_of(run["stored"], data_dir)  # its class names are whole
     except (OSError, ValueError) as error:
-        reason = f"the data set is not at hand: {error}"
-        return {**run, "lacks": dict.fromkeys(TEST_SET, reason)}
+        return {**run, "why": f"the data set is not at hand: {error}"}
     images, labels = dataset["test_images"], dataset["test_labels"]
     batches = data.batches(images, None, config["steps"], dtype=params["W1"].dtype)
-    outputs, layers = nn.hidden_of(params, batches, config["activation"])
+    outputs, hidden = nn.hidden_of(params, batches, config["activation"])
     estimates = nn.estimates(outputs, config["loss"])
-    optional = {"hidden": layers, "mistakes": worst_mistakes(estimates, labels)}
-    if not data.gradient_step(config["steps"]):
-        optional["explained"] = np.unique(labels, return_index=True)[1][:SALIENT_CLASSES]
-    optional["distorted"] = config.get("augment") or []
+    _, explained = np.unique(labels, return_index=True)
     pictures, own = data.all_images(dataset)
-    rows = [
-        row for row in run.get("oof", []) if row["index"] < len(own) and row["label"] == own[row["index"]]
-    ]
-    optional["suspects"] = [{**row, "image": pictures[row["index"]]} for row in rows[:SHOWN_MISTAKES]]
-    return {
-        **run,
+    known = [row for row in run.get("oof", []) if row["index"] < len(own)]
+    suspects = [row for row in known if row["label"] == own[row["index"]]][:SHOWN_MISTAKES]
+    found = {
         "images": images,
         "judged": dataset["judged"],
         "labels": labels,
         "estimates": estimates,
-        **{name: value for name, value in optional.items() if len(value)},
+        "hidden": hidden,
+        "mistakes": worst_mistakes(estimates, labels),
+        "explained": [] if data.gradient_step(config["steps"]) else explained[:SALIENT_CLASSES],
+        "distorted": config.get("augment") or [],
+        "suspects": [{**row, "image": pictures[row["index"]]} for row in suspects],
     }
+    return {**run, **{name: value for name, value in found.items() if len(value)}}
 
 
 # --- windows ----------------------------------------------------------------------------------
@@ -1320,7 +1267,7 @@ def open_drawing(path):
     pyplot = import_pyplot()
     with matplotlib.rc_context({"toolbar": "None", "keymap.back": []}):  # c is ours
         figure = pyplot.figure("draw", figsize=PAGE, layout="constrained")
-        config = {**config, "data": with_printable_names(config["data"])}
+        config = with_printable_names(config)
         title = titles_of({"params": params, "config": config})["network"]
         window = drawing_window(figure, params, config, title)
         pyplot.show()

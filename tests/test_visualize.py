@@ -30,6 +30,11 @@ def row(epoch, train=0.5, val=0.4, test=0.3):
     return {"epoch": epoch, "lr": 0.1, "seconds": 1.0, **losses, **accuracies}
 
 
+def draw_folder(path, only=None, data_dir=None):
+    """``(figures, skipped)`` of a folder."""
+    return visualize.draw_run(visualize.load_run(path, only, data_dir), only)
+
+
 def held(**more):
     """What a figure function takes: a folder's dict (see ``load_folder``), by hand."""
     facts = {"image_shape": [2, 3], "class_names": ["cat", "dog", "emu"], "title": "T"}
@@ -249,7 +254,7 @@ def test_a_mosaic_holds_every_picture_once(n, shape):
 
 
 def test_a_network_without_hidden_layers_shows_its_class_templates(linear):
-    figures, skipped = visualize.draw_folder(linear, ["fields", "activations"], None)
+    figures, skipped = draw_folder(linear, ["fields", "activations"])
     params, _ = data.load_run(linear)
     images = images_of(figures["fields"])
     for image, template in zip(images, params["W1"].T):
@@ -335,7 +340,7 @@ def test_long_names_of_classes_are_shortened_where_they_are_drawn_alone(tmp_path
     folder = shutil.copytree(small, tmp_path / "data")
     (folder / "classes.txt").write_text("".join(f"a name of many letters {k}\n" for k in "abc"))
     make_run(tmp_path / "run", folder, "--hidden", 0)
-    figures, skipped = visualize.draw_folder(tmp_path / "run", ["confusion", "fields"], None)
+    figures, skipped = draw_folder(tmp_path / "run", ["confusion", "fields"])
     assert set(figures) == {"confusion", "fields"} and not skipped
 
 
@@ -368,7 +373,7 @@ def test_calibration_by_hand():
 
 
 def test_figures_of_a_run_agree_with_its_network(trained, small):
-    figures, skipped = visualize.draw_folder(trained, None, None)
+    figures, skipped = draw_folder(trained)
     params, config = data.load_run(trained)
     dataset = data.load_dataset(str(small))
     probs = nn.predict(params, data.preprocess(dataset["test_images"], config["steps"]))
@@ -425,7 +430,7 @@ SCORES = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
 
 
 def test_a_search_shows_each_setting_the_ranking_and_the_curves(tmp_path):
-    figures, skipped = visualize.draw_folder(make_search(tmp_path), None, None)
+    figures, skipped = draw_folder(make_search(tmp_path))
     assert set(figures) == {"summary", "search", "ranking", "learning_curves"} and not skipped
     lr, decay, hidden = figures["search"].axes[:3]
     assert [ax.get_xlabel() for ax in (lr, decay, hidden)] == ["lr", "weight_decay", "hidden"]
@@ -461,7 +466,7 @@ def test_repeats_are_drawn_as_their_mean_and_a_band(tmp_path):
     run = visualize.load_folder(tmp_path)
     assert [(t["trial"], t["runs"]) for t in run["trials"]] == [(1, 2), (2, 2), (3, 2)]
     assert run["trials"][0]["val_accuracy"] == pytest.approx(0.825)
-    figures, _ = visualize.draw_folder(tmp_path, None, None)
+    figures, _ = draw_folder(tmp_path)
     ax = figures["learning_curves"].axes[0]
     best = ax.lines[-1]
     assert "lr 0.2" in best.get_label() and len(ax.lines) == len(ax.collections) == 3
@@ -495,7 +500,7 @@ def test_suspects_are_the_training_images_whose_label_is_least_likely(trained, s
         for i, (y, p) in enumerate(zip(dataset["train_labels"], rng.random(80)))
     ]
     data.save_rows(tmp_path / "oof.csv", rows, list(rows[0]))
-    figures, skipped = visualize.draw_folder(tmp_path, None, None)
+    figures, skipped = draw_folder(tmp_path)
     assert "suspects" in figures and "suspects" not in str(skipped)
     worst = sorted(rows, key=lambda row: row["probability"])[: visualize.SHOWN_MISTAKES]
     shown = images_of(figures["suspects"])
@@ -507,12 +512,12 @@ def test_suspects_are_the_training_images_whose_label_is_least_likely(trained, s
     with pytest.raises(ValueError, match=r"oof\.csv"):
         visualize.load_folder(tmp_path)
     (tmp_path / "oof.csv").unlink()
-    _, skipped = visualize.draw_folder(tmp_path, ["suspects"], None)
+    _, skipped = draw_folder(tmp_path, ["suspects"])
     assert "--folds" in next(iter(skipped))
 
 
 def test_saliency_shows_an_image_of_each_class_above_what_speaks_for_it(trained, small):
-    figures, _ = visualize.draw_folder(trained, ["saliency"], None)
+    figures, _ = draw_folder(trained, ["saliency"])
     params, config = data.load_run(trained)
     dataset = data.load_dataset(str(small))
     images, labels = dataset["test_images"], dataset["test_labels"]
@@ -547,7 +552,7 @@ def test_a_search_without_histories_is_still_drawn(tmp_path):
     make_search(tmp_path)
     for path in tmp_path.glob("trials/*/*"):
         path.unlink()
-    figures, skipped = visualize.draw_folder(tmp_path, None, None)
+    figures, skipped = draw_folder(tmp_path)
     assert [ax.get_xlabel() for ax in figures["search"].axes[:3]] == ["lr", "weight_decay", "hidden"]
     assert set(figures) == {"summary", "search", "ranking"}
     ((reason, names),) = skipped.items()
@@ -563,7 +568,7 @@ def test_a_search_whose_trials_have_all_failed_says_so(tmp_path):
 def test_a_search_without_its_definition_is_refused(tmp_path):
     (make_search(tmp_path) / "search.json").unlink()
     with pytest.raises(OSError, match=r"search\.json"):
-        visualize.draw_folder(tmp_path, None, None)
+        draw_folder(tmp_path)
 
 
 def test_ticks_of_a_small_search_do_not_touch(tmp_path):
@@ -737,7 +742,7 @@ def test_names_are_drawn_as_they_are_and_letters_that_no_font_has_are_one_note(t
     other = shutil.copytree(out, tmp_path / "_$other$")
     assert not visualize.main([str(out), str(other)])
     assert is_one_clear_line(capfd.readouterr().err, "手", "写")
-    figures, _ = visualize.draw_folder(out, ["loss"], None)
+    figures, _ = draw_folder(out, ["loss"])
     assert "price$5_$x^{手写" in title_of(figures["loss"])
 
 
@@ -766,7 +771,7 @@ def test_any_name_is_drawn_as_it_is(tmp_path, name):
         nn.save_params(runs[-1] / "params.pkl", params, config)
         data.save_rows(runs[-1] / "history.csv", [row(1)], train.COLUMNS)
     with matplotlib.style.context(visualize.LOOK):
-        figures, _ = visualize.draw_folder(runs[0], ["summary", "loss", "fields", "weights"], None)
+        figures, _ = draw_folder(runs[0], ["summary", "loss", "fields", "weights"])
         loaded = {**visualize.load_folder(runs[0]), "labels": np.array([0, 1]), "mistakes": np.array([0])}
         loaded |= {"images": np.zeros((2, 6), np.uint8), "estimates": np.eye(2)[::-1]}
         figures["confusion"] = visualize.confusion_figure(loaded)
@@ -792,7 +797,7 @@ def test_the_default_folder_is_the_runs_own_figures(trained, capsys):
 def test_missing_pieces_are_skipped_with_a_reason(trained, tmp_path, capsys):
     (tmp_path / "history.csv").write_bytes((trained / "history.csv").read_bytes())
     (tmp_path / "config.json").write_bytes((trained / "config.json").read_bytes())
-    figures, skipped = visualize.draw_folder(tmp_path, None, None)
+    figures, skipped = draw_folder(tmp_path)
     assert set(figures) == {"summary", "loss", "accuracy", "error", "twin"}
     (reason,) = skipped
     assert "params.pkl" in reason and "fields" in skipped[reason]
@@ -807,7 +812,7 @@ def test_without_the_data_set_the_other_figures_are_drawn(trained, monkeypatch, 
         raise error("gone")
 
     monkeypatch.setattr(data, "load_dataset_of", missing)
-    figures, skipped = visualize.draw_folder(trained, ["weights", "confusion", "activations"], None)
+    figures, skipped = draw_folder(trained, ["weights", "confusion", "activations"])
     assert set(figures) == {"weights_W1", "weights_W2", "weights_W3"}
     ((reason, names),) = skipped.items()
     assert "gone" in reason and names == ["confusion", "activations"]
@@ -961,7 +966,7 @@ def test_a_stroke_redraws_only_what_changes(trained, monkeypatch):
 
 def test_figures_of_real_mnist_show_what_was_learned(real_data, tmp_path):
     out = make_run(tmp_path, "mnist", "--data-dir", real_data, "--epochs", 1, "--hidden", 0, "--lr", 0.05)
-    figures, _ = visualize.draw_folder(out, ["fields", "confusion", "mistakes"], real_data)
+    figures, _ = draw_folder(out, ["fields", "confusion", "mistakes"], real_data)
     templates = images_of(figures["fields"])
     assert len(templates) == 10 and templates[0].shape == (28, 28)
     assert templates[0][12:16, 12:16].mean() < templates[0][12:16, 6:9].mean()  # a 0 is hollow
