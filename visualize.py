@@ -29,7 +29,6 @@ import sys
 import textwrap
 import time
 import warnings
-from collections import Counter
 
 import matplotlib
 import matplotlib.style
@@ -85,6 +84,7 @@ LOSS_LABELS = {
     "cross_entropy": "cross-entropy (nats per image)",
     "mse": "half squared error (per image)",
 }
+INK = {"cmap": "gray_r", "vmin": 0, "vmax": 255}  # of an image on paper
 RING = {"ls": "", "marker": "o", "ms": 10, "mfc": "none", "mew": 1.5, "clip_on": False}  # at what was kept
 ROUND = {"integer": True, "steps": [1, 2, 5, 10]}  # of ticks
 SATURATED = {"tanh": (-0.95, 0.95), "sigmoid": (0.025, 0.975)}  # beyond them the slope is below a tenth
@@ -96,8 +96,6 @@ SHOWN_MISTAKES = 24
 SALIENT_CLASSES = 10
 RANKED_TRIALS, RANKED_COLUMNS = 25, 60
 LABEL_SETTINGS = 4  # a label names no more of them
-# what a run found out, where the rest of its config is what it was told
-NO_SETTINGS = ("data", "versions", "status", "result", "steps", "epoch", "val_accuracy")
 LABELLED_CLASSES = 20  # classes that are up to so many are named at an axis, and their errors counted
 DRAWING = (140, 140)  # pixels of the pad to draw on
 PEN = 5.5  # radius of its pen in pixels: strokes as wide as MNIST's
@@ -107,42 +105,29 @@ PEN = 5.5  # radius of its pen in pixels: strokes as wide as MNIST's
 
 
 def curves_figure(run, quantity):
-    """Train, validation and test curves of one run.
-
-    Parameters
-    ----------
-    run : dict
-        ``rows`` of its history; ``chosen``, the epoch whose params were kept, which is marked;
-        ``config``, ``title``.
-    quantity : {"loss", "accuracy", "error"}
-        Accuracy and error in percent, error on a log axis (epochs without errors have no point).
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """The curves of a run: of its loss, of its accuracy or, on a log axis, of its error."""
     figure = new_figure(f"{quantity.capitalize()} by epoch", run["title"])
     ax = figure.add_subplot()
     parts = parts_with(run["rows"], quantity)
-    lines = [plot_part(ax, run, quantity, part, PARTS[part][0]) for part in parts]
+    lines = [plot_part(ax, run, quantity, part, *PARTS[part]) for part in parts]
     epoch_axis(ax, [run], "range shown" * quantity_axis(ax, [run], quantity, parts))
     legend_above(ax, [*lines, *mark_chosen(ax, run)])
     return figure
 
 
 def twin_figure(run):
-    """Train and test loss on the left axis, test accuracy on the right one; see ``curves_figure``."""
+    """Train and test loss on the left axis, test accuracy on the right one."""
     figure = new_figure("Loss and test accuracy by epoch", run["title"])
     left = figure.add_subplot()
     right = left.twinx()
     lines, clipped = [], []
     for side, ax, quantity, parts in (
-        ("left", left, "loss", {"train": PARTS["train"], "test": PARTS["val"]}),
-        ("right", right, "accuracy", {"test": PARTS["test"]}),
+        ("left axis", left, "loss", {"train": PARTS["train"], "test": PARTS["val"]}),
+        ("right axis", right, "accuracy", {"test": PARTS["test"]}),
     ):
-        for part, style in parts.items():
-            lines.append(plot_part(ax, run, quantity, part, f"{part} {quantity} ({side} axis)", style))
-        clipped += [f"{side} axis"] * quantity_axis(ax, [run], quantity, parts)
+        for part, (_, *style) in parts.items():
+            lines.append(plot_part(ax, run, quantity, part, f"{part} {quantity} ({side})", *style))
+        clipped += [side] * quantity_axis(ax, [run], quantity, parts)
     right.set_ylabel("test accuracy (%)")
     right.grid(False)
     right.spines["right"].set_visible(True)
@@ -156,45 +141,44 @@ def compare_figure(runs, quantity):
 
     The page grows with the legend, which names each run and says how it differs from the others.
     """
-    labels, columns, lines = legend_texts(run_labels(runs))
+    labels = [textwrap.fill(label, 100, subsequent_indent="    ") for label in run_labels(runs)]
+    columns = max(1, min(4, 122 // (8 + max(map(len, labels)))))
+    lines = 1 + -(-sum(1 + label.count("\n") for label in labels) // columns)  # 1 for the title
     below = 0.17 * lines + 0.25  # inches
     heading = f"{quantity.capitalize()} of {len(runs)} runs by epoch"
     figure = new_figure(heading, common_title(runs), max(PAGE[1], 4.4 + below))
     parts = [part for part in PARTS if any(part in parts_with(run["rows"], quantity) for run in runs)]
     parts = parts or ["train"]  # no error above 0 to show on a logarithmic axis
     height = figure.get_figheight() - 0.5
-    grid = figure.add_gridspec(2, len(parts), height_ratios=[height - below, below])
-    axes = []
-    for column, part in enumerate(parts):
-        ax = figure.add_subplot(grid[0, column], sharey=axes[0] if axes else None, title=PARTS[part][0])
-        axes.append(ax)
-        handles = []
-        for number, (run, label) in enumerate(zip(runs, labels)):
-            colour, line = RUN_COLOURS[number % len(RUN_COLOURS)], RUN_LINES[number % len(RUN_LINES)]
-            handles.append(plot_part(ax, run, quantity, part, label, (None, colour, line, ".")))
+    upper, lower = figure.subfigures(2, 1, height_ratios=[height - below, below])
+    axes = upper.subplots(1, len(parts), sharey=True, squeeze=False)[0]
+    for ax, part in zip(axes, parts):
+        ax.set_title(PARTS[part][0])
+        styles = zip(itertools.cycle(RUN_COLOURS), itertools.cycle(RUN_LINES))
+        handles = [
+            plot_part(ax, run, quantity, part, label, *style, ".")
+            for run, label, style in zip(runs, labels, styles)
+        ]
         clipped = quantity_axis(ax, runs, quantity, parts)
         epoch_axis(ax, runs, room=5)
-        if column:
-            ax.set_ylabel("")
-            ax.tick_params(labelleft=False)
+        ax.label_outer()
     note = "circle: the epoch whose params are kept, and its test accuracy"
     note += "; epoch 1 lies outside the range" * clipped
-    legend_below(figure, grid[1, :], handles, labels, title=note, ncol=columns, fontsize=8, alignment="left")
+    legend_below(lower, handles, labels, title=note, ncol=columns, fontsize=8, alignment="left")
     return figure
 
 
-def plot_part(ax, run, quantity, part, label, style=None):
+def plot_part(ax, run, quantity, part, label, colour, line, marker):
     """One curve, and a ring around its value at the epoch whose params were kept; returns the line."""
-    _, colour, line, marker = style or PARTS[part]
     epochs, values = [row["epoch"] for row in run["rows"]], values_of(run["rows"], quantity, part)
     marker = marker if len(epochs) <= MARKED_EPOCHS else None
     (curve,) = ax.plot(epochs, values, line, color=colour, marker=marker, label=label)
-    if (sds := values_of(run["rows"], quantity, part, "_sd")) is not None:
+    sds = values_of(run["rows"], quantity, part, "_sd")
+    if np.isfinite(sds).any():
         low = np.maximum(values / 2, values - sds) if quantity == "error" else values - sds  # on a log axis
         ax.fill_between(epochs, low, values + sds, color=colour, alpha=0.2, lw=0)
     if run["chosen"] in epochs:
-        value = values[epochs.index(run["chosen"])]
-        ax.plot([run["chosen"]], [value], **RING, mec=colour)
+        ax.plot([run["chosen"]], [values[epochs.index(run["chosen"])]], **RING, mec=colour)
     return curve
 
 
@@ -208,30 +192,22 @@ def mark_chosen(ax, run):
 
 
 def values_of(rows, quantity, part, what=""):
-    """A quantity of a part, epoch by epoch: float array, nan where there is none.
-
-    With ``what`` of ``_sd``, the standard deviation over several runs, or None: it is one run.
-    """
-    key = f"{part}_{'loss' if quantity == 'loss' else 'accuracy'}{what}"
-    if what and key not in rows[0]:
-        return None
-    values = np.array([np.nan if row[key] is None else row[key] for row in rows], float)
-    if quantity == "loss":
-        return values
-    values = 100 * (1 - values if quantity == "error" and not what else values)
-    return np.where(values > 0, values, np.nan) if quantity == "error" else values
+    """A quantity of a part, or with ``_sd`` its deviation over runs, by epoch; nan where there is none."""
+    column = f"{part}_{'loss' if quantity == 'loss' else 'accuracy'}{what}"
+    values = np.array([row.get(column) for row in rows], float)
+    if quantity == "error" and not what:
+        values = np.where(values < 1, 1 - values, np.nan)
+    return values if quantity == "loss" else 100 * values
 
 
 def mean_rows(histories):
     """The history of several runs together: the mean of each figure, and its deviation as NAME_sd."""
-    if len(histories) == 1:
-        return histories[0]
     found = []
     for rows in zip(*histories):  # as far as all of them have come
-        row = {"epoch": rows[0]["epoch"]}
-        for name in [name for name in ROW if name != "epoch"]:
+        row = {}
+        for name in ROW:
             values = [row[name] for row in rows]
-            row |= dict(zip((name, f"{name}_sd"), (None, None) if None in values else nn.mean_and_sd(values)))
+            row[name], row[f"{name}_sd"] = (None, None) if None in values else nn.mean_and_sd(values)
         found.append(row)
     return found
 
@@ -248,26 +224,24 @@ def weights_figures(run):
     params, config, figures = run["params"], run["config"], {}
     depth = len(params) // 2
     step = data.gradient_step(config["steps"]) or {"name": None}
-    inputs_are = {"hog": "gradient", "pixels-and-hog": "input pixel, then gradient"}.get(
-        step["name"], "input pixel"
-    )
+    gradients = {"hog": "gradient", "pixels-and-hog": "input pixel, then gradient"}
+    first = gradients.get(step["name"], "input pixel")
     if data.affine_step(config["steps"])["basis"] is not None:
-        inputs_are = "principal component"
+        first = "principal component"
+    sides = [first, *(f"unit of hidden layer {layer}" for layer in range(1, depth)), "class"]
     for layer in range(1, depth + 1):
         weights = params[f"W{layer}"]  # (inputs, outputs)
         inputs, outputs = weights.shape
         figure = new_figure(f"W{layer}: {inputs:,} × {outputs:,} weights", run["title"])
         ax = figure.add_subplot()
-        along, up = (ax.xaxis, ax.yaxis) if inputs >= outputs else (ax.yaxis, ax.xaxis)
+        axes = (ax.xaxis, ax.yaxis) if inputs >= outputs else (ax.yaxis, ax.xaxis)
         image = signed_image(ax, weights.T if inputs >= outputs else weights, aspect="auto")
         weight_colourbar(figure, image, "weight")
-        ax.grid(False)
-        for axis in (along, up):
+        for axis, side in zip(axes, sides[layer - 1 :]):
             axis.set_major_locator(MaxNLocator(**ROUND))
-        along.set_label_text(inputs_are if layer == 1 else f"unit of hidden layer {layer - 1}")
-        up.set_label_text("class" if layer == depth else f"unit of hidden layer {layer}")
+            axis.set_label_text(side)
         if layer == depth:
-            label_classes(up, config["data"]["class_names"])
+            label_classes(axes[1], config["data"]["class_names"])
         figures[f"weights_W{layer}"] = figure
     return figures
 
@@ -279,15 +253,16 @@ def fields_figure(run):
     if linear and weights.shape[1] <= SHOWN_TEMPLATES:
         return templates_figure(weights, shape, start, run)
     unit, units = ("class", "classes") if linear else ("hidden unit", "hidden units")
-    fields = receptive_fields(weights, shape)
+    order = np.argsort(-np.linalg.norm(weights, axis=0), kind="stable")
     of_stars = shape != run["config"]["data"]["image_shape"]  # they need more room
-    shown = fields[: SHOWN_STARS if of_stars else SHOWN_FIELDS]
-    which = f"{len(fields):,} {units}, strongest first" if len(fields) > 1 else unit
-    if len(shown) < len(fields):
-        which = f"strongest {len(shown)} of {len(fields):,} {units}"
+    shown = weights.T[order[: SHOWN_STARS if of_stars else SHOWN_FIELDS]].reshape(-1, *shape)
+    which = f"{len(order):,} {units}, strongest first" if len(order) > 1 else unit
+    if len(shown) < len(order):
+        which = f"strongest {len(shown)} of {len(order):,} {units}"
     figure = new_figure(f"Receptive fields of the {which}", run["title"])
     ax = figure.add_subplot()
-    image = signed_image(ax, mosaic(shown, aspect=1.4), signed_limit(shown))
+    across = round(math.sqrt(1.4 * len(shown) * (shape[0] + 2) / (shape[1] + 2)))
+    image = signed_image(ax, mosaic(shown, min(len(shown), max(1, across))), signed_limit(shown))
     weight_colourbar(figure, image, f"weight from {start} to the {unit.split()[-1]}")
     ax.set_axis_off()
     return figure
@@ -298,12 +273,12 @@ def templates_figure(weights, shape, start, run):
     names = run["config"]["data"]["class_names"]
     figure = new_figure("Class templates: the weights of each class", run["title"])
     axes = picture_grid(figure, len(names), shape)
-    across = axes[0].get_gridspec().ncols
+    letters = 84 // axes[0].get_gridspec().ncols
     for ax, template, name in zip(axes, weights.T, names):
         image = signed_image(ax, template.reshape(shape), signed_limit(weights))
-        ax.set_title(printable(name, 84 // across), fontsize=9)
-    below = {"location": "bottom", "aspect": 50, "ax": list(axes)}
-    weight_colourbar(figure, image, f"weight from {start} to the class", **below)
+        ax.set_title(printable(name, letters), fontsize=9)
+    label = f"weight from {start} to the class"
+    weight_colourbar(figure, image, label, location="bottom", aspect=50, ax=axes)
     return figure
 
 
@@ -328,7 +303,7 @@ def drawn_weights(run):
     aside = np.abs(y * np.cos(angles) - x * np.sin(angles))
     spokes = ((ahead > 0.5) & (aside < 0.5)).astype(weights.dtype)  # (8, rows, columns)
     stars = np.einsum("drcu,dyx->rycxu", weights.reshape(8, *cells, -1), spokes)
-    shape = [stars.shape[0] * stars.shape[1], stars.shape[2] * stars.shape[3]]
+    shape = [cells[0] * len(y), cells[1] * len(x)]
     return stars.reshape(math.prod(shape), -1), shape, "a direction in a cell"
 
 
@@ -337,17 +312,12 @@ def histogram_figure(run):
     depth = len(run["params"]) // 2
     figure = new_figure("Distribution of each layer's weights", run["title"])
     across = math.ceil(math.sqrt(depth))
-    axes = figure.subplots(-(-depth // across), across, squeeze=False).ravel()
-    for ax in axes[depth:]:
-        ax.set_axis_off()
-    for layer, ax in enumerate(axes[:depth], start=1):
+    for layer in range(1, depth + 1):
         weights = run["params"][f"W{layer}"].ravel()
-        counts, _, _ = ax.hist(weights, bins=80, color=BLUE)
-        count_axis(ax, counts)
+        ax = figure.add_subplot(-(-depth // across), across, layer, xlabel="weight")
+        count_axis(ax, ax.hist(weights, bins=80, color=BLUE)[0])
         ax.axvline(0, color=GREY, lw=1)
-        ax.set_title(f"W{layer}: standard deviation {weights.std():.3g}")
-        ax.set_xlabel("weight")
-        ax.set_ylabel("number of weights")
+        ax.set(title=f"W{layer}: standard deviation {weights.std():.3g}", ylabel="number of weights")
     return figure
 
 
@@ -371,48 +341,24 @@ def activations_figures(run):
         figure = new_figure(f"Activations of hidden layer {layer}: {units}", run["title"])
         left, right = figure.subplots(1, 2)
         every = max(1, activations.size // 2_000_000)  # so many are enough for a histogram
-        counts, _, _ = left.hist(activations.ravel()[::every], bins=80, color=BLUE)
-        count_axis(left, counts)
-        left.set(xlabel="activation", ylabel="number of activations")
+        count_axis(left, left.hist(activations.ravel()[::every], bins=80, color=BLUE)[0])
         left.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        left.set_title(f"{percent(counted.mean())} are {what}")
+        left.set(xlabel="activation", ylabel="number of activations")
+        left.set_title(f"{judging.percent(counted.mean())} are {what}")
         share = 100 * np.sort(counted.mean(axis=0))[::-1]  # (width,)
         right.stairs(share, np.arange(width + 1) + 0.5, fill=True, color=ORANGE)
-        right.set(xlim=(0.5, width + 0.5), ylim=(0, 100), title=f"how often each unit is {state}")
         right.xaxis.set_major_locator(MaxNLocator(**ROUND))
-        right.set_xlabel(f"hidden unit, the most often {state} first")
-        right.set_ylabel(f"{judged(run)} (%)")
+        right.set(xlabel=f"hidden unit, the most often {state} first", ylabel=f"{judged(run)} (%)")
+        right.set(xlim=(0.5, width + 0.5), ylim=(0, 100), title=f"how often each unit is {state}")
         figures[f"activations_{layer}"] = figure
     return figures
 
 
-def receptive_fields(weights, image_shape):
-    """Columns of W1 (d, units) as pictures (units, rows, columns), the largest norm first."""
-    order = np.argsort(-np.linalg.norm(weights, axis=0), kind="stable")
-    return weights.T[order].reshape(-1, *image_shape)
-
-
-def mosaic(pictures, aspect=1.0, gap=2):
-    """Pictures (n, rows, columns) on one sheet, row by row, with gaps of nan between them.
-
-    Parameters
-    ----------
-    pictures : float array (n, rows, columns)
-    aspect : float
-        Width over height that the sheet should have, about.
-    gap : int
-        Pixels between pictures.
-
-    Returns
-    -------
-    float array
-        The sheet; places left over are nan.
-    """
+def mosaic(pictures, across, gap=2):
+    """Pictures (n, rows, columns) on one sheet, so many in each row, with gaps of nan between them."""
     n, rows, columns = pictures.shape
-    across = round(math.sqrt(aspect * n * (rows + gap) / (columns + gap)))
-    across = min(n, max(1, across))
     down = -(-n // across)
-    sheet = np.full((down * across, rows + gap, columns + gap), np.nan, pictures.dtype)
+    sheet = np.full((down * across, rows + gap, columns + gap), np.nan, np.float32)
     sheet[:n, :rows, :columns] = pictures
     sheet = sheet.reshape(down, across, rows + gap, columns + gap).swapaxes(1, 2)
     return sheet.reshape(down * (rows + gap), across * (columns + gap))[:-gap, :-gap]
@@ -443,57 +389,57 @@ def confusion_figure(run):
     label_classes(ax.xaxis, names)
     label_classes(ax.yaxis, names)
     if len(names) <= LABELLED_CLASSES:
-        for (row, column), count in np.ndenumerate(counts):
+        for row, column in np.argwhere(counts):
+            count = counts[row, column]
             dark = row != column and count > 0.6 * most
-            if count:
-                ax.text(column, row, f"{count}", ha="center", va="center", size=8, color="w" if dark else "k")
+            ax.text(column, row, f"{count}", ha="center", va="center", size=8, color="w" if dark else "k")
     return figure
 
 
 def mistakes_figure(run):
     """The wrongly classified pictures of the most confident predictions, with label and prediction."""
-    facts, worst = run["config"]["data"], run["mistakes"][:SHOWN_MISTAKES]
-    figure = new_figure("The most confident mistakes: label → prediction, its probability", run["title"])
-    pictures = run["images"][worst].reshape(-1, *facts["image_shape"])
-    labels, estimates = run["labels"][worst], run["estimates"][worst]
-    short_names = max(map(len, facts["class_names"])) <= 2
-    axes = picture_grid(figure, len(worst), facts["image_shape"], lines=1 if short_names else 3)
-    for ax, picture, label, estimate in zip(axes, pictures, labels, estimates):
-        ax.imshow(picture, cmap="gray_r", vmin=0, vmax=255)
-        names = [printable(facts["class_names"][k], 11) for k in (label, estimate.argmax())]
-        names = (" → " if short_names else " →\n").join(names)
-        likely = f"{100 * min(1, estimate.max()):.1f} %"
-        ax.set_title(f"{names}{'   ' if short_names else chr(10)}{likely}", fontsize=8, pad=2)
-    return figure
+    names, worst = run["config"]["data"]["class_names"], run["mistakes"][:SHOWN_MISTAKES]
+    space, line = ("   ", " ") if max(map(len, names)) <= 2 else ("\n", "\n")  # on one line, or on three
+    texts = []
+    for label, estimate in zip(run["labels"][worst], run["estimates"][worst]):
+        before, after = (printable(names[k], 11) for k in (label, estimate.argmax()))
+        texts.append(f"{before} →{line}{after}{space}{100 * min(1, estimate.max()):.1f} %")
+    heading = "The most confident mistakes: label → prediction, its probability"
+    return pictures_figure(heading, run["title"], run["images"][worst], texts, run)
 
 
 def suspects_figure(run):
     """The training images whose own label is least likely to a network that did not train on them."""
-    facts, rows = run["config"]["data"], run["suspects"][:SHOWN_MISTAKES]
-    figure = new_figure("Suspects: training image, label (its probability) → prediction", run["search_title"])
-    axes = picture_grid(figure, len(rows), facts["image_shape"], lines=3)
-    for ax, row in zip(axes, rows):
-        ax.imshow(row["image"].reshape(facts["image_shape"]), cmap="gray_r", vmin=0, vmax=255)
-        label, prediction = (printable(facts["class_names"][row[key]], 11) for key in ("label", "prediction"))
-        text = f"{row['index']}\n{label} ({100 * row['probability']:.1g} %)\n→ {prediction}"
+    names, rows = run["config"]["data"]["class_names"], run["suspects"]
+    texts = []
+    for row in rows:
+        label, prediction = (printable(names[row[key]], 11) for key in ("label", "prediction"))
+        texts.append(f"{row['index']}\n{label} ({100 * row['probability']:.1g} %)\n→ {prediction}")
+    heading = "Suspects: training image, label (its probability) → prediction"
+    return pictures_figure(heading, run["search_title"], [row["image"] for row in rows], texts, run)
+
+
+def pictures_figure(heading, title, images, texts, run):
+    """Images in a grid, with texts of as many lines each above them."""
+    shape = run["config"]["data"]["image_shape"]
+    figure = new_figure(heading, title)
+    axes = picture_grid(figure, len(images), shape, 1 + texts[0].count("\n"))
+    for ax, image, text in zip(axes, images, texts):
+        ax.imshow(image.reshape(shape), **INK)
         ax.set_title(text, fontsize=8, pad=2)
     return figure
 
 
 def saliency_figure(run):
     """A test image of each class, and what in it speaks for and against the likeliest class."""
-    facts = run["config"]["data"]
-    shown = run["explained"]
-    figure = new_figure(
-        "What speaks for the likeliest class (light), and what against it (dark)", run["title"]
-    )
-    across = -(-len(shown) // 2)
-    axes = figure.subplots(4, across, squeeze=False)
+    facts, shown = run["config"]["data"], run["explained"]
+    heading = "What speaks for the likeliest class (light), and what against it (dark)"
+    figure = new_figure(heading, run["title"])
+    axes = figure.subplots(4, -(-len(shown) // 2), squeeze=False)
     for ax in axes.ravel():
         ax.set_axis_off()
-    for place, i in enumerate(shown):
-        above, below = axes[2 * (place // across) :, place % across][:2]
-        above.imshow(run["images"][i].reshape(facts["image_shape"]), cmap="gray_r", vmin=0, vmax=255)
+    for i, above, below in zip(shown, axes[::2].ravel(), axes[1::2].ravel()):
+        above.imshow(run["images"][i].reshape(facts["image_shape"]), **INK)
         above.set_title(printable(facts["class_names"][run["estimates"][i].argmax()], 11), fontsize=8)
         evidence = judging.evidence(run["params"], run["config"], run["images"][i])
         image = signed_image(below, evidence / (np.abs(evidence).max() or 1), 1)
@@ -520,22 +466,19 @@ def augment_figure(run):
     images = data.redraw(run["images"][first[:10]], steps)
     blank = np.zeros_like(images)
     shown = np.stack([images, blank, *(data.augment(images, how, rng) for _ in range(14))], axis=1)
-    rows, columns = shape
-    sheet = shown.reshape(len(images), -1, rows, columns).swapaxes(1, 2).reshape(len(images) * rows, -1)
     figure = new_figure("An image of each class, and as distorted for fourteen epochs", run["title"])
     ax = figure.add_subplot()
-    ax.imshow(sheet, cmap="gray_r", vmin=0, vmax=255)
+    ax.imshow(mosaic(shown.reshape(-1, *shape), across=16), **INK)
     ax.set_axis_off()
     return figure
 
 
 def calibration_figure(run):
     """Confidence of the predictions against their accuracy, and how many there are of each."""
-    estimates, labels = run["estimates"], run["labels"]
-    confidence = estimates.max(axis=1).clip(0, 1).astype(float)
-    correct = estimates.argmax(axis=1) == labels
+    confidence = run["estimates"].max(axis=1).clip(0, 1).astype(float)
+    correct = run["estimates"].argmax(axis=1) == run["labels"]
     counts, mean_confidence, accuracy, error = calibration(confidence, correct)
-    figure = new_figure(f"Calibration: expected calibration error {percent(error)}", run["title"])
+    figure = new_figure(f"Calibration: expected calibration error {judging.percent(error)}", run["title"])
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     (perfect,) = upper.plot([0, 100], [0, 100], ":", color=GREY, label="perfect calibration")
     (ours,) = upper.plot(100 * mean_confidence, 100 * accuracy, "o-", color=BLUE, label="this network")
@@ -554,10 +497,8 @@ def calibration(confidence, correct, bins=10):
     Parameters
     ----------
     confidence : float array (n,)
-        Probability of each prediction.
+        Probability of each prediction; the bins between 0 and 1 are of equal width.
     correct : bool array (n,)
-    bins : int
-        Of equal width, between 0 and 1.
 
     Returns
     -------
@@ -585,50 +526,45 @@ def search_figure(run):
     figure = new_figure("Validation accuracy against each searched setting", run["search_title"])
     across = min(3, len(space))
     down = -(-len(space) // across)
-    grid = figure.add_gridspec(down + 1, across, height_ratios=[1] * down + [0.1])
-    floor = floor_of([100 * trial["val_accuracy"] for trial in trials])
-    axes = []
-    for number, (name, spec) in enumerate(space.items()):
-        place = grid[number // across, number % across]
-        axes.append(figure.add_subplot(place, sharey=axes[0] if axes else None))
-        if number % across:
-            axes[-1].tick_params(labelleft=False)
-        else:
-            axes[-1].set_ylabel("validation accuracy (%)")
-        place = setting_axis(axes[-1], name, spec, trials)
-        plot_trials(axes[-1], trials, place, lambda trial: max(floor, 100 * trial["val_accuracy"]))
-    handles, labels = axes[0].get_legend_handles_labels()
-    below = sum(100 * trial["val_accuracy"] < floor for trial in trials)
-    if below:
+    upper, lower = figure.subfigures(2, 1, height_ratios=[down, 0.1])
+    values = {trial["trial"]: 100 * trial["val_accuracy"] for trial in trials}
+    floor = floor_of(list(values.values()))
+    axes = upper.subplots(down, across, sharey=True, squeeze=False)
+    for ax in axes.ravel()[len(space) :]:
+        ax.set_axis_off()
+    for ax, (name, spec) in zip(axes.ravel(), space.items()):
+        place = setting_axis(ax, name, spec, trials)
+        plot_trials(ax, trials, place, lambda trial: max(floor, values[trial["trial"]]))
+    for ax in axes[:, 0]:
+        ax.set_ylabel("validation accuracy (%)")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    if below := sum(value < floor for value in values.values()):
         handles.append(Line2D([], [], ls=""))
         labels.append(f"{below} at the bottom lie lower still")
-    legend_below(figure, grid[down, :], handles, labels, ncol=4)
+    legend_below(lower, handles, labels, ncol=4)
     return figure
 
 
 def plot_trials(ax, trials, x, y):
     """A mark for each trial (the best first) at (x(trial), y(trial)): the best, all epochs, fewer of them."""
     longest = max(trial["epochs"] for trial in trials)
-    groups = {
-        "the best": (trials[:1], "*", ORANGE, ORANGE, 14),
-        "all epochs": ([t for t in trials[1:] if t["epochs"] == longest], "o", BLUE, BLUE, 5),
-        "fewer epochs": ([t for t in trials[1:] if t["epochs"] < longest], "o", BLUE, "none", 5),
-    }
-    for label, (chosen, marker, colour, inside, size) in groups.items():
+    whole = [trial for trial in trials[1:] if trial["epochs"] == longest]
+    shorter = [trial for trial in trials[1:] if trial["epochs"] < longest]
+    for label, chosen, marker, colour, inside, size in (
+        ("the best", trials[:1], "*", ORANGE, ORANGE, 14),
+        ("all epochs", whole, "o", BLUE, BLUE, 5),
+        ("fewer epochs", shorter, "o", BLUE, "none", 5),
+    ):
         if chosen:
-            places = list(map(x, chosen)), list(map(y, chosen))
-            ax.plot(
-                *places, marker, color=colour, mfc=inside, ms=size, label=label, zorder=3 if size > 5 else 2
-            )
+            places = [x(trial) for trial in chosen], [y(trial) for trial in chosen]
+            order = 3 if colour == ORANGE else 2  # the best in front
+            ax.plot(*places, marker, color=colour, mfc=inside, ms=size, label=label, zorder=order)
 
 
 def setting_axis(ax, name, spec, trials):
     """Set up an x-axis for a setting; returns the function from a trial to its place on the axis.
 
-    Parameters
-    ----------
-    spec : str
-        Its range, as ``0.1:1`` or ``1e-7:1e-4:log``, or its choices, as ``0,0.9``.
+    ``spec`` is its range, as ``0.1:1`` or ``1e-7:1e-4:log``, or its choices, as ``0,0.9``.
     """
     values = [trial[name] for trial in trials]
     ax.set_xlabel(name)
@@ -679,10 +615,8 @@ def ranking_lines(trials, names):
     """A heading and a line for each trial, with as many of the named settings as half of the page takes."""
     for count in range(len(names), 0, -1):
         columns, more = ["trial", *names[:count]], ["…"] * (count < len(names))
-        rows = [
-            [printable(short(trial[name]), 36) for name in columns] + [""] * len(more) for trial in trials
-        ]
-        lines = table_lines([columns + more, *rows])
+        rows = [[printable(short(trial[name]), 36) for name in columns] for trial in trials]
+        lines = table_lines([columns + more, *(row + [""] * len(more) for row in rows)])
         if len(lines[0]) <= RANKED_COLUMNS:
             break
     return lines
@@ -699,21 +633,21 @@ def learning_curves_figure(run):
 
     A few combinations with repeats have a colour each.
     """
-    histories, best = run["histories"], run["trials"][0]["trial"]
-    figure = new_figure(f"Learning curves of {data.count(len(histories), 'trial')}", run["search_title"])
+    best = run["trials"][0]["trial"]
+    runs = {trial: {"rows": rows, "config": {}, "chosen": None} for trial, rows in run["histories"].items()}
+    figure = new_figure(f"Learning curves of {data.count(len(runs), 'trial')}", run["search_title"])
     ax = figure.add_subplot()
-    runs = {trial: {"rows": rows, "config": {}, "chosen": None} for trial, rows in histories.items()}
     few = "runs" in run["trials"][0] and len(runs) <= len(RUN_COLOURS)
     rows = {row["trial"]: row for row in run["trials"]}
     for place, trial in sorted(enumerate(runs), key=lambda pair: pair[1] == best):  # the best is drawn last
-        label, style = ("the others", (None, "#999999", "-", "."))
+        label, colour, style = "the others", "#999999", "-"
         if few:
-            words = [f"{name} {short(rows[trial][name])}" for name in run["space"]]
-            label = f"trial {trial}: {printable(', '.join(words), 40)}"
-            style = (None, RUN_COLOURS[place], RUN_LINES[place % len(RUN_LINES)], ".")
+            words = ", ".join(f"{name} {short(rows[trial][name])}" for name in run["space"])
+            label = f"trial {trial}: {printable(words, 40)}"
+            colour, style = RUN_COLOURS[place], RUN_LINES[place % len(RUN_LINES)]
         elif trial == best:
-            label, style = f"trial {trial}, the best", (None, ORANGE, "-", ".")
-        line = plot_part(ax, runs[trial], "accuracy", "val", label, style)
+            label, colour = f"trial {trial}, the best", ORANGE
+        line = plot_part(ax, runs[trial], "accuracy", "val", label, colour, style, ".")
         line.set_linewidth(2.5 if trial == best else 0.8 + few)
     clipped = quantity_axis(ax, runs.values(), "accuracy", ["val"])
     ax.set_ylabel("validation accuracy (%)")
@@ -731,14 +665,13 @@ def summary_figure(run):
     figure = new_figure("Summary", run["search_title"] if "trials" in run else run["title"])
     blocks = list(summary_blocks(run).items())
     sizes = [len(lines) + 3.5 for _, lines in blocks]  # in lines of text
-    columns = [(sum(sizes[:count]), sum(sizes[count:]), count) for count in range(1, len(blocks) + 1)]
-    count = min(columns, key=lambda column: max(column[:2]))[2]
-    line = min(0.0225, 0.87 / max(sum(sizes[:count]), sum(sizes[count:])))  # of the page's height
+    longest, count = min((max(sum(sizes[:n]), sum(sizes[n:])), n) for n in range(1, len(blocks) + 1))
+    line = min(0.0225, 0.87 / longest)  # of the page's height
+    style = {"family": "monospace", "size": 310 * line, "linespacing": 1.25}
     for x, column in ((0.05, blocks[:count]), (0.53, blocks[count:])):
         y = 0.88
         for heading, lines in column:
             figure.text(x, y, heading, va="top", weight="bold")
-            style = {"family": "monospace", "size": 310 * line, "linespacing": 1.25}
             figure.text(x, y - 2 * line, "\n".join(lines), va="top", **style)
             y -= line * (len(lines) + 3.5)
     return figure
@@ -746,31 +679,28 @@ def summary_figure(run):
 
 def summary_blocks(run):
     """Heading -> lines; the settings first."""
-    blocks = {}
+    definition, facts, rows = run.get("definition", {}), run["config"]["data"], run.get("rows", [])
     if "trials" in run:
-        told = {**run["definition"], **(run["definition"].get("settings") or {}), **run["space"]}
+        told = {**definition, **(definition.get("settings") or {}), **run["space"]}
         apart = ("data", "versions", "settings", "space")
-        blocks["Search"] = name_lines({name: value for name, value in told.items() if name not in apart})
+        blocks = {"Search": name_lines({name: value for name, value in told.items() if name not in apart})}
         blocks["The best trial"] = name_lines(run["trials"][0])
     else:
-        blocks["Settings"] = name_lines(run["settings"])
-    facts = run["config"].get("data") or {}
+        blocks = {"Settings": name_lines(run["settings"])}
     if facts.get("image_shape") and facts.get("class_names"):
-        names = ", ".join(facts["class_names"])
-        rows, columns = facts["image_shape"]
-        about = f"{len(facts['class_names'])} classes of images of {rows} × {columns} pixels: {names}"
+        shape, names = " × ".join(map(str, facts["image_shape"])), facts["class_names"]
+        about = f"{len(names)} classes of images of {shape} pixels: {', '.join(names)}"
         blocks["Data"] = [run["data_title"], *textwrap.wrap(about, 60, max_lines=5, placeholder=" …")]
-    rows = run.get("rows", [])
     for row in rows:
         words = ["the last"] * (row is rows[-1]) + ["kept"] * (row["epoch"] == run["chosen"])
-        scores = {PARTS[part][0]: (row[f"{part}_loss"], row[f"{part}_accuracy"]) for part in PARTS}
-        lines = [
-            [part, f"{pair[0]:.4f}", percent(pair[1])] for part, pair in scores.items() if None not in pair
-        ]
+        lines = [["", "loss", "accuracy"]]
+        for part, (name, *_) in PARTS.items():
+            loss, accuracy = row[f"{part}_loss"], row[f"{part}_accuracy"]
+            if None not in (loss, accuracy):
+                lines.append([name, f"{loss:.4f}", judging.percent(accuracy)])
         if words:
-            heading = f"Epoch {row['epoch']}, {' and '.join(words)}"
-            blocks[heading] = table_lines([["", "loss", "accuracy"], *lines])
-    versions = run["config"].get("versions") or run.get("definition", {}).get("versions") or {}
+            blocks[f"Epoch {row['epoch']}, {' and '.join(words)}"] = table_lines(lines)
+    versions = run["config"].get("versions") or definition.get("versions") or {}
     return blocks | ({"Made with": name_lines(versions)} if versions else {})
 
 
@@ -779,10 +709,6 @@ def name_lines(values):
 
 
 # --- names and labels -------------------------------------------------------------------------
-
-
-def percent(share):
-    return f"{100 * share:.2f} %"
 
 
 def short(value):
@@ -798,28 +724,25 @@ def printable(text, most):
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def settings_of(run):
-    """What a run was told, without what it found out."""
-    return {name: value for name, value in run["config"].items() if name not in NO_SETTINGS}
-
-
 def run_labels(runs):
     """A label for each run: its folder's name, what is particular to it, and how well it did."""
-    settings = [settings_of(run) for run in runs]
-    common = {}  # what more than half of the runs have is not worth a word
-    for name in dict.fromkeys(name for config in settings for name in config):
-        value, count = Counter(data.setting_text(config.get(name)) for config in settings).most_common(1)[0]
-        common[name] = value if count > len(runs) / 2 else ...
+    values = {name: [run["config"].get(name) for run in runs] for name in train.DEFAULTS}
     labels = []
-    for folder, run, config in zip(folder_names([run["path"] for run in runs]), runs, settings):
-        own = [name for name in common if data.setting_text(config.get(name)) != common[name]]
-        words = [printable(f"{name} {short(config.get(name))}", 40) for name in own[:LABEL_SETTINGS]]
-        words += ["…"] * (len(own) > LABEL_SETTINGS)
-        row = next((row for row in run["rows"] if row["epoch"] == run["chosen"]), run["rows"][-1])
-        if row["test_accuracy"] is not None:
-            words.append(f"test {percent(row['test_accuracy'])}".replace(" ", "\xa0"))
+    for number, (folder, run) in enumerate(zip(folder_names([run["path"] for run in runs]), runs)):
+        # what more than half of the runs have is not worth a word
+        own = {name: of[number] for name, of in values.items() if 2 * of.count(of[number]) <= len(runs)}
+        words = [printable(f"{name} {short(value)}", 40) for name, value in own.items()]
+        words[LABEL_SETTINGS:] = ["…"] * (len(own) > LABEL_SETTINGS)
+        accuracy = (chosen_row(run) or run["rows"][-1])["test_accuracy"]
+        if accuracy is not None:
+            words.append(f"test {judging.percent(accuracy)}".replace(" ", "\xa0"))
         labels.append(f"{printable(folder, 60)}: {', '.join(words)}" if words else printable(folder, 60))
     return labels
+
+
+def chosen_row(run):
+    """Of its history the epoch whose params were kept; None where there is none."""
+    return next((row for row in run.get("rows", []) if row["epoch"] == run["chosen"]), None)
 
 
 def folder_names(paths):
@@ -830,13 +753,6 @@ def folder_names(paths):
         if len(set(names)) == len(set(paths)):
             break
     return names
-
-
-def legend_texts(labels):
-    """Labels folded to the page, and how many columns and lines their legend has, with its title."""
-    folded = [textwrap.fill(label, 100, subsequent_indent="    ") for label in labels]
-    columns = max(1, min(4, 122 // (8 + max(map(len, labels)))))
-    return folded, columns, 1 + -(-sum(1 + label.count("\n") for label in folded) // columns)
 
 
 def common_title(runs):
@@ -860,15 +776,10 @@ def legend_above(ax, handles, columns=4, side="left"):
     ax.legend(handles=handles, ncol=columns, **place)
 
 
-def legend_below(figure, place, handles, labels, **options):
-    """A legend in a place of its own, a cell of a gridspec; labels may start with an underscore."""
-    ax = figure.add_subplot(place)
-    ax.set_axis_off()
-    blank = [" " * len(label) for label in labels]
-    legend = ax.legend(handles, blank, loc="upper left", borderaxespad=0, labelspacing=0.3, **options)
-    for text, label in zip(legend.get_texts(), labels):
-        text.set_text(label)
-    legend.set_in_layout(False)  # it has its place, and must not take that of the axes
+def legend_below(subfigure, handles, labels, **options):
+    """A legend that fills a part of the page; a label with an underscore in front would be left out."""
+    labels = [f" {label}" if label.startswith("_") else label for label in labels]
+    subfigure.legend(handles, labels, loc="upper left", borderaxespad=0, labelspacing=0.3, **options)
 
 
 def epoch_axis(ax, runs, clipped="", room=10):
@@ -900,20 +811,13 @@ def quantity_axis(ax, runs, quantity, parts):
 
 
 def clipped_range(curves):
-    """y-range without the first epoch, where that leaves less than a quarter to all others; else None.
-
-    Parameters
-    ----------
-    curves : list of float arrays
-        One value an epoch each; may hold nan.
-    """
-    later = np.concatenate([[np.nan], *(curve[1:] for curve in curves)])
-    if min(map(len, curves), default=0) <= SHORT_RUN or not np.isfinite(later).any():
+    """y-range without the first epoch, where that leaves less than a quarter to all others; else None."""
+    if min(map(len, curves), default=0) <= SHORT_RUN:
         return None
-    low, high = np.nanmin(later), np.nanmax(later)
-    first = [curve[0] for curve in curves if np.isfinite(curve[0])]
-    span = max([high, *first]) - min([low, *first])
-    if not high > low or span <= 4 * (high - low):
+    whole, later = (np.concatenate([curve[start:] for curve in curves]) for start in (0, 1))
+    whole, later = np.ma.masked_invalid(whole), np.ma.masked_invalid(later)
+    low, high = later.min(), later.max()
+    if not whole.max() - whole.min() > 4 * (high - low) > 0:  # nor where all is masked
         return None
     margin = 0.05 * (high - low)
     return low - margin, high + margin
@@ -926,24 +830,21 @@ def log_axis(ax, name, values, room=10):
     low, high = (values.min(), values.max()) if len(values) else (1, 10)
     margin = (high / low) ** 0.05
     low, high = low / margin, high * margin
-    while len(log_ticks(low, high, room)) < 2:
+    while len(ticks := log_ticks(low, high, room)) < 2:
         low, high = low / 1.1, high * 1.1
     ax.set(**{f"{name}scale": "log", f"{name}lim": (low, high)})
-    set_ticks(getattr(ax, f"{name}axis"), log_ticks(low, high, room))
+    set_ticks(getattr(ax, f"{name}axis"), ticks)
 
 
 def log_ticks(low, high, room):
-    """1, 2, 5, 10, ... from low to high; more where they are fewer than two, fewer where there is no room."""
+    """Round numbers from low to high, as many as there is room for: 1, 2, 3, ... or 1, 2, 5, 10, ..."""
     powers = range(math.floor(math.log10(low)), math.ceil(min(308, math.log10(high))) + 1)
-
-    def ticks(factors, step=1):
+    for factors, step in (range(1, 10), 1), ((1, 2, 5), 1), *(((1,), step) for step in range(1, 100)):
         ticks = [float(f"{factor}e{power}") for power in powers if power % step == 0 for factor in factors]
-        return [tick for tick in ticks if low <= tick * 1.000001 and tick <= high * 1.000001]
-
-    if len(ticks((1, 2, 5))) < 2:
-        return ticks((1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9))
-    choices = [ticks((1, 2, 5)), *(ticks((1,), step) for step in range(1, 10))]
-    return next((choice for choice in choices if len(choice) <= room), ticks((1,), 100))
+        ticks = [tick for tick in ticks if low <= tick * 1.000001 and tick <= high * 1.000001]
+        if len(ticks) <= room:
+            break
+    return ticks
 
 
 def set_ticks(axis, ticks):
@@ -974,7 +875,8 @@ def signed_image(ax, array, limit=None, **options):
     Its values are not mixed with their neighbours': an SVG or PDF holds all of them, and a PNG as
     many as it has pixels.
     """
-    limit = signed_limit(array) if limit is None else limit
+    limit = limit or signed_limit(array)
+    ax.grid(False)
     return ax.imshow(array, cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="none", **options)
 
 
@@ -997,10 +899,8 @@ def picture_grid(figure, count, shape, lines=1):
         return min(0.95 * width / shape[1], (height - text) / shape[0])
 
     across = max(range(1, count + 1), key=scale)
-    axes = figure.subplots(-(-count // across), across, squeeze=False).ravel()
-    for ax in axes:
-        ax.set_axis_off()
-    return axes[:count]
+    bare = {"frame_on": False, "xticks": [], "yticks": []}
+    return [figure.add_subplot(-(-count // across), across, place + 1, **bare) for place in range(count)]
 
 
 # --- from folders to figures to files ---------------------------------------------------------
@@ -1041,36 +941,31 @@ LACKING = {  # why a folder has no such thing
 }
 
 
-def draw_folder(path, only, data_dir):
-    """``(figures, skipped)`` of a folder: figures by file name, and reason -> names left out."""
-    return draw_run(load_run(path, only, data_dir), only)
-
-
 def load_run(path, only, data_dir):
     """What a folder holds, and of the test set what the figures need."""
     run = load_folder(path)
-    names = only or names_for(run)
-    if "params" in run and any(FIGURES[name][0] in TEST_SET for name in names):
+    if "params" in run and any(FIGURES[name][0] in TEST_SET for name in only or names_for(run)):
         run = add_test_set(run, data_dir)
     return run
 
 
 def draw_run(run, only):
-    """``draw_folder`` of what ``load_run`` returns."""
+    """``(figures, skipped)`` of what ``load_run`` returns: figures by file name; reason -> names left out."""
     figures, skipped = {}, {}
+    lacking = LACKING | (dict.fromkeys(TEST_SET, run["why"]) if "why" in run else {})
     for name in only or names_for(run):
         need, function, options = FIGURES[name]
         if need in run:
             drawn = function(run, **options)
             figures |= drawn if isinstance(drawn, dict) else {name: drawn}
         else:
-            skipped.setdefault({**LACKING, **run["lacks"]}[need], []).append(name)
+            skipped.setdefault(lacking[need], []).append(name)
     return figures, skipped
 
 
 def names_for(run):
     """The figures that belong to what a folder is: a run, a search or both."""
-    is_search = "trials" in run or (run["path"] / "trials.csv").exists()  # of which each trial has failed
+    is_search = (run["path"] / "trials.csv").exists()
     is_run = bool({"rows", "params"} & set(run)) or not is_search
     belongs = {
         "settings": "settings" in run,
@@ -1083,8 +978,8 @@ def names_for(run):
 
 
 def draw_comparison(paths, only):
-    """``(figures, skipped)`` of several runs overlaid; as ``draw_folder``."""
-    skipped, runs = {}, []
+    """``(figures, skipped)`` of several runs overlaid; as ``draw_run``."""
+    runs, skipped = [], {}
     for run in map(load_runs, paths):
         if "rows" in run:
             runs.append(run)
@@ -1125,20 +1020,20 @@ def save_file(path, content):
 
 # --- what a folder holds ----------------------------------------------------------------------
 
-FACTS = {"title?": str, "image_shape?": [int], "class_names?": [str]}
+NUMBER = (int, float, None)
 CONFIG = {  # what config.json must hold, and what it may
-    "data?": FACTS,
+    "data?": {"title?": str, "image_shape?": [int], "class_names?": [str]},
     "hidden?": [int],
     "loss?": str,
     "dataset?": str,
     "versions?": {str: str},
     "result?": {"kept?": {"epoch?": int}},
 }
-NUMBER = (int, float, None)
 ROW = {"epoch": int, **{f"{part}_{name}": NUMBER for part in PARTS for name in ("loss", "accuracy")}}
-TRIAL = {"trial": int, "status": str, "seed": int, "epochs": int, "val_accuracy": (int, float)}
-DEFINITION = {"space": str, "versions?": {str: str}}
-RANKED_STATUSES = ("finished", "stopped")  # of trials; the others have failed
+TRIAL = {"trial": int, "status": str, "seed": int, "epochs": int, "val_accuracy": NUMBER}
+ENDED_WELL = ("finished", "stopped")  # the status of trials that are ranked
+DEFINITION = {"space": str, "settings?": dict, "versions?": {str: str}}
+OUT_OF_FOLD = {"index": int, "label": int, "prediction": int, "probability": (int, float)}
 
 
 def load_folder(path):
@@ -1147,9 +1042,9 @@ def load_folder(path):
     Returns
     -------
     dict
-        ``path``, ``config``, ``chosen`` (the epoch whose params were kept), ``title`` and, where the
-        folder has them, ``settings`` (what it was told), ``rows`` (the history), ``params`` and
-        ``trials`` (see ``load_search``). ``lacks`` says why what needs the data set is not there.
+        ``path``, ``config``, ``date``, ``chosen`` (the epoch whose params were kept), ``title`` and, where
+        the folder has them, ``settings`` (what it was told), ``rows`` (the history), ``params`` and
+        ``trials`` (see ``load_search``). ``why`` there is nothing that needs the data set.
 
     Raises
     ------
@@ -1161,19 +1056,17 @@ def load_folder(path):
     path = pathlib.Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}; python train.py makes one (see its --out)")
-    run = {"path": path, "lacks": {}, "config": load_checked(path / "config.json", CONFIG)}
+    config, found = load_file(path / "config.json", CONFIG), {"why": LACKING["params"]}
     files = [path, *(path / name for name in ("params.pkl", "trials.csv") if (path / name).exists())]
-    run["date"] = time.strftime("%Y-%m-%d", time.gmtime(files[-1].stat().st_mtime))
+    date = time.strftime("%Y-%m-%d", time.gmtime(files[-1].stat().st_mtime))
     if (path / "params.pkl").exists():
-        run["params"], run["stored"] = data.load_run(path)
-        run["config"] = {**run["config"], **run["stored"]}
-    else:
-        run["lacks"] = dict.fromkeys(TEST_SET, LACKING["params"])
-    if rows := load_history(path / "history.csv"):
-        run["rows"] = rows
-    if settings := settings_of(run):
-        run["settings"] = settings
-    run["config"] = {**run["config"], "data": with_printable_names(run["config"].get("data") or {})}
+        params, stored = data.load_run(path)
+        found, config = {"params": params, "stored": stored}, {**config, **stored}
+    settings = {name: config[name] for name in train.DEFAULTS if name in config}
+    found |= {"settings": settings} if settings else {}
+    rows = load_file(path / "history.csv", [ROW])
+    found |= {"rows": rows} if rows else {}
+    run = {"path": path, "date": date, **found, "config": with_printable_names(config)}
     return {**run, **titles_of(run), **load_search(path)}
 
 
@@ -1186,46 +1079,41 @@ def load_runs(path):
     return {**runs[0], "path": pathlib.Path(path), "rows": mean_rows(histories), "chosen": None}
 
 
-def load_checked(path, kind):
-    """A JSON file of that kind (see ``nn.check``); an empty dict where there is no file."""
-    content = data.load_json(path) if path.exists() else {}
-    if content != {}:
-        nn.check(content, kind, str(path))
+def load_file(path, kind):
+    """What a JSON file or a table holds, of a kind (see ``nn.check``); nothing where there is no file."""
+    is_table = path.suffix == ".csv"
+    if not path.exists():
+        return [] if is_table else {}
+    content = data.load_rows(path, words=True) if is_table else data.load_json(path)
+    nn.check(content, kind, str(path))
     return content
 
 
-def load_history(path):
-    """The rows of a history.csv; none where there is no file."""
-    rows = data.load_rows(path) if path.exists() else []
-    nn.check(rows, [ROW], str(path))
-    return rows
-
-
-def with_printable_names(facts):
-    """What is known of a data set, its title and class names such that they can be drawn."""
-    changed = {"title": printable(facts["title"], 60)} if facts.get("title") else {}
-    names = facts.get("class_names") or []
-    return {**facts, **changed, **({"class_names": [printable(name, 20) for name in names]} if names else {})}
+def with_printable_names(config):
+    """A config whose title and class names can be drawn; it has ``data``, if only an empty dict."""
+    facts = dict(config.get("data") or {})
+    if facts.get("title"):
+        facts["title"] = printable(facts["title"], 60)
+    if facts.get("class_names"):
+        facts["class_names"] = [printable(name, 20) for name in facts["class_names"]]
+    return {**config, "data": facts}
 
 
 def titles_of(run):
     """``chosen``, and what is known of data set, layers and test accuracy: ``data_title`` to ``title``."""
-    config = run["config"]
-    facts, kept = config.get("data") or {}, (config.get("result") or {}).get("kept") or {}
-    chosen, sizes = config.get("epoch", kept.get("epoch")), []
+    config, facts, sizes = run["config"], run["config"]["data"], []
+    kept = (config.get("result") or {}).get("kept") or {}
+    chosen = config.get("epoch", kept.get("epoch"))
     if "params" in run:
         sizes = nn.layer_sizes(run["params"])
     elif facts.get("image_shape") and facts.get("class_names") and config.get("hidden") is not None:
         sizes = [math.prod(facts["image_shape"]), *config["hidden"], len(facts["class_names"])]
-    network = [facts.get("title"), "-".join(map(str, sizes))]
-    row = next((row for row in run.get("rows", []) if row["epoch"] == chosen), None)
-    reached = row and row["test_accuracy"] is not None and f"test accuracy {percent(row['test_accuracy'])}"
-    return {
-        "chosen": chosen,
-        "data_title": facts.get("title") or "",
-        "network": ", ".join(filter(None, network)),
-        "title": ", ".join(filter(None, [*network, reached])),
-    }
+    words = [facts.get("title"), "-".join(map(str, sizes))]
+    titles = {"data_title": facts.get("title") or "", "network": ", ".join(filter(None, words))}
+    row = chosen_row({**run, "chosen": chosen})
+    if row and row["test_accuracy"] is not None:
+        words.append(f"test accuracy {judging.percent(row['test_accuracy'])}")
+    return {"chosen": chosen, **titles, "title": ", ".join(filter(None, words))}
 
 
 def load_search(path):
@@ -1239,41 +1127,51 @@ def load_search(path):
         ``oof``: the rows of oof.csv, what is least likely first; ``search_title``. Nothing where no trial
         has ended well; no histories where no trial has one. Repeats are one trial: their means.
     """
-    table = path / "trials.csv"
-    rows = data.load_rows(table, words=True) if table.exists() else []
-    nn.check(rows, [{"status": NUMBER + (str,)}], str(table))
-    trials = [row for row in rows if row["status"] in RANKED_STATUSES]
-    nn.check(trials, [TRIAL], str(table))
-    if not trials:
+    rows = load_file(path / "trials.csv", [TRIAL])
+    ended = [row for row in rows if row["status"] in ENDED_WELL]
+    nn.check(ended, [{"val_accuracy": (int, float)}], str(path / "trials.csv"))
+    if not ended:
         return {}
-    definition = load_checked(path / "search.json", DEFINITION)
+    definition = load_file(path / "search.json", DEFINITION)
     if not definition:
         raise FileNotFoundError(f"there is no {path / 'search.json'}, which says what was searched")
     words = [word.partition("=") for word in definition["space"].split()]
-    space = {name: spec for name, _, spec in words if name in trials[0]} or {"seed": ""}
-    folders = {
-        number: path / "trials" / f"{number:03}" for number in dict.fromkeys(t["trial"] for t in trials)
-    }
-    histories = {number: load_histories(folder) for number, folder in folders.items()}
+    space = {name: spec for name, _, spec in words if name in ended[0]} or {"seed": ""}
+    numbers, groups = {row["trial"] for row in rows}, {}
+    for row in ended:
+        groups.setdefault(row["trial"], []).append(row)
+    histories = {number: load_histories(path / "trials", f"{number:03}") for number in groups}
     histories = {number: mean_rows(found) for number, found in histories.items() if found}
-    failed = len(rows) - len(trials)
-    trials = [mean_trial([t for t in trials if t["trial"] == number]) for number in folders]
-    best = trials[0]
-    config = load_checked(folders[best["trial"]] / "config.json", CONFIG)
-    facts = with_printable_names(config.get("data") or {})
-    numbers = {row.get("trial") for row in rows}
-    runs = len(rows) > len(numbers) and f"{len(rows)} runs"
-    title = [facts.get("title"), data.count(len(numbers), "trial"), runs, failed and f"{failed} failed"]
-    title.append(f"best validation accuracy {percent(best['val_accuracy'])} (trial {best['trial']})")
+    oof = load_file(path / "oof.csv", [OUT_OF_FOLD])
+    trials = [mean_trial(group) for group in groups.values()]
+    best, failed = trials[0], len(rows) - len(ended)
+    config = load_file(path / "trials" / f"{best['trial']:03}" / "config.json", CONFIG)
+    title = [with_printable_names(config)["data"].get("title"), data.count(len(numbers), "trial")]
+    title += [f"{len(rows)} runs"] * (len(rows) > len(numbers)) + [f"{failed} failed"] * (failed > 0)
+    title.append(f"best validation accuracy {judging.percent(best['val_accuracy'])} (trial {best['trial']})")
     return {
         "trials": trials,
         "definition": definition,
         "space": space,
         **({"histories": histories} if histories else {}),
-        **load_out_of_fold(path / "oof.csv"),
+        **({"oof": sorted(oof, key=lambda row: row["probability"])} if oof else {}),
         "search_title": ", ".join(filter(None, title)),
         "settings": definition,
     }
+
+
+def load_histories(folder, name):
+    """The histories of a trial and of its repeats, which are in NAME-2 and so on."""
+    folders = [folder / name, *sorted(folder.glob(f"{name}-*"))]
+    return list(filter(None, [load_file(each / "history.csv", [ROW]) for each in folders]))
+
+
+def mean_trial(rows):
+    """The rows of trials.csv with one number as one: their mean accuracy, and how many ``runs`` there are."""
+    if len(rows) == 1:
+        return rows[0]
+    mean, sd = nn.mean_and_sd([row["val_accuracy"] for row in rows])
+    return {**rows[0], "runs": len(rows), "val_accuracy": mean, "val_sd": sd}
 
 
 def load_committee(paths, data_dir):
@@ -1298,70 +1196,43 @@ def load_committee(paths, data_dir):
         estimates, report, _ = judging.judge(members, images, labels)
     except (OSError, ValueError, ArithmeticError) as error:  # of the data set alone: members stay
         return {**made, "why": f"no committee can be made of these runs: {data.message_of(error)}"}
-    made["title"] += f", test accuracy {percent(report['accuracy'])}"
-    mistakes = worst_mistakes(estimates, labels)
-    whole = {"images": images, "labels": labels, "estimates": estimates}
-    return {**made, **whole, "judged": dataset["judged"], "mistakes": mistakes}
-
-
-def mean_trial(rows):
-    """The rows of trials.csv with one number as one: their mean accuracy, and how many ``runs`` there are."""
-    if len(rows) == 1:
-        return rows[0]
-    mean, sd = nn.mean_and_sd([row["val_accuracy"] for row in rows])
-    return {**rows[0], "runs": len(rows), "val_accuracy": mean, "val_sd": sd}
-
-
-def load_histories(folder):
-    """The histories of a trial in ``folder`` and of its repeats, in ``folder-2`` and so on."""
-    folders = [folder, *sorted(folder.parent.glob(f"{folder.name}-*"))]
-    return [rows for rows in (load_history(each / "history.csv") for each in folders) if rows]
-
-
-def load_out_of_fold(path):
-    rows = data.load_rows(path) if path.exists() else []
-    nn.check(
-        rows,
-        [dict.fromkeys(("index", "label", "prediction"), int) | {"probability": (int, float)}],
-        str(path),
-    )
-    return {"oof": sorted(rows, key=lambda row: row["probability"])} if rows else {}
+    made["title"] += f", test accuracy {judging.percent(report['accuracy'])}"
+    made |= {"images": images, "labels": labels, "estimates": estimates, "judged": dataset["judged"]}
+    return {**made, "mistakes": worst_mistakes(estimates, labels)}
 
 
 def add_test_set(run, data_dir):
     """The run with what its network makes of its test images.
 
-    Adds ``images``, ``labels``, ``estimates`` (n, k), ``hidden`` (activations of each hidden layer),
-    ``mistakes`` and ``explained`` (indices), ``distorted`` and ``suspects`` (the first rows of oof, with
-    ``image``), as far as there are any; or says under ``lacks`` why not.
+    Adds ``images``, ``judged``, ``labels``, ``estimates`` (n, k), ``hidden`` (activations of each hidden
+    layer), ``mistakes`` and ``explained`` (indices), ``distorted`` and ``suspects`` (the first rows of oof,
+    with ``image``), as far as there are any; or ``why`` there is nothing.
     """
     params, config = run["params"], run["config"]
     try:
         dataset = data.load_dataset_of(run["stored"], data_dir)  # its class names are whole
     except (OSError, ValueError) as error:
-        reason = f"the data set is not at hand: {error}"
-        return {**run, "lacks": dict.fromkeys(TEST_SET, reason)}
+        return {**run, "why": f"the data set is not at hand: {error}"}
     images, labels = dataset["test_images"], dataset["test_labels"]
     batches = data.batches(images, None, config["steps"], dtype=params["W1"].dtype)
-    outputs, layers = nn.hidden_of(params, batches, config["activation"])
+    outputs, hidden = nn.hidden_of(params, batches, config["activation"])
     estimates = nn.estimates(outputs, config["loss"])
-    optional = {"hidden": layers, "mistakes": worst_mistakes(estimates, labels)}
-    if not data.gradient_step(config["steps"]):
-        optional["explained"] = np.unique(labels, return_index=True)[1][:SALIENT_CLASSES]
-    optional["distorted"] = config.get("augment") or []
+    _, explained = np.unique(labels, return_index=True)
     pictures, own = data.all_images(dataset)
-    rows = [
-        row for row in run.get("oof", []) if row["index"] < len(own) and row["label"] == own[row["index"]]
-    ]
-    optional["suspects"] = [{**row, "image": pictures[row["index"]]} for row in rows[:SHOWN_MISTAKES]]
-    return {
-        **run,
+    known = [row for row in run.get("oof", []) if row["index"] < len(own)]
+    suspects = [row for row in known if row["label"] == own[row["index"]]][:SHOWN_MISTAKES]
+    found = {
         "images": images,
         "judged": dataset["judged"],
         "labels": labels,
         "estimates": estimates,
-        **{name: value for name, value in optional.items() if len(value)},
+        "hidden": hidden,
+        "mistakes": worst_mistakes(estimates, labels),
+        "explained": [] if data.gradient_step(config["steps"]) else explained[:SALIENT_CLASSES],
+        "distorted": config.get("augment") or [],
+        "suspects": [{**row, "image": pictures[row["index"]]} for row in suspects],
     }
+    return {**run, **{name: value for name, value in found.items() if len(value)}}
 
 
 # --- windows ----------------------------------------------------------------------------------
@@ -1396,7 +1267,7 @@ def open_drawing(path):
     pyplot = import_pyplot()
     with matplotlib.rc_context({"toolbar": "None", "keymap.back": []}):  # c is ours
         figure = pyplot.figure("draw", figsize=PAGE, layout="constrained")
-        config = {**config, "data": with_printable_names(config["data"])}
+        config = with_printable_names(config)
         title = titles_of({"params": params, "config": config})["network"]
         window = drawing_window(figure, params, config, title)
         pyplot.show()

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from conftest import call, is_one_clear_line, refused, run, write_dataset
 from faults import ODD_VALUES, WORDS, altered, outcomes
+from test_visualize import draw_folder
 
 import data
 import nn
 import train
-import visualize
 
 
 def blob(rows=28, columns=28, center=(13.5, 13.5), slant=0.0, size=(6.0, 1.5)):
@@ -416,5 +416,5 @@ def test_odd_distortions_and_steps_in_a_params_file_are_drawn_or_refused(distort
             (tmp_path / "params.pkl").write_bytes(pickle.dumps(content))
             yield tmp_path
 
-    fine, faults = outcomes(cases(), lambda folder: visualize.draw_folder(folder, ["augment"], None))
+    fine, faults = outcomes(cases(), lambda folder: draw_folder(folder, ["augment"]))
     assert not faults and 0 < fine < len(odd)

@@ -30,6 +30,11 @@ def row(epoch, train=0.5, val=0.4, test=0.3):
     return {"epoch": epoch, "lr": 0.1, "seconds": 1.0, **losses, **accuracies}
 
 
+def draw_folder(path, only=None, data_dir=None):
+    """``(figures, skipped)`` of a folder."""
+    return visualize.draw_run(visualize.load_run(path, only, data_dir), only)
+
+
 def held(**more):
     """What a figure function takes: a folder's dict (see ``load_folder``), by hand."""
     facts = {"image_shape": [2, 3], "class_names": ["cat", "dog", "emu"], "title": "T"}
@@ -201,12 +206,10 @@ def test_what_the_rows_of_w1_are_depends_on_the_preprocessing(basis, word):
 def test_receptive_fields_come_strongest_first_on_one_sheet():
     weights = np.zeros((6, 3), np.float32)  # three units, pictures of 2x3
     weights[:, 0], weights[0, 1], weights[:, 2] = 0.1, 5, 1
-    fields = visualize.receptive_fields(weights, (2, 3))
-    assert fields.shape == (3, 2, 3)
-    assert [float(field.max()) for field in fields] == [5, 1, pytest.approx(0.1)]
     figure = visualize.fields_figure(held(params=dict.fromkeys(("W1", "b1", "W2", "b2"), weights)))
     sheet = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
-    np.testing.assert_array_equal(sheet[:2, :3], fields[0])
+    fields = [sheet[top : top + 2, left : left + 3].ravel() for top, left in ((0, 0), (0, 5), (4, 0))]
+    np.testing.assert_array_equal(fields, weights.T[[1, 2, 0]])
     assert np.isfinite(sheet).sum() == weights.size
     assert "3 hidden units" in title_of(figure)
 
@@ -244,14 +247,14 @@ def test_templates_of_many_classes_are_one_sheet_for_they_would_take_minutes():
 @pytest.mark.parametrize("n, shape", [(1, (4, 5)), (3, (28, 28)), (7, (6, 19)), (2000, (28, 28))])
 def test_a_mosaic_holds_every_picture_once(n, shape):
     pictures = np.arange(n, dtype=np.float32)[:, None, None] * np.ones((1, *shape), np.float32)
-    sheet = visualize.mosaic(pictures, aspect=1.4)
+    sheet = visualize.mosaic(pictures, across=min(n, 40))
     values, counts = np.unique(sheet[np.isfinite(sheet)], return_counts=True)
     np.testing.assert_array_equal(values, np.arange(n))
     assert set(counts) == {shape[0] * shape[1]}
 
 
 def test_a_network_without_hidden_layers_shows_its_class_templates(linear):
-    figures, skipped = visualize.draw_folder(linear, ["fields", "activations"], None)
+    figures, skipped = draw_folder(linear, ["fields", "activations"])
     params, _ = data.load_run(linear)
     images = images_of(figures["fields"])
     for image, template in zip(images, params["W1"].T):
@@ -337,7 +340,7 @@ def test_long_names_of_classes_are_shortened_where_they_are_drawn_alone(tmp_path
     folder = shutil.copytree(small, tmp_path / "data")
     (folder / "classes.txt").write_text("".join(f"a name of many letters {k}\n" for k in "abc"))
     make_run(tmp_path / "run", folder, "--hidden", 0)
-    figures, skipped = visualize.draw_folder(tmp_path / "run", ["confusion", "fields"], None)
+    figures, skipped = draw_folder(tmp_path / "run", ["confusion", "fields"])
     assert set(figures) == {"confusion", "fields"} and not skipped
 
 
@@ -370,7 +373,7 @@ def test_calibration_by_hand():
 
 
 def test_figures_of_a_run_agree_with_its_network(trained, small):
-    figures, skipped = visualize.draw_folder(trained, None, None)
+    figures, skipped = draw_folder(trained)
     params, config = data.load_run(trained)
     dataset = data.load_dataset(str(small))
     probs = nn.predict(params, data.preprocess(dataset["test_images"], config["steps"]))
@@ -427,7 +430,7 @@ SCORES = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
 
 
 def test_a_search_shows_each_setting_the_ranking_and_the_curves(tmp_path):
-    figures, skipped = visualize.draw_folder(make_search(tmp_path), None, None)
+    figures, skipped = draw_folder(make_search(tmp_path))
     assert set(figures) == {"summary", "search", "ranking", "learning_curves"} and not skipped
     lr, decay, hidden = figures["search"].axes[:3]
     assert [ax.get_xlabel() for ax in (lr, decay, hidden)] == ["lr", "weight_decay", "hidden"]
@@ -463,7 +466,7 @@ def test_repeats_are_drawn_as_their_mean_and_a_band(tmp_path):
     run = visualize.load_folder(tmp_path)
     assert [(t["trial"], t["runs"]) for t in run["trials"]] == [(1, 2), (2, 2), (3, 2)]
     assert run["trials"][0]["val_accuracy"] == pytest.approx(0.825)
-    figures, _ = visualize.draw_folder(tmp_path, None, None)
+    figures, _ = draw_folder(tmp_path)
     ax = figures["learning_curves"].axes[0]
     best = ax.lines[-1]
     assert "lr 0.2" in best.get_label() and len(ax.lines) == len(ax.collections) == 3
@@ -497,7 +500,7 @@ def test_suspects_are_the_training_images_whose_label_is_least_likely(trained, s
         for i, (y, p) in enumerate(zip(dataset["train_labels"], rng.random(80)))
     ]
     data.save_rows(tmp_path / "oof.csv", rows, list(rows[0]))
-    figures, skipped = visualize.draw_folder(tmp_path, None, None)
+    figures, skipped = draw_folder(tmp_path)
     assert "suspects" in figures and "suspects" not in str(skipped)
     worst = sorted(rows, key=lambda row: row["probability"])[: visualize.SHOWN_MISTAKES]
     shown = images_of(figures["suspects"])
@@ -509,12 +512,12 @@ def test_suspects_are_the_training_images_whose_label_is_least_likely(trained, s
     with pytest.raises(ValueError, match=r"oof\.csv"):
         visualize.load_folder(tmp_path)
     (tmp_path / "oof.csv").unlink()
-    _, skipped = visualize.draw_folder(tmp_path, ["suspects"], None)
+    _, skipped = draw_folder(tmp_path, ["suspects"])
     assert "--folds" in next(iter(skipped))
 
 
 def test_saliency_shows_an_image_of_each_class_above_what_speaks_for_it(trained, small):
-    figures, _ = visualize.draw_folder(trained, ["saliency"], None)
+    figures, _ = draw_folder(trained, ["saliency"])
     params, config = data.load_run(trained)
     dataset = data.load_dataset(str(small))
     images, labels = dataset["test_images"], dataset["test_labels"]
@@ -549,7 +552,7 @@ def test_a_search_without_histories_is_still_drawn(tmp_path):
     make_search(tmp_path)
     for path in tmp_path.glob("trials/*/*"):
         path.unlink()
-    figures, skipped = visualize.draw_folder(tmp_path, None, None)
+    figures, skipped = draw_folder(tmp_path)
     assert [ax.get_xlabel() for ax in figures["search"].axes[:3]] == ["lr", "weight_decay", "hidden"]
     assert set(figures) == {"summary", "search", "ranking"}
     ((reason, names),) = skipped.items()
@@ -565,7 +568,7 @@ def test_a_search_whose_trials_have_all_failed_says_so(tmp_path):
 def test_a_search_without_its_definition_is_refused(tmp_path):
     (make_search(tmp_path) / "search.json").unlink()
     with pytest.raises(OSError, match=r"search\.json"):
-        visualize.draw_folder(tmp_path, None, None)
+        draw_folder(tmp_path)
 
 
 def test_ticks_of_a_small_search_do_not_touch(tmp_path):
@@ -608,9 +611,9 @@ def test_trials_far_below_the_others_do_not_flatten_them():
         for i, v in enumerate(sorted(values, reverse=True))
     ]
     run = {"trials": trials, "space": {"lr": "0:9"}, "search_title": ""}
-    ax, legend = visualize.search_figure(run).axes
-    assert ax.get_ylim()[0] > 90
-    assert any("lower still" in text.get_text() for text in legend.get_legend().get_texts())
+    figure = visualize.search_figure(run)
+    assert figure.axes[0].get_ylim()[0] > 90
+    assert any("lower still" in text.get_text() for text in figure.subfigs[1].legends[0].get_texts())
 
 
 def test_a_ranking_of_many_settings_leaves_a_third_of_the_page_to_its_marks(recwarn):
@@ -684,11 +687,11 @@ def test_the_page_of_an_overlay_grows_with_its_legend(count):
     with matplotlib.style.context(visualize.LOOK):
         figure = visualize.compare_figure(runs, "loss")
         figure.draw_without_rendering()
-    *panels, below = figure.axes
+    panels, legend = figure.axes, figure.subfigs[1].legends[0]
     assert all(panel.get_xlabel() == "epoch" for panel in panels)
-    texts = below.get_legend().get_texts()
-    assert [text.get_text().split("long")[0] for text in texts] == [f"_{n}" for n in range(count)]
-    legend = below.get_legend().get_window_extent()
+    texts = legend.get_texts()
+    assert [text.get_text().strip().split("long")[0] for text in texts] == [f"_{n}" for n in range(count)]
+    legend = legend.get_window_extent()
     assert legend.y0 >= 0 and legend.x1 <= figure.bbox.x1
     assert all(legend.y1 <= panel.get_tightbbox().y0 for panel in panels)
 
@@ -739,7 +742,7 @@ def test_names_are_drawn_as_they_are_and_letters_that_no_font_has_are_one_note(t
     other = shutil.copytree(out, tmp_path / "_$other$")
     assert not visualize.main([str(out), str(other)])
     assert is_one_clear_line(capfd.readouterr().err, "手", "写")
-    figures, _ = visualize.draw_folder(out, ["loss"], None)
+    figures, _ = draw_folder(out, ["loss"])
     assert "price$5_$x^{手写" in title_of(figures["loss"])
 
 
@@ -768,7 +771,7 @@ def test_any_name_is_drawn_as_it_is(tmp_path, name):
         nn.save_params(runs[-1] / "params.pkl", params, config)
         data.save_rows(runs[-1] / "history.csv", [row(1)], train.COLUMNS)
     with matplotlib.style.context(visualize.LOOK):
-        figures, _ = visualize.draw_folder(runs[0], ["summary", "loss", "fields", "weights"], None)
+        figures, _ = draw_folder(runs[0], ["summary", "loss", "fields", "weights"])
         loaded = {**visualize.load_folder(runs[0]), "labels": np.array([0, 1]), "mistakes": np.array([0])}
         loaded |= {"images": np.zeros((2, 6), np.uint8), "estimates": np.eye(2)[::-1]}
         figures["confusion"] = visualize.confusion_figure(loaded)
@@ -777,7 +780,7 @@ def test_any_name_is_drawn_as_it_is(tmp_path, name):
         figures["compared"] = visualize.compare_figure(named, "loss")
         visualize.save_figures(figures, tmp_path / "out")
     shown = data.printable(name)
-    entries = [text.get_text() for text in figures["compared"].axes[-1].get_legend().get_texts()]
+    entries = [text.get_text() for text in figures["compared"].subfigs[1].legends[0].get_texts()]
     assert len(entries) == 2 and all(shown[:20] in entry.replace("\n", "") for entry in entries)
     assert shown[:20] in title_of(figures["loss"])
     labels = [label.get_text() for label in figures["confusion"].axes[0].get_yticklabels()]
@@ -794,7 +797,7 @@ def test_the_default_folder_is_the_runs_own_figures(trained, capsys):
 def test_missing_pieces_are_skipped_with_a_reason(trained, tmp_path, capsys):
     (tmp_path / "history.csv").write_bytes((trained / "history.csv").read_bytes())
     (tmp_path / "config.json").write_bytes((trained / "config.json").read_bytes())
-    figures, skipped = visualize.draw_folder(tmp_path, None, None)
+    figures, skipped = draw_folder(tmp_path)
     assert set(figures) == {"summary", "loss", "accuracy", "error", "twin"}
     (reason,) = skipped
     assert "params.pkl" in reason and "fields" in skipped[reason]
@@ -809,7 +812,7 @@ def test_without_the_data_set_the_other_figures_are_drawn(trained, monkeypatch, 
         raise error("gone")
 
     monkeypatch.setattr(data, "load_dataset_of", missing)
-    figures, skipped = visualize.draw_folder(trained, ["weights", "confusion", "activations"], None)
+    figures, skipped = draw_folder(trained, ["weights", "confusion", "activations"])
     assert set(figures) == {"weights_W1", "weights_W2", "weights_W3"}
     ((reason, names),) = skipped.items()
     assert "gone" in reason and names == ["confusion", "activations"]
@@ -839,8 +842,10 @@ def test_an_overlay_is_written_beside_the_runs_but_not_into_the_folder_one_works
 
 
 def test_long_labels_are_folded_to_the_page():
-    labels, columns, lines = visualize.legend_texts(["word " * 30] * 2)
-    assert (columns, lines) == (1, 1 + sum(1 + label.count("\n") for label in labels))
+    rows = [row(1), row(2)]
+    runs = [held(path=f"{n}{'long ' * 30}", rows=rows, network="", data_title="") for n in range(2)]
+    figure = visualize.compare_figure(runs, "loss")
+    labels = [text.get_text() for text in figure.subfigs[1].legends[0].get_texts()]
     assert max(len(line) for label in labels for line in label.splitlines()) <= 100
 
 
@@ -961,7 +966,7 @@ def test_a_stroke_redraws_only_what_changes(trained, monkeypatch):
 
 def test_figures_of_real_mnist_show_what_was_learned(real_data, tmp_path):
     out = make_run(tmp_path, "mnist", "--data-dir", real_data, "--epochs", 1, "--hidden", 0, "--lr", 0.05)
-    figures, _ = visualize.draw_folder(out, ["fields", "confusion", "mistakes"], real_data)
+    figures, _ = draw_folder(out, ["fields", "confusion", "mistakes"], real_data)
     templates = images_of(figures["fields"])
     assert len(templates) == 10 and templates[0].shape == (28, 28)
     assert templates[0][12:16, 12:16].mean() < templates[0][12:16, 6:9].mean()  # a 0 is hollow

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import call, is_one_clear_line, refused, write_dataset
 from faults import EDGE_SETS, WORDS, altered, call_refused, check_writes, damaged, make_set, outcomes
-from test_visualize import make_search
+from test_visualize import draw_folder, make_search
 
 import data
 import train
@@ -66,7 +66,7 @@ def use_figures(path, rng):
     """Draw two of the figures of a folder, whichever it has."""
     names = rng.choice(list(visualize.FIGURES), 2, replace=False).tolist()
     with np.errstate(over="ignore"):  # as main does
-        draw(visualize.draw_folder(path, names, None)[0])
+        draw(draw_folder(path, names)[0])
 
 
 RUN_FILES = ["history.csv", "config.json", "params.pkl"]
@@ -147,7 +147,7 @@ def test_runs_on_data_sets_at_the_edge_are_drawn(tmp_path, name, hidden):
     words = ["--dataset", folder, "--out", tmp_path / "run", "--epochs", 2, "--hidden", hidden, "--quiet"]
     assert call(train.main, *words, "--val-size", 0 if name == "one image" else 2, "--lr", 0.01)[0] == 0
     names = [n for n in visualize.FIGURES if n != "fields" or "256" not in name]  # 256 templates take long
-    figures, _ = visualize.draw_folder(tmp_path / "run", names, None)
+    figures, _ = draw_folder(tmp_path / "run", names)
     assert {"loss", "accuracy", "error", "confusion", "calibration"} <= set(figures)
     draw(figures)
     figures, _ = visualize.draw_comparison([tmp_path / "run"] * 2, None)
