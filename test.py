@@ -32,7 +32,7 @@ import nn
 
 
 def judge(members, images, labels, adversarial=0.0):
-    """Estimates and figures of a committee of one or more networks on uint8 images (n, d).
+    """Estimates and figures of a committee on uint8 images (n, d); a run is a committee of one.
 
     Parameters
     ----------
@@ -43,34 +43,32 @@ def judge(members, images, labels, adversarial=0.0):
 
     Returns
     -------
-    estimates : array (n, k)
-        Softmax probabilities, or the linear outputs of an mse network; the mean of the members'.
+    estimates : float64 array (n, k)
+        The mean of the members' softmax probabilities, or of an mse network's linear outputs.
     report : dict
-        See ``make_report``. A committee's loss is the cross-entropy of the mean probabilities; with an
-        mse network among the members it is the squared error of the mean estimates.
-    reports : list of dict
-        Of each member.
+        See ``make_report``; with an mse network among the members its loss is the squared error.
+    each : list of dict
+        The ``figures`` of each member.
     """
-    names, every, reports = members[0][1]["data"]["class_names"], [], []
-    for params, config in members:
-        outputs = outputs_of(params, config, images, labels, adversarial)
-        every.append(nn.estimates(outputs, config["loss"]))
-        reports.append(make_report(outputs, labels, config["loss"], names))
-    if len(members) == 1:
-        return every[0], reports[0], reports
-    mean = np.mean(every, axis=0, dtype=np.float64)
-    outputs, loss = mean, "mse"
-    if all(config["loss"] == "cross_entropy" for _, config in members):
-        outputs, loss = np.log(np.maximum(mean, np.finfo(mean.dtype).tiny)), "cross_entropy"
-    return mean, make_report(outputs, labels, loss, names), reports
+    names, losses = members[0][1]["data"]["class_names"], [config["loss"] for _, config in members]
+    every = [estimates_of(*member, images, labels, adversarial) for member in members]
+    mean, loss = np.mean(every, axis=0), losses[0] if len(set(losses)) == 1 else "mse"
+    each = [figures(estimates, labels, own) for estimates, own in zip(every, losses)]
+    return mean, make_report(mean, labels, loss, names), each
 
 
-def outputs_of(params, config, images, labels=None, adversarial=0.0):
-    """Linear outputs (n, k) of uint8 images (n, d), which may be moved against the network."""
+def estimate(members, images):
+    """The mean of the members' estimates (n, k) for uint8 images (n, d): see ``judge``."""
+    return np.mean([estimates_of(*member, images) for member in members], axis=0)
+
+
+def estimates_of(params, config, images, labels=None, adversarial=0.0):
+    """A network's estimates (n, k) for uint8 images (n, d), which may be moved against it."""
     batches = data.batches(images, labels, config["steps"], dtype=params["W1"].dtype)
     if adversarial:
         batches = (attacked(batch, params, config, adversarial) for batch in batches)
-    return nn.outputs_of(params, batches, config["activation"])
+    outputs = nn.outputs_of(params, batches, config["activation"])
+    return nn.estimates(outputs.astype(np.float64), config["loss"])
 
 
 def attacked(batch, params, config, share):
@@ -79,43 +77,45 @@ def attacked(batch, params, config, share):
     return {"x": data.moved_along(slope, batch["x"], config["steps"], share)}
 
 
-def estimate(members, images):
-    """The mean of the members' estimates (n, k) for uint8 images (n, d): see ``judge``."""
-    every = [nn.estimates(outputs_of(*member, images), member[1]["loss"]) for member in members]
-    return np.mean(every, axis=0, dtype=np.float64)
+def figures(estimates, labels, loss):
+    """``images``, ``loss``, ``accuracy`` and ``errors`` of estimates (n, k) on labels (n,)."""
+    outputs = estimates
+    if loss == "cross_entropy":
+        outputs = np.log(np.maximum(estimates, np.finfo(estimates.dtype).tiny))
+    return {
+        "images": len(labels),
+        "loss": nn.loss({}, outputs, labels, loss),
+        "accuracy": nn.accuracy(estimates, labels),
+        "errors": int((estimates.argmax(axis=1) != labels).sum()),
+    }
 
 
-def make_report(outputs, labels, loss, class_names):
-    """The figures of outputs (n, k) on labels (n,).
+def make_report(estimates, labels, loss, class_names):
+    """The ``figures`` of estimates (n, k) on labels (n,), and what they are of each class.
 
     Returns
     -------
     dict
-        ``images``, ``loss``, ``accuracy``, ``errors``; ``balanced_accuracy``, the mean recall; ``top3``, the
-        share of labels among the three largest outputs, with more than five classes; ``classes``: for each
-        what ``class_scores`` has, and ``auc``, the area under the curve of one against the rest (None
-        without images on both sides), whose mean is ``auc``; ``averages`` of them, ``macro`` over the
-        classes that occur and ``weighted`` by their images; ``confusion`` (row: label, column: prediction).
+        Besides ``figures``: ``balanced_accuracy``, the mean recall; ``top3``, the share of labels among the
+        three largest estimates, with more than five classes; ``classes``: for each what ``class_scores``
+        has, and ``auc``, the area under the curve of one against the rest (None without images on both
+        sides), whose mean is ``auc``; ``averages`` of them, ``macro`` over the classes that occur and
+        ``weighted`` by their images; ``confusion`` (row: label, column: prediction).
     """
-    predicted, k = outputs.argmax(axis=1), len(class_names)
-    confusion = nn.confusion_matrix(labels, predicted, k)
-    areas = [area_under_curve(outputs[:, c], labels == c) for c in range(k)]
+    k = len(class_names)
+    confusion = nn.confusion_matrix(labels, estimates.argmax(axis=1), k)
+    areas = [area_under_curve(estimates[:, c], labels == c) for c in range(k)]
     known, scores = [area for area in areas if area is not None], class_scores(confusion)
     support = np.array([score["support"] for score in scores])
     averages = {
         kind: {name: float(np.average([s[name] for s in scores], weights=weights)) for name in SCORES}
         for kind, weights in (("macro", support > 0), ("weighted", support))
     }
-    report = {
-        "images": len(labels),
-        "loss": nn.loss({}, outputs, labels, loss),
-        "accuracy": nn.accuracy(outputs, labels),
-        "errors": int((predicted != labels).sum()),
-        "balanced_accuracy": averages["macro"]["recall"],
-        "auc": float(np.mean(known)) if known else None,
-    }
+    report = figures(estimates, labels, loss)
+    report["balanced_accuracy"] = averages["macro"]["recall"]
+    report["auc"] = float(np.mean(known)) if known else None
     if k > 5:
-        best = np.argpartition(-outputs, 2, axis=1)[:, :3]
+        best = np.argpartition(-estimates, 2, axis=1)[:, :3]
         report["top3"] = float((best == labels[:, None]).any(axis=1).mean())
     classes = [{"name": name, **score, "auc": area} for name, score, area in zip(class_names, scores, areas)]
     return report | {"classes": classes, "averages": averages, "confusion": confusion.tolist()}
@@ -177,12 +177,14 @@ def report_text(report, config, title, what="test images"):
     if len(rows) > 3 * WORST:
         rows = sorted(rows, key=lambda row: row["f1"])[:WORST]
         lines.append(f"the {WORST} worst of {len(names)} classes")
-    rows = rows + [
+    averages = [
         {"name": name, "support": report["images"], **row} for name, row in report["averages"].items()
     ]
-    shares = [[row["name"][:20], *(percent(row[key]) for key in SCORES)] for row in rows]
-    counted = [[*row, f"{of['support']:,}"] for row, of in zip(shares, rows)]
-    lines += table_lines([["class", "precision", "recall", "F1", "images"], *counted])
+    cells = [
+        [row["name"][:20], *(percent(row[score]) for score in SCORES), f"{row['support']:,}"]
+        for row in [*rows, *averages]
+    ]
+    lines += table_lines([["class", "precision", "recall", "F1", "images"], *cells])
     return "\n".join([*lines, "", *confusion_lines(report["confusion"], names)])
 
 
@@ -257,26 +259,24 @@ def load_test_set(members, flags):
 def report_test_set(flags, members):
     """Judge on the test set, print the report, and write the predictions."""
     dataset, config = load_test_set(members, flags), members[0][1]
-    labels, names = dataset["test_labels"], config["data"]["class_names"]
-    estimates, report, reports = judge(members, dataset["test_images"], labels, flags.adversarial)
+    labels, names, several = dataset["test_labels"], config["data"]["class_names"], len(members) > 1
+    estimates, report, figures = judge(members, dataset["test_images"], labels, flags.adversarial)
     each = [
-        {"run": run, "layers": layers_text(params), **{k: r[k] for k in ("loss", "accuracy", "errors")}}
-        for run, (params, _), r in zip(flags.runs, members, reports)
+        {"run": run, "layers": layers_text(params), **{k: own[k] for k in ("loss", "accuracy", "errors")}}
+        for run, (params, _), own in zip(flags.runs, members, figures)
     ]
-    about = {"members": each} if len(each) > 1 else {"layers": each[0]["layers"]}
     if flags.json:
+        about = {"dataset": dataset["name"], "judged": dataset["judged"]}
+        about |= {"members": each} if several else {"layers": each[0]["layers"]}
         about |= {"adversarial": flags.adversarial} if flags.adversarial else {}
-        print(
-            json.dumps({"dataset": dataset["name"], "judged": dataset["judged"], **about, **report}, indent=2)
-        )
+        print(json.dumps(about | report, indent=2))
     else:
-        if len(each) > 1:
-            data.say("\n".join([*member_lines(each), ""]))
-        title = f"committee of {len(each)}" if len(each) > 1 else each[0]["layers"]
+        title = f"{dataset['title']}, {f'committee of {len(each)}' if several else each[0]['layers']}"
         title += f", attacked by {flags.adversarial:g}" if flags.adversarial else ""
-        data.say(report_text(report, config, f"{dataset['title']}, {title}", dataset["judged"]))
+        above = [*member_lines(each), ""] if several else []
+        data.say("\n".join([*above, report_text(report, config, title, dataset["judged"])]))
     run = pathlib.Path(flags.runs[0])  # written last: the report is there even if the folder is read-only
-    kind = "-committee" * (len(each) > 1) + "-attacked" * bool(flags.adversarial)
+    kind = "-committee" * several + "-attacked" * bool(flags.adversarial)
     kind += f"-{pathlib.Path(dataset['name']).name}" * (dataset["name"] != config["dataset"])
     target = (run if run.is_dir() else run.parent) / f"predictions{kind}.csv"
     rows = prediction_rows(estimates, labels, names)
@@ -286,12 +286,12 @@ def report_test_set(flags, members):
 
 
 def member_lines(each):
-    said = [
-        f"sd {100 * row['sd']:.2f}, {row['runs']} runs" if "sd" in row else f"errors {row['errors']:,}"
-        for row in each
-    ]
-    rows = [[row["run"], row["layers"], f"accuracy {percent(row['accuracy'])}"] for row in each]
-    return table_lines([[*row, text] for row, text in zip(rows, said)], gap=3)
+    rows = []
+    for row in each:
+        several = "sd" in row
+        last = f"sd {100 * row['sd']:.2f}, {row['runs']} runs" if several else f"errors {row['errors']:,}"
+        rows.append([row["run"], row["layers"], f"accuracy {percent(row['accuracy'])}", last])
+    return table_lines(rows, gap=3)
 
 
 def runs_in(path):
@@ -469,14 +469,13 @@ def report_answers(flags, members):
     class_names = members[0][1]["data"]["class_names"]
     if flags.out and any(os.path.realpath(path) == os.path.realpath(flags.out) for path in flags.predict):
         raise ValueError(f"--out: {flags.out} is what is to be read")
-    kind, names, images, counts, status = new_images(flags, members[0][1])
-    if not names:
+    kind, counts, images, status = new_images(flags, members[0][1])
+    if not counts:
         return status
     estimates = estimate(members, images)
     columns = flags.columns or [kind, "class", "probability"]
-    digits = zip(*best_of(estimates))
-    rows = []
-    for name, count in zip(names, counts):
+    digits, rows = zip(*best_of(estimates)), []
+    for name, count in counts:
         own = [(class_names[c], float(p)) for c, p in itertools.islice(digits, count)]
         answer, probability = as_number(own)
         rows.append(dict(zip(columns, (name, answer, f"{probability:.6f}"))))
@@ -499,10 +498,9 @@ def new_images(flags, config):
     -------
     kind : str
         ``index`` or ``file``, which is what names the images.
-    names : sequence of int or str
+    counts : list of (int or str, int)
+        The name, and how many of the images belong to it.
     images : uint8 array (n, d)
-    counts : list of int
-        How many of the images belong to each name.
     status : int
         2 if a picture could not be read, else 0.
     """
@@ -513,7 +511,7 @@ def new_images(flags, config):
                 raise ValueError(f"--{name}: is for pictures, not for {path}")
         images = data.load_images(path, facts["image_shape"], config["transpose"])
         first = 1 if flags.columns else 0
-        return "index", range(first, first + len(images)), images, [1] * len(images), 0
+        return "index", [(first + i, 1) for i in range(len(images))], images, 0
     paths = data.expand_pictures(flags.predict, "--predict")
     found = [(path, images, doubts) for path, _, images, doubts in read_pictures(paths, flags, facts)]
     doubtful = sum(bool(set(doubts) - {data.SEVERAL}) for _, _, doubts in found)
@@ -522,15 +520,10 @@ def new_images(flags, config):
         data.say(f"note: {some}; --images in place of --predict says why", sys.stderr)
     names = [data.printable(path) for path, _, _ in found]
     bare = [os.path.basename(name) for name in names]
+    names = bare if len(set(bare)) == len(bare) else names
     images = np.array([image.ravel() for _, those, _ in found for image in those])
-    counts = [len(those) for _, those, _ in found]
-    return (
-        "file",
-        bare if len(set(bare)) == len(bare) else names,
-        images,
-        counts,
-        2 * (len(found) < len(paths)),
-    )
+    counts = [(name, len(those)) for name, (_, those, _) in zip(names, found)]
+    return "file", counts, images, 2 * (len(found) < len(paths))
 
 
 def answers_text(flags, members, answers):
@@ -539,12 +532,8 @@ def answers_text(flags, members, answers):
     who = f"committee of {len(members)}" if len(members) > 1 else layers_text(members[0][0])
     counted = collections.Counter(answers).most_common()
     shown = counted[: 3 * WORST]
-    rows = [[name[:20], f"{number:,}"] for name, number in shown]
-    lines = [
-        f"{what}, {who}: {data.count(len(answers), 'image')}",
-        "",
-        *table_lines([["class", "images"], *rows]),
-    ]
+    lines = [f"{what}, {who}: {data.count(len(answers), 'image')}", ""]
+    lines += table_lines([["class", "images"], *([name[:20], f"{number:,}"] for name, number in shown)])
     lines += [f"and {len(counted) - len(shown):,} more"] if len(counted) > len(shown) else []
     return "\n".join([*lines, "", f"the answers are in {flags.out}"])
 
@@ -612,10 +601,8 @@ def save_onnx(path, params, config):
     graph += [(5, _tensor(name, array)) for name, array in tensors.items()]
     graph += [(11, _value("images", UINT8, sizes[0])), (12, _value(result, FLOAT, sizes[-1]))]
     names = [(1, "class_names"), (2, json.dumps(config["data"]["class_names"]))]
-    opset = [(1, ""), (2, 13)]
-    nn.save_bytes(
-        path, _message([(1, 7), (2, "test.py"), (6, usage_of(config)), (7, graph), (8, opset), (14, names)])
-    )
+    model = [(1, 7), (2, "test.py"), (6, usage_of(config)), (7, graph), (8, [(1, ""), (2, 13)]), (14, names)]
+    nn.save_bytes(path, _message(model))
 
 
 def _onnx_layers(depth, activation):
@@ -768,12 +755,11 @@ def report_export(flags, params, config):
     if form == ".h":
         dataset, (whole, scales) = load_test_set([(params, config)], flags), quantise(folded)
         rounded = folded | {key: whole[key] * scales[key] for key in whole}
-        images, labels = dataset["test_images"], dataset["test_labels"]
-        before, after = (judge([one], images, labels)[1] for one in ((params, config), (rounded, rest)))
-        data.say(
-            f"{dataset['title']}: accuracy {percent(after['accuracy'])} with weights of 8 bits, "
-            f"{percent(before['accuracy'])} before"
+        before, after = (
+            percent(nn.accuracy(estimate([one], dataset["test_images"]), dataset["test_labels"]))
+            for one in ((params, config), (rounded, rest))
         )
+        data.say(f"{dataset['title']}: accuracy {after} with weights of 8 bits, {before} before")
 
 
 # --- command line -----------------------------------------------------------------------------
@@ -786,38 +772,32 @@ EXAMPLES = """examples:
   python test.py results --export digits.onnx"""
 
 
-SEVERAL = ("PICTURE", "PATH")  # values of which a flag takes one or more
+PICTURES = ("images", "predict")
+VALUES = {  # of FLAGS -> how it is read, where it is no text
+    None: {"action": "store_true"},
+    "X": {"metavar": "X", "type": float, "default": 0.0},
+    "PICTURE": {"metavar": "PICTURE", "nargs": "+"},
+    "PATH": {"metavar": "PATH", "nargs": "+"},
+}
 FLAGS = {  # flag -> what its value looks like (None: it has none), of which flags it needs one, help
     "dataset": ("NAME", (), "judge on this data set (default: the run's own)"),
-    "compare": (
-        None,
-        (),
-        "compare the first run with each other one; folders of several runs by their means",
-    ),
+    "compare": (None, (), "compare the first run with each other; folders of several runs by their means"),
     "json": (None, (), "print the report as JSON"),
+    "adversarial": (
+        "X", (), "judge on images of which each pixel is moved by so much (1: from black to white) along the "
+        "sign of the loss's slope, as train.py --adversarial does"
+    ),
     "images": ("PICTURE", (), "classify these pictures, or those of a folder, one digit on each"),
     "predict": ("PATH", (), "say what new images are: a file (.csv, .npy, .npz, IDX), or pictures"),
     "export": ("FILE", (), f"write the network for other programs, by the suffix: {', '.join(EXPORTS)}"),
-    "fit": (
-        "NAME",
-        ("images", "predict"),
-        "digit (cut out and centred as MNIST's are) or whole (default: as trained)",
-    ),
-    "split": (None, ("images", "predict"), "read several digits on a picture from left to right as a number"),
+    "fit": ("NAME", PICTURES, "digit (cut out and centred as in MNIST) or whole (default: as trained)"),
+    "split": (None, PICTURES, "read several digits on a picture from left to right as a number"),
     "save": (None, ("images",), "write PICTURE.seen.png, what was given and what the network saw"),
-    "explain": (
-        None,
-        ("images",),
-        "write PICTURE.why.png, what speaks for the likeliest class (orange) and against it (blue)",
-    ),
+    "explain": (None, ("images",), "write PICTURE.why.png: orange speaks for the answer, blue against it"),
     "out": ("FILE", ("predict",), "write the answers there, as CSV"),
-    "columns": (
-        "A,B",
-        ("predict",),
-        "write these two columns, number from 1 (or file) and class; ImageId,Label is Kaggle's form",
-    ),
+    "columns": ("A,B", ("predict",), "names of two columns, number and class; ImageId,Label is Kaggle's form"),
     "probabilities": (None, ("predict",), "a column for each class as well"),
-}
+}  # fmt: skip
 EXCLUDED = {  # flag -> with which it has no meaning
     "images": ("predict", "dataset", "compare", "adversarial", "export"),
     "predict": ("dataset", "compare", "adversarial", "export", "json"),
@@ -837,13 +817,7 @@ def main(argv=None):
     )  # fmt: skip
     for name, (value, needed, text) in FLAGS.items():
         text = f"with --{' or --'.join(needed)}: {text}" if needed else text
-        kind = {"metavar": value, "nargs": "+" if value in SEVERAL else None}
-        parser.add_argument(f"--{name}", help=text, **(kind if value else {"action": "store_true"}))
-    parser.add_argument(
-        "--adversarial", metavar="X", type=float, default=0.0,
-        help="judge on images of which each pixel is moved by so much (1: from black to white) along the "
-        "sign of the loss's slope, as train.py --adversarial does",
-    )  # fmt: skip
+        parser.add_argument(f"--{name}", help=text, **VALUES.get(value, {"metavar": value}))
     flags = data.parse_flags(parser, argv)
     check_flags(flags)
     if flags.images:
