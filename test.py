@@ -137,12 +137,11 @@ def area_under_curve(scores, positive):
 
     After Mann & Whitney 1947; None where all or none are positive.
     """
-    count = int(positive.sum())
-    if not 0 < count < len(scores):
+    others = np.sort(scores[~positive])
+    if not 0 < len(others) < len(scores):
         return None
-    _, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[group]  # from 1; equal scores share their mean rank
-    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(scores) - count)))
+    places = [np.searchsorted(others, scores[positive], side) for side in ("left", "right")]
+    return float(np.mean(places) / len(others))  # one that is as high counts half
 
 
 def compare(right, other):
@@ -242,9 +241,7 @@ def load_members(runs):
     first = members[0][1]["data"]
     for run, (_, config) in zip(runs, members):
         if any(list(config["data"][key]) != list(first[key]) for key in ("image_shape", "class_names")):
-            raise ValueError(
-                f"{run} and {runs[0]} are for other classes or images: they cannot be judged together"
-            )
+            raise ValueError(f"{run} and {runs[0]} are for other classes or images: judge them one by one")
     return members
 
 
@@ -384,10 +381,10 @@ def read_picture(path, facts, fit=None, split=False):
 
 
 def likeliest(members, image):
-    """All classes for one uint8 image: a list of (name, probability), the likeliest first."""
+    """``name`` and ``probability`` of all classes for one uint8 image, the likeliest first."""
     mean = estimate(members, image.reshape(1, -1))[0]  # of an mse network it goes beyond 0 and 1
-    names = members[0][1]["data"]["class_names"]
-    return [(names[i], float(mean[i].clip(0, 1))) for i in np.argsort(-mean, kind="stable")]
+    names, ranked = members[0][1]["data"]["class_names"], np.argsort(-mean, kind="stable")
+    return [{"name": names[i], "probability": float(mean[i].clip(0, 1))} for i in ranked]
 
 
 def evidence(params, config, image):
@@ -406,14 +403,13 @@ def evidence(params, config, image):
 
 def save_evidence(path, evidence):
     """Write PATH.why.png: orange is for the likeliest class, blue against it; returns its path."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     share = evidence / (np.abs(evidence).max() or 1)
     colours = np.where(share[..., None] > 0, [255, 140, 0], [0, 114, 178])  # (rows, columns, 3)
     pixels = np.uint8(255 - np.abs(share)[..., None] * (255 - colours))
     scale = max(1, 280 // max(evidence.shape))
-    size = (evidence.shape[1] * scale, evidence.shape[0] * scale)
-    picture = Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
+    picture = ImageOps.scale(Image.fromarray(pixels), scale, Image.Resampling.NEAREST)
     return data.save_png(f"{path}.why.png", picture)
 
 
@@ -425,7 +421,8 @@ def report_pictures(flags, members):
         if flags.explain:
             files["why"] = save_evidence(path, evidence(*members[0], images[0]))
         best = [likeliest(members, image) for image in images]
-        rows.append({"file": path, **picture_row(best, flags.split), "doubts": doubts, **files})
+        what = {**as_number(best), "digits": best} if flags.split else {"classes": best[0]}
+        rows.append({"file": path, **what, "doubts": doubts, **files})
         if not flags.json:
             notes = [*doubts, *(f"{kind}: {file}" for kind, file in files.items())]
             data.say(f"{path}: {'   '.join([picture_text(best), *(f'({note})' for note in notes)])}")
@@ -434,31 +431,23 @@ def report_pictures(flags, members):
     return 2 * (len(rows) < len(flags.images))
 
 
-def picture_row(best, split):
-    """What --json says of a picture: all classes of it, or of each digit on it."""
-    every = [[{"name": name, "probability": p} for name, p in one] for one in best]
-    if not split:
-        return {"classes": every[0]}
-    number, probability = as_number([one[0] for one in best])
-    return {"number": number, "probability": probability, "digits": every}
-
-
 def picture_text(best):
     """The three likeliest classes, or the number that several digits make."""
+    chances = [[f"{row['name']} {100 * row['probability']:.1f} %" for row in one] for one in best]
     if len(best) == 1:
-        return chances(best[0][:3], "   ")
-    digits = [one[0] for one in best]
-    return f"{chances([as_number(digits)])}   ({chances(digits)})"
+        return "   ".join(chances[0][:3])
+    number = as_number(best)
+    each = ", ".join(one[0] for one in chances)
+    return f"{number['number']} {100 * number['probability']:.1f} %   ({each})"
 
 
-def chances(pairs, between=", "):
-    return between.join(f"{name} {100 * p:.1f} %" for name, p in pairs)
-
-
-def as_number(digits):
-    """Name and probability of what (name, probability) of the digits on a picture make together."""
-    names, probabilities = zip(*digits)
-    return ("" if max(map(len, names)) == 1 else " ").join(names), math.prod(probabilities)
+def as_number(best):
+    """``number`` and ``probability`` of what the first of ``likeliest`` of each digit make together."""
+    names, chances = [one[0]["name"] for one in best], [one[0]["probability"] for one in best]
+    return {
+        "number": ("" if max(map(len, names)) == 1 else " ").join(names),
+        "probability": math.prod(chances),
+    }
 
 
 # --- new images -------------------------------------------------------------------------------
@@ -474,11 +463,11 @@ def report_answers(flags, members):
         return status
     estimates = estimate(members, images)
     columns = flags.columns or [kind, "class", "probability"]
-    digits, rows = zip(*best_of(estimates)), []
+    digits = ([{"name": class_names[c], "probability": float(p)}] for c, p in zip(*best_of(estimates)))
+    rows = []
     for name, count in counts:
-        own = [(class_names[c], float(p)) for c, p in itertools.islice(digits, count)]
-        answer, probability = as_number(own)
-        rows.append(dict(zip(columns, (name, answer, f"{probability:.6f}"))))
+        answer = as_number(list(itertools.islice(digits, count)))
+        rows.append(dict(zip(columns, (name, answer["number"], f"{answer['probability']:.6f}"))))
     if flags.probabilities:
         columns += [f"p_{name}" for name in class_names]
         for row, shares in zip(rows, estimates.clip(0, 1).tolist()):
@@ -492,18 +481,8 @@ def report_answers(flags, members):
 
 
 def new_images(flags, config):
-    """What --predict names.
-
-    Returns
-    -------
-    kind : str
-        ``index`` or ``file``, which is what names the images.
-    counts : list of (int or str, int)
-        The name, and how many of the images belong to it.
-    images : uint8 array (n, d)
-    status : int
-        2 if a picture could not be read, else 0.
-    """
+    """What --predict names: what a name is (``index``, ``file``), each name with its number of images, the
+    uint8 images (n, d), and the exit status: 2 if a picture could not be read."""
     path, facts = flags.predict[0], config["data"]
     if len(flags.predict) == 1 and data.holds_arrays(path):
         for name in ("fit", "split"):
@@ -795,7 +774,7 @@ FLAGS = {  # flag -> what its value looks like (None: it has none), of which fla
     "save": (None, ("images",), "write PICTURE.seen.png, what was given and what the network saw"),
     "explain": (None, ("images",), "write PICTURE.why.png: orange speaks for the answer, blue against it"),
     "out": ("FILE", ("predict",), "write the answers there, as CSV"),
-    "columns": ("A,B", ("predict",), "names of two columns, number and class; ImageId,Label is Kaggle's form"),
+    "columns": ("A,B", ("predict",), "write two columns of these names: ImageId,Label (from 1) for Kaggle"),
     "probabilities": (None, ("predict",), "a column for each class as well"),
 }  # fmt: skip
 EXCLUDED = {  # flag -> with which it has no meaning

@@ -1817,7 +1817,7 @@ canvas { display: block; width: 100%; image-rendering: pixelated; border: 1px so
   background: #fff; }
 [hidden] { display: none !important; }
 button { font: inherit; color: inherit; background: var(--panel); border: 1px solid var(--line);
-  border-radius: 4px; padding: 0.3rem; cursor: pointer; }
+  border-radius: 4px; padding: 0.3rem 0.5rem; cursor: pointer; }
 :focus-visible { outline: 3px solid var(--main); outline-offset: 2px; }
 #live { display: grid; gap: 1.25rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
 #pad { max-width: 17rem; aspect-ratio: 1; touch-action: none; cursor: crosshair; margin-bottom: 0.5rem; }
@@ -1829,7 +1829,7 @@ button { font: inherit; color: inherit; background: var(--panel); border: 1px so
 .bar { height: 0.9rem; border: 1px solid var(--line);
   background: linear-gradient(var(--main) 0 0) no-repeat var(--panel); }
 .first { --main: var(--first); }
-.views, .images { display: flex; flex-wrap: wrap; gap: 0.5rem 1rem; margin-bottom: 0.75rem; }
+.views, .images { display: flex; flex-wrap: wrap; align-content: start; gap: 0.5rem; margin: 0.75rem 0; }
 .views figure { width: 8.5rem; }
 .images p { flex-basis: 100%; margin: 0; }
 .images button { width: 5rem; font-size: 0.75rem; line-height: 1.2; }
