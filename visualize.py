@@ -1545,8 +1545,6 @@ PAGE_BYTES = 600_000  # of test images in it
 CELL_IMAGES = 12  # of each cell of the confusion matrix
 CLICKED_IMAGES = 12  # to click on, of those that are right and of those that are wrong
 CHECKED_IMAGES = 100  # that the page runs through its network when it is opened
-LEVELS = {"<i2": 2**15 - 1, "<f4": 2**24}  # type of the page's weights -> whole numbers from 0 to the largest
-CLOSE = 5e-4  # how near they must come to the estimates for 16 bits to do
 
 
 def page_of(run, pictures):
@@ -1650,14 +1648,15 @@ def page_content(run):
     """What the page's script needs: plain data for JSON."""
     facts = run["config"].get("data") or {}
     content = {name: facts.get(name) for name in ("class_names", "image_shape", "fit", "edge")}
+    content |= page_members(run)
     if "images" not in run:
-        return content | page_members(run, np.zeros((1, math.prod(facts.get("image_shape") or [])), np.uint8))
+        return content
     chosen = page_images(run)
     images, labels, estimates = (run[name][chosen] for name in ("images", "labels", "estimates"))
     predicted = estimates.argmax(axis=1)
     right, wrong = np.flatnonzero(predicted == labels), np.flatnonzero(predicted != labels)
     checked = np.unique(np.linspace(0, len(chosen) - 1, CHECKED_IMAGES).astype(int))
-    content |= {
+    return content | {
         "pixels": base64_text(images.tobytes()),
         "numbers": chosen,
         "labels": labels.tolist(),
@@ -1666,7 +1665,6 @@ def page_content(run):
         "checked": checked.tolist(),
         "expected": np.round(estimates[checked], 6).tolist(),
     }
-    return content | page_members(run, images)
 
 
 def page_images(run):
@@ -1680,8 +1678,8 @@ def page_images(run):
     return list(chosen)[: max(1, PAGE_BYTES // run["images"].shape[1])]
 
 
-def page_members(run, images):
-    """The networks of a page, tried on some images; or why it has none."""
+def page_members(run):
+    """The networks of a page, or why it has none."""
     members = run.get("members") or ([(run["params"], run["config"])] if "params" in run else [])
     if not members:
         return {"why": run.get("why", LACKING["params"])}
@@ -1689,29 +1687,23 @@ def page_members(run, images):
     size = sum(w.size for params in grey for w in params.values())
     if size > PAGE_NUMBERS:
         return {"why": f"a page holds {PAGE_NUMBERS:,} weights, and there are {size:,}"}
-    return {"members": [page_member(member, one, images) for member, one in zip(members, grey)]}
+    told = [
+        {
+            "activation": config["activation"],
+            "loss": config["loss"],
+            "steps": [step for step in config["steps"] if step["name"] != "affine"],
+            "params": {name: packed(w) for name, w in params.items()},
+        }
+        for (_, config), params in zip(members, grey)
+    ]
+    return {"members": told}
 
 
-def page_member(member, grey, images):
-    """A network for the page's script, of ``data.on_grey_levels``, with weights of 16 bits where they do."""
-    config = member[1]
-    pictures = [step for step in config["steps"] if step["name"] != "affine"]
-    exact = judging.estimate([member], images)
-    for dtype in LEVELS:
-        pairs = {name: packed(w, dtype if name[0] == "W" else "<f4") for name, w in grey.items()}
-        rounded = {name: w for name, (w, _) in pairs.items()}
-        near = judging.estimate([(rounded, {**config, "steps": pictures})], images)
-        if np.abs(near - exact).max() < CLOSE and (near.argmax(axis=1) == exact.argmax(axis=1)).all():
-            break
-    held = {name: text for name, (_, text) in pairs.items()}
-    return {"activation": config["activation"], "loss": config["loss"], "steps": pictures, "params": held}
-
-
-def packed(w, dtype):
-    """An array rounded to whole numbers of a unit, and the same as the page has it."""
-    unit = (float(np.abs(w).max()) or 1.0) / LEVELS[dtype]
-    whole = np.rint(w / unit).astype(dtype)
-    return whole * np.float64(unit), {"type": dtype, "unit": unit, "text": base64_text(whole.tobytes())}
+def packed(w):
+    """An array for the page's script: whole numbers of 24 bits and their unit, nearly as exact as float32."""
+    unit = float(np.abs(w).max()) / (2**23 - 1) or 1.0
+    whole = np.rint(w / unit).astype("<i4", order="C")
+    return {"unit": unit, "text": base64_text(whole.view(np.uint8).reshape(-1, 4)[:, :3].tobytes())}
 
 
 def confusion_of(run):
@@ -1887,9 +1879,10 @@ const page = JSON.parse($("data").textContent);
 // --- numbers: an image is {rows, columns, p}, p its values row by row ---
 
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-const numbers = ({type, unit, text}) =>
-  Float64Array.from(new (type === "<i2" ? Int16Array : Float32Array)(bytes(text).buffer), (v) => v * unit);
-
+const numbers = ({unit, text}) => {  // whole numbers of 3 bytes, the lowest first
+  const b = bytes(text), whole = (i) => b[i] | b[i + 1] << 8 | b[i + 2] << 24 >> 8;
+  return Float64Array.from({length: b.length / 3}, (_, i) => unit * whole(3 * i));
+};
 const image = (rows, columns, value) => {
   const p = new Float64Array(rows * columns);
   for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) p[r * columns + c] = value(r, c);
