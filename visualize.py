@@ -1711,17 +1711,25 @@ def confusion_of(run):
     return names, nn.confusion_matrix(run["labels"], run["estimates"].argmax(axis=1), len(names))
 
 
+def confusion_table(run):
+    """The confusion matrix; the page's script makes buttons of its numbers, for the images behind them."""
+    names, counts = confusion_of(run)
+    rows = [[name, *(count or "" for count in row)] for name, row in zip(names, counts)]
+    return section(
+        "Confusion matrix",
+        '<p class="soft">A row for each label, a column for each answer; a number shows images behind it.</p>'
+        f"{table('confusion', ['', *names], rows)}"
+        '<div id="behind" class="images" role="group" aria-label="Images behind a number"></div>',
+    )
+
+
 def classes_table(run):
     """Precision, recall and F1 of each class."""
     names, counts = confusion_of(run)
-    scores = judging.class_scores(counts)
-    rows = [
-        [name, *(f"{100 * score[kind]:.2f}" for kind in judging.SCORES), score["support"]]
-        for name, score in zip(names, scores)
-    ]
-    return section(
-        "Classes", sortable(["class", *(f"{kind} (%)" for kind in judging.SCORES), judged(run)], rows)
-    )
+    head, rows = ["class", *(f"{kind} (%)" for kind in judging.SCORES), judged(run)], []
+    for name, score in zip(names, judging.class_scores(counts)):
+        rows.append([name, *(f"{100 * score[kind]:.2f}" for kind in judging.SCORES), score["support"]])
+    return section("Classes", table("sortable", head, rows))
 
 
 def search_table(run):
@@ -1733,47 +1741,23 @@ def search_table(run):
         [rank, *(short(100 * trial[c] if c in percents else trial[c]) for c in columns)]
         for rank, trial in enumerate(run["trials"], start=1)
     ]
-    return section("Ranking", sortable(["rank", *(percents.get(c, c) for c in columns)], rows))
-
-
-def confusion_table(run):
-    """The confusion matrix, whose numbers show images behind them."""
-    names, counts = confusion_of(run)
-    most, rows = max(1, int((counts - np.diag(counts.diagonal())).max())), []
-    for row, label in enumerate(names):
-        cells = [f'<th scope="row">{safe(label)}</th>']
-        for column, (read, count) in enumerate(zip(names, counts[row])):
-            kind = "right" if row == column else f"wrong{math.ceil(3 * count / most)}"
-            says = safe(f"{label} read as {read}: {count} {judged(run)}")
-            where = f'class="{kind}" data-label="{row}" data-read="{column}"'
-            button = f'<button type="button" {where} aria-label="{says}">{count}</button>'
-            cells.append(f"<td>{button if count else ''}</td>")
-        rows.append(cells)
-    head = ["<td></td>", *(f'<th scope="col">{safe(name)}</th>' for name in names)]
-    return section(
-        "Confusion matrix",
-        '<p class="soft">A row for each label, a column for each answer; a number shows images behind it.</p>'
-        f"{table('confusion', head, rows)}"
-        '<div id="behind" class="images" role="group" aria-label="Images behind a number"></div>',
-    )
+    return section("Ranking", table("sortable", ["rank", *(percents.get(c, c) for c in columns)], rows))
 
 
 def section(heading, content):
     return f"<section><h2>{safe(heading)}</h2>{content}</section>\n"
 
 
-def sortable(head, rows):
-    """A table that the page's script sorts by the column whose heading is clicked."""
-    head = [f'<th scope="col"><button type="button">{safe(text)}</button></th>' for text in head]
-    return table("sortable", head, [[f"<td>{safe(text)}</td>" for text in row] for row in rows])
-
-
 def table(kind, head, rows):
-    """A table of cells in HTML, in a box that scrolls where it is too wide for the screen."""
-    first, *others = (f"<tr>{''.join(row)}</tr>" for row in [head, *rows])
+    """A table in a box that scrolls where it is too wide for the screen; the script sorts a sortable one."""
+    columns = "".join(f'<th scope="col">{safe(text)}</th>' for text in head)
+    lines = []
+    for first, *others in rows:
+        cells = "".join(f"<td>{safe(text)}</td>" for text in others)
+        lines.append(f'<tr><th scope="row">{safe(first)}</th>{cells}</tr>')
     return (
-        f'<div class="wide" tabindex="0"><table class="{kind}"><thead>{first}</thead>'
-        f"<tbody>{''.join(others)}</tbody></table></div>"
+        f'<div class="wide" tabindex="0"><table class="{kind}"><thead><tr>{columns}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
@@ -1824,7 +1808,7 @@ button { font: inherit; color: inherit; background: var(--panel); border: 1px so
 .views, .images { display: flex; flex-wrap: wrap; align-content: start; gap: 0.5rem; margin: 0.75rem 0; }
 .views figure { width: 8.5rem; }
 .images p { flex-basis: 100%; margin: 0; }
-.images button { width: 5rem; font-size: 0.75rem; line-height: 1.2; }
+.images button { width: 5rem; padding: 0.25rem; font-size: 0.75rem; line-height: 1.2; }
 .wide { overflow-x: auto; }
 .figures { display: grid; gap: 1.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
@@ -1836,7 +1820,7 @@ tbody tr { border-top: 1px solid var(--line); }
 [aria-sort=ascending] button::after { content: " ▲"; }
 [aria-sort=descending] button::after { content: " ▼"; }
 .confusion td { padding: 1px; }
-.confusion button { min-width: 2.6rem; width: 100%; }
+.confusion button { min-width: 2.6rem; width: 100%; padding: 0.2rem; }
 .wrong1 { background: var(--wrong1); }
 .wrong2 { background: var(--wrong2); }
 .wrong3 { background: var(--wrong3); }
@@ -2205,17 +2189,24 @@ if (why) {
   if (page.checked) setTimeout(check);
 }
 $("clicked").append(...buttons(page.clicked ?? []));
-document.querySelectorAll("[data-label]").forEach((cell) => {
-  cell.onclick = () => {
-    const {label, read} = cell.dataset;
+
+const cells = [...document.querySelectorAll(".confusion td")].map((cell) =>
+  ({cell, label: cell.parentElement.rowIndex - 1, read: cell.cellIndex - 1, count: +cell.textContent}));
+const worst = most(cells.map(({label, read, count}) => (label === read ? 0 : count)));
+cells.filter(({count}) => count).forEach(({cell, label, read, count}) => {
+  const ariaLabel = `${names[label]} read as ${names[read]}: ${count} images`;
+  const className = label === read ? "right" : `wrong${Math.ceil(3 * count / worst)}`;
+  const onclick = () => {
     const behind = [...page.labels.keys()].filter((i) =>
-      page.labels[i] === +label && page.predicted[i] === +read);
-    const says = `${cell.ariaLabel}, ${behind.length} of them in this page:`;
-    $("behind").replaceChildren(element("p", {}, says), ...buttons(behind));
+      page.labels[i] === label && page.predicted[i] === read);
+    const says = element("p", {}, `${ariaLabel}, ${behind.length} of them in this page:`);
+    $("behind").replaceChildren(says, ...buttons(behind));
   };
+  cell.replaceChildren(element("button", {type: "button", className, ariaLabel, onclick}, count));
 });
 document.querySelectorAll(".sortable").forEach((table) => {
-  table.querySelectorAll("th button").forEach((head, column) => head.onclick = () => sort(table, column));
+  [...table.tHead.rows[0].cells].forEach((head, column) => head.replaceChildren(
+    element("button", {type: "button", onclick: () => sort(table, column)}, head.textContent)));
 });
 </script>
 </body>
