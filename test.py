@@ -303,19 +303,19 @@ def report_comparison(flags):
     """Print how the first run, or folder of runs, and each of the others differ on the same test images."""
     groups = [runs_in(run) for run in flags.runs]
     members = load_members([run for group in groups for run in group])
-    dataset, judged = load_test_set(members, flags), iter(members)
-    labels, rows, right = dataset["test_labels"], [], []  # right: which images each run of a group gets right
+    dataset, left = load_test_set(members, flags), iter(members)
+    labels, rows, first = dataset["test_labels"], [], None
     for run, group in zip(flags.runs, groups):
-        own = [next(judged) for _ in group]
-        every = [estimate([member], dataset["test_images"]) for member in own]
-        right.append([estimates.argmax(axis=1) == labels for estimates in every])
-        accuracies = [float(each.mean()) for each in right[-1]]
+        own = [next(left) for _ in group]
+        right = [estimate([member], dataset["test_images"]).argmax(axis=1) == labels for member in own]
+        accuracies = [float(each.mean()) for each in right]
         mean, sd = nn.mean_and_sd(accuracies)
         row = {"run": run, "layers": layers_text(own[0][0]), "accuracy": mean}
         several = {"runs": len(group), "sd": sd, "accuracies": accuracies}
-        rows.append(row | (several if len(group) > 1 else {"errors": int((~right[-1][0]).sum())}))
-    for row, group, those in zip(rows[1:], groups[1:], right[1:]):
-        row |= compare_groups(groups[0], right[0], group, those)
+        row |= several if len(group) > 1 else {"errors": int((~right[0]).sum())}
+        row |= compare_groups(groups[0], first, group, right) if rows else {}
+        first = first or right
+        rows.append(row)
     if flags.json:
         print(json.dumps({"dataset": dataset["name"], "images": len(labels), "runs": rows}, indent=2))
         return
@@ -324,13 +324,13 @@ def report_comparison(flags):
         data.say(f"\n{comparison_text(row, rows[0]['run'])}")
 
 
-def compare_groups(first, right, group, others):
-    """How the second group of runs differs from the first: a test that is fit for one run or for pairs."""
-    if len(first) == len(group) == 1:
-        return compare(right[0], others[0])
-    if [run.name for run in first] != [run.name for run in group]:
+def compare_groups(names, first, other_names, second):
+    """How two groups of runs, of which each gets these images right, differ: single ones, or pairs."""
+    if len(first) == len(second) == 1:
+        return compare(first[0], second[0])
+    if [path.name for path in names] != [path.name for path in other_names]:
         return {"p": None}
-    pairs = [float(own.mean() - other.mean()) for own, other in zip(others, right)]
+    pairs = [float(own.mean() - other.mean()) for own, other in zip(second, first)]
     return {"difference": float(np.mean(pairs)), "p": nn.permutation_test(pairs)}
 
 
@@ -343,9 +343,8 @@ def comparison_text(row, first):
         what = f"{row['run']} has {abs(100 * row['difference']):.2f} points {more} than {first} on average"
         test = f"permutation test of {row['runs']} pairs"
     else:
-        what = (
-            f"{row['only_first']:,} images only {first} gets right, {row['only_second']:,} only {row['run']}"
-        )
+        single = f"{row['only_second']:,} only {row['run']}"
+        what = f"{row['only_first']:,} images only {first} gets right, {single}"
         test = "McNemar test"
     return f"{what}:\n{verdict} (exact {test}, p = {row['p']:.2g})"
 
