@@ -723,13 +723,12 @@ EXPORTS = {".onnx": save_onnx, ".npz": nn.save_params, ".json": save_json, ".h":
 def report_export(flags, params, config):
     """Write the network to the file of --export, and print what that holds."""
     form = pathlib.Path(flags.export).suffix
-    if form == ".npz":
-        EXPORTS[form](flags.export, params, config)
-        data.say(f"{flags.export}: params and config, for test.py and nn.load_params")
-        return
-    folded, rest = fold(params, config)
+    folded, rest = (params, config) if form == ".npz" else fold(params, config)
     EXPORTS[form](flags.export, folded, rest)
-    data.say(f"{flags.export}: {layers_text(folded)}, {usage_of(rest)}")
+    held = "params and config, for test.py and nn.load_params"
+    if form != ".npz":
+        held = f"{layers_text(folded)}, {usage_of(rest)}"
+    data.say(f"{flags.export}: {held}")
     if form == ".h":
         dataset, (whole, scales) = load_test_set([(params, config)], flags), quantise(folded)
         rounded = folded | {key: whole[key] * scales[key] for key in whole}

@@ -1654,14 +1654,15 @@ def page_content(run):
     chosen = page_images(run)
     images, labels, estimates = (run[name][chosen] for name in ("images", "labels", "estimates"))
     predicted = estimates.argmax(axis=1)
-    right, wrong = np.flatnonzero(predicted == labels), np.flatnonzero(predicted != labels)
+    right = predicted == labels
+    clicked = [np.flatnonzero(kind)[:CLICKED_IMAGES] for kind in (right, ~right)]
     checked = np.unique(np.linspace(0, len(chosen) - 1, CHECKED_IMAGES).astype(int))
     return content | {
         "pixels": base64_text(images.tobytes()),
         "numbers": chosen,
         "labels": labels.tolist(),
         "predicted": predicted.tolist(),
-        "clicked": np.concatenate([right[:CLICKED_IMAGES], wrong[:CLICKED_IMAGES]]).tolist(),
+        "clicked": np.concatenate(clicked).tolist(),
         "checked": checked.tolist(),
         "expected": np.round(estimates[checked], 6).tolist(),
     }
@@ -1989,7 +1990,8 @@ const FITS = {
     const im = resized(grey, rows, columns, BOX, (v) => Math.floor(v + 0.5));
     const ends = ({columns, p}) => [...p.slice(0, columns), ...p.slice(-columns)];
     const rim = [...ends(im), ...ends(transposed(im))], edge = sum(rim) / rim.length;
-    return Math.abs(255 - edge - page.edge) < Math.abs(edge - page.edge) ? mapped(im, (v) => 255 - v) : im;
+    const inverted = Math.abs(255 - edge - page.edge) < Math.abs(edge - page.edge) - 1;
+    return inverted ? mapped(im, (v) => 255 - v) : im;
   },
 };
 
@@ -2093,19 +2095,18 @@ function show(im, says = "") {
     return element("li", {className: k === best ? "first" : ""}, words[0], bar, words[1]);
   }));
   $("answer").textContent = `${says}${names[best]}, ${written(mean[best])}`;
-  $("views").replaceChildren(view("what the network sees", im, grey), ...passes.flatMap((pass, m) => {
-    const [own] = order(pass.estimates);
-    const whose = `member ${m + 1} (${names[own]}, ${written(pass.estimates[own])}): `;
-    return inside(members[m], pass, passes.length > 1 ? whose : "", best, next);
-  }));
-}
-
-function inside(member, pass, whose, best, next) {  // what speaks for the answer, and the hidden units
-  const hidden = pass.inner.slice(0, -1).map((values, l) =>
-    view(`${whose}hidden layer ${l + 1}`, square(values.map(member.activate))));
-  if (member.steps.some(({name}) => name.endsWith("hog"))) return hidden;  // it sees no pixels
   const other = next === undefined ? "" : ` or ${names[next]} (blue)`;
-  return [view(`${whose}for ${names[best]} (orange)${other}`, evidence(member, pass, best, next)), ...hidden];
+  const views = passes.flatMap((pass, m) => {
+    const member = members[m], [own] = order(pass.estimates), evident = [];
+    const whose = passes.length === 1 ? "" :
+      `member ${m + 1} (${names[own]}, ${written(pass.estimates[own])}): `;
+    if (!member.steps.some(({name}) => name.endsWith("hog"))) {  // which sees no pixels
+      evident.push(view(`${whose}for ${names[best]} (orange)${other}`, evidence(member, pass, best, next)));
+    }
+    return [...evident, ...pass.inner.slice(0, -1).map((values, l) =>
+      view(`${whose}hidden layer ${l + 1}`, square(values.map(member.activate))))];
+  });
+  $("views").replaceChildren(view("what the network sees", im, grey), ...views);
 }
 
 function redraw() {
