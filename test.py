@@ -78,12 +78,11 @@ def attacked(batch, params, config, share):
 
 
 def figures(estimates, labels, loss):
-    """``images``, ``loss``, ``accuracy`` and ``errors`` of estimates (n, k) on labels (n,)."""
+    """``loss``, ``accuracy`` and ``errors`` of estimates (n, k) on labels (n,)."""
     outputs = estimates
     if loss == "cross_entropy":
         outputs = np.log(np.maximum(estimates, np.finfo(estimates.dtype).tiny))
     return {
-        "images": len(labels),
         "loss": nn.loss({}, outputs, labels, loss),
         "accuracy": nn.accuracy(estimates, labels),
         "errors": int((estimates.argmax(axis=1) != labels).sum()),
@@ -96,11 +95,11 @@ def make_report(estimates, labels, loss, class_names):
     Returns
     -------
     dict
-        Besides ``figures``: ``balanced_accuracy``, the mean recall; ``top3``, the share of labels among the
-        three largest estimates, with more than five classes; ``classes``: for each what ``class_scores``
-        has, and ``auc``, the area under the curve of one against the rest (None without images on both
-        sides), whose mean is ``auc``; ``averages`` of them, ``macro`` over the classes that occur and
-        ``weighted`` by their images; ``confusion`` (row: label, column: prediction).
+        Besides ``figures``: ``images``; ``balanced_accuracy``, the mean recall; ``top3``, with more than five
+        classes the share of labels among the three largest estimates; ``classes``: for each its ``name``,
+        what ``class_scores`` has, and ``auc``, the area under the curve of it against the rest (None without
+        images on both sides), whose mean is ``auc``; ``averages`` of them, ``macro`` over the classes that
+        occur and ``weighted`` by their images; ``confusion`` (row: label, column: prediction).
     """
     k = len(class_names)
     confusion = nn.confusion_matrix(labels, estimates.argmax(axis=1), k)
@@ -111,7 +110,7 @@ def make_report(estimates, labels, loss, class_names):
         kind: {name: float(np.average([s[name] for s in scores], weights=weights)) for name in SCORES}
         for kind, weights in (("macro", support > 0), ("weighted", support))
     }
-    report = figures(estimates, labels, loss)
+    report = {"images": len(labels), **figures(estimates, labels, loss)}
     report["balanced_accuracy"] = averages["macro"]["recall"]
     report["auc"] = float(np.mean(known)) if known else None
     if k > 5:
@@ -128,7 +127,7 @@ def class_scores(confusion):
     """``precision``, ``recall``, ``f1`` (0 where nothing divides them), ``support`` of each class."""
     hits, predicted, support = confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)
     wholes = (predicted, support, (predicted + support) / 2)
-    shares = [(hits / np.maximum(whole, 0.5)).tolist() for whole in wholes]
+    shares = [(hits / np.maximum(whole, 0.5)).tolist() for whole in wholes]  # of nothing there are no hits
     return [dict(zip((*SCORES, "support"), row)) for row in zip(*shares, support.tolist())]
 
 
@@ -189,11 +188,9 @@ def report_text(report, config, title, what="test images"):
 
 def table_lines(rows, gap=2, least=0):
     """Rows of texts as lines: the first column at the left, the others, at least so wide, at the right."""
-    first, *others = (max(least * (c > 0), *map(len, column)) for c, column in enumerate(zip(*rows)))
-    return [
-        (" " * gap).join([row[0].ljust(first), *(text.rjust(wide) for text, wide in zip(row[1:], others))])
-        for row in rows
-    ]
+    first, *others = (max(map(len, column)) for column in zip(*rows))
+    others = [max(least, wide) for wide in others]
+    return [(" " * gap).join([row[0].ljust(first), *map(str.rjust, row[1:], others)]) for row in rows]
 
 
 def confusion_lines(confusion, names):
@@ -257,10 +254,10 @@ def report_test_set(flags, members):
     """Judge on the test set, print the report, and write the predictions."""
     dataset, config = load_test_set(members, flags), members[0][1]
     labels, names, several = dataset["test_labels"], config["data"]["class_names"], len(members) > 1
-    estimates, report, figures = judge(members, dataset["test_images"], labels, flags.adversarial)
+    estimates, report, every = judge(members, dataset["test_images"], labels, flags.adversarial)
     each = [
-        {"run": run, "layers": layers_text(params), **{k: own[k] for k in ("loss", "accuracy", "errors")}}
-        for run, (params, _), own in zip(flags.runs, members, figures)
+        {"run": run, "layers": layers_text(params), **own}
+        for run, (params, _), own in zip(flags.runs, members, every)
     ]
     if flags.json:
         about = {"dataset": dataset["name"], "judged": dataset["judged"]}
