@@ -32,101 +32,91 @@ import nn
 
 
 def judge(members, images, labels, adversarial=0.0):
-    """Estimates and figures of a committee of one or more networks on uint8 images.
+    """Estimates and figures of a committee on uint8 images (n, d); a run is a committee of one.
 
     Parameters
     ----------
     members : list of (params, config)
         From ``data.load_run``; layers and preprocessing may differ.
-    images : uint8 array (n, d)
-    labels : int array (n,)
     adversarial : float
         Move all images by so much against each network, see ``data.moved_along``.
 
     Returns
     -------
-    estimates : array (n, k)
-        Softmax probabilities, or the linear outputs of an mse network; the mean of the members'.
+    estimates : float64 array (n, k)
+        The mean of the members' softmax probabilities, or of an mse network's linear outputs.
     report : dict
-        See ``make_report``. A committee's loss is the cross-entropy of the mean probabilities; with an
-        mse network among the members it is the squared error of the mean estimates.
-    reports : list of dict
-        Of each member.
+        See ``make_report``; with an mse network among the members its loss is the squared error.
+    each : list of dict
+        The ``figures`` of each member.
     """
-    names, every, reports = members[0][1]["data"]["class_names"], [], []
-    for params, config in members:
-        outputs = outputs_of(params, config, images, labels, adversarial)
-        every.append(nn.estimates(outputs, config["loss"]))
-        reports.append(make_report(outputs, labels, config["loss"], names))
-    if len(members) == 1:
-        return every[0], reports[0], reports
-    mean = np.mean(every, axis=0, dtype=np.float64)
-    if all(config["loss"] == "cross_entropy" for _, config in members):
-        logits = np.log(np.maximum(mean, np.finfo(mean.dtype).tiny))  # their softmax is the mean
-        report = make_report(logits, labels, "cross_entropy", names)
-    else:
-        report = make_report(mean, labels, "mse", names)
-    return mean, report, reports
-
-
-def outputs_of(params, config, images, labels=None, adversarial=0.0):
-    """Linear outputs (n, k) of uint8 images (n, d), which may be moved against the network."""
-    batches = data.batches(images, labels, config["steps"], dtype=params["W1"].dtype)
-    batches = attacked(batches, params, config, adversarial) if adversarial else batches
-    return nn.outputs_of(params, batches, config["activation"])
-
-
-def attacked(batches, params, config, share):
-    """Batches of images that are moved against the network."""
-    for batch in batches:
-        slope = nn.input_gradient(params, batch["x"], batch["y"], config["activation"], config["loss"])
-        yield {"x": data.moved_along(slope, batch["x"], config["steps"], share)}
+    names, losses = members[0][1]["data"]["class_names"], [config["loss"] for _, config in members]
+    every = [estimates_of(*member, images, labels, adversarial) for member in members]
+    mean, loss = np.mean(every, axis=0), losses[0] if len(set(losses)) == 1 else "mse"
+    each = [figures(estimates, labels, own) for estimates, own in zip(every, losses)]
+    return mean, make_report(mean, labels, loss, names), each
 
 
 def estimate(members, images):
     """The mean of the members' estimates (n, k) for uint8 images (n, d): see ``judge``."""
-    every = [nn.estimates(outputs_of(*member, images), member[1]["loss"]) for member in members]
-    return np.mean(every, axis=0, dtype=np.float64)
+    return np.mean([estimates_of(*member, images) for member in members], axis=0)
 
 
-def make_report(outputs, labels, loss, class_names):
-    """The figures of outputs (n, k) on labels (n,).
+def estimates_of(params, config, images, labels=None, adversarial=0.0):
+    """A network's estimates (n, k) for uint8 images (n, d), which may be moved against it."""
+    batches = data.batches(images, labels, config["steps"], dtype=params["W1"].dtype)
+    if adversarial:
+        batches = (attacked(batch, params, config, adversarial) for batch in batches)
+    outputs = nn.outputs_of(params, batches, config["activation"])
+    return nn.estimates(outputs.astype(np.float64), config["loss"])
+
+
+def attacked(batch, params, config, share):
+    """The batch with its images moved against the network."""
+    slope = nn.input_gradient(params, batch["x"], batch["y"], config["activation"], config["loss"])
+    return {"x": data.moved_along(slope, batch["x"], config["steps"], share)}
+
+
+def figures(estimates, labels, loss):
+    """``loss``, ``accuracy`` and ``errors`` of estimates (n, k) on labels (n,)."""
+    outputs = estimates
+    if loss == "cross_entropy":
+        outputs = np.log(np.maximum(estimates, np.finfo(estimates.dtype).tiny))
+    return {
+        "loss": nn.loss({}, outputs, labels, loss),
+        "accuracy": nn.accuracy(estimates, labels),
+        "errors": int((estimates.argmax(axis=1) != labels).sum()),
+    }
+
+
+def make_report(estimates, labels, loss, class_names):
+    """The ``figures`` of estimates (n, k) on labels (n,), and what they are of each class.
 
     Returns
     -------
     dict
-        ``images``, ``loss``, ``accuracy``, ``errors``; ``balanced_accuracy``, the mean recall of the
-        classes that occur; ``top3``, the share of labels among the three largest outputs, with more
-        than five classes; ``auc``, the mean over the classes of the area under the curve of one against the
-        rest; ``classes``: for each ``precision``, ``recall``, ``f1`` (0 where their denominator is),
-        ``support`` and ``auc`` (None without images on both sides); ``averages`` of these, ``macro`` over the
-        classes that occur and ``weighted`` by their images; ``confusion`` (row: label, column: prediction).
+        Besides ``figures``: ``images``; ``balanced_accuracy``, the mean recall; ``top3``, with more than five
+        classes the share of labels among the three largest estimates; ``classes``: for each its ``name``,
+        what ``class_scores`` has, and ``auc``, the area under the curve of it against the rest (None without
+        images on both sides), whose mean is ``auc``; ``averages`` of them, ``macro`` over the classes that
+        occur and ``weighted`` by their images; ``confusion`` (row: label, column: prediction).
     """
-    predicted, k = outputs.argmax(axis=1), len(class_names)
-    confusion = nn.confusion_matrix(labels, predicted, k)
-    areas = [area_under_curve(outputs[:, c], labels == c) for c in range(k)]
-    scores = [{**score, "auc": area} for score, area in zip(class_scores(confusion), areas)]
-    there = [score for score in scores if score["support"]]
-    known = [area for area in areas if area is not None]
+    k = len(class_names)
+    confusion = nn.confusion_matrix(labels, estimates.argmax(axis=1), k)
+    areas = [area_under_curve(estimates[:, c], labels == c) for c in range(k)]
+    known, scores = [area for area in areas if area is not None], class_scores(confusion)
+    support = np.array([score["support"] for score in scores])
     averages = {
-        "macro": {name: float(np.mean([score[name] for score in there])) for name in SCORES},
-        "weighted": {
-            name: float(np.average([s[name] for s in there], weights=[s["support"] for s in there]))
-            for name in SCORES
-        },
+        kind: {name: float(np.average([s[name] for s in scores], weights=weights)) for name in SCORES}
+        for kind, weights in (("macro", support > 0), ("weighted", support))
     }
-    report = {
-        "images": len(labels),
-        "loss": nn.loss({}, outputs, labels, loss),
-        "accuracy": nn.accuracy(outputs, labels),
-        "errors": int((predicted != labels).sum()),
-        "balanced_accuracy": averages["macro"]["recall"],
-        "auc": float(np.mean(known)) if known else None,
-    }
+    report = {"images": len(labels), **figures(estimates, labels, loss)}
+    report["balanced_accuracy"] = averages["macro"]["recall"]
+    report["auc"] = float(np.mean(known)) if known else None
     if k > 5:
-        best = np.argpartition(-outputs, 2, axis=1)[:, :3]
+        best = np.argpartition(-estimates, 2, axis=1)[:, :3]
         report["top3"] = float((best == labels[:, None]).any(axis=1).mean())
-    classes = [{"name": name, **score} for name, score in zip(class_names, scores)]
+    classes = [{"name": name, **score, "auc": area} for name, score, area in zip(class_names, scores, areas)]
     return report | {"classes": classes, "averages": averages, "confusion": confusion.tolist()}
 
 
@@ -134,42 +124,27 @@ SCORES = ("precision", "recall", "f1")
 
 
 def class_scores(confusion):
-    """Precision, recall, F1 and support of each class, from a confusion matrix (k, k)."""
-    scores = []
-    for hits, predicted, support in zip(confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)):
-        precision, recall = ratio(hits, predicted), ratio(hits, support)
-        f1 = ratio(2 * precision * recall, precision + recall)
-        scores.append({"precision": precision, "recall": recall, "f1": f1, "support": int(support)})
-    return scores
-
-
-def ratio(part, whole):
-    return float(part / whole) if whole else 0.0
+    """``precision``, ``recall``, ``f1`` (0 where nothing divides them), ``support`` of each class."""
+    hits, predicted, support = confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)
+    wholes = (predicted, support, (predicted + support) / 2)
+    shares = [(hits / np.maximum(whole, 0.5)).tolist() for whole in wholes]  # of nothing there are no hits
+    return [dict(zip((*SCORES, "support"), row)) for row in zip(*shares, support.tolist())]
 
 
 def area_under_curve(scores, positive):
-    """Chance that a positive has a higher score than a negative (Mann & Whitney 1947); None without both.
+    """Chance that one of the positives (n,) has a higher score (n,) than one of the others.
 
-    Parameters
-    ----------
-    scores : array (n,)
-    positive : bool array (n,)
+    After Mann & Whitney 1947; None where all or none are positive.
     """
-    count = int(positive.sum())
-    if not 0 < count < len(scores):
+    others = np.sort(scores[~positive])
+    if not 0 < len(others) < len(scores):
         return None
-    _, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[group]  # from 1; equal scores share their mean rank
-    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(scores) - count)))
+    places = [np.searchsorted(others, scores[positive], side) for side in ("left", "right")]
+    return float(np.mean(places) / len(others))  # one that is as high counts half
 
 
 def compare(right, other):
-    """How two networks differ on the same images, and an exact test of it (McNemar 1947).
-
-    Parameters
-    ----------
-    right, other : bool arrays (n,)
-        Which images each of them gets right.
+    """How two networks differ, of which each gets these images right (n,): McNemar's exact test (1947).
 
     Returns
     -------
@@ -196,52 +171,58 @@ def report_text(report, config, title, what="test images"):
     figures.append(f"errors {report['errors']:,}")
     figures += [f"top 3 {percent(report['top3'])}"] if "top3" in report else []
     lines = [f"{title}: {report['images']:,} {what}", "   ".join(figures), ""]
-    rows, wide = report["classes"], max(8, *map(len, names))
+    rows = report["classes"]
     if len(rows) > 3 * WORST:
         rows = sorted(rows, key=lambda row: row["f1"])[:WORST]
         lines.append(f"the {WORST} worst of {len(names)} classes")
-    lines.append(f"{'class':{wide}}  precision   recall       F1   images")
     averages = [
         {"name": name, "support": report["images"], **row} for name, row in report["averages"].items()
     ]
-    for row in [*rows, *averages]:
-        scores = "".join(f"{100 * row[key]:7.2f} %" for key in SCORES)
-        lines.append(f"{row['name'][:20]:{wide}}  {scores}  {row['support']:7,}")
+    cells = [
+        [row["name"][:20], *(percent(row[score]) for score in SCORES), f"{row['support']:,}"]
+        for row in [*rows, *averages]
+    ]
+    lines += table_lines([["class", "precision", "recall", "F1", "images"], *cells])
     return "\n".join([*lines, "", *confusion_lines(report["confusion"], names)])
+
+
+def table_lines(rows, gap=2, least=0):
+    """Rows of texts as lines: the first column at the left, the others, at least so wide, at the right."""
+    first, *others = (max(map(len, column)) for column in zip(*rows))
+    others = [max(least, wide) for wide in others]
+    return [(" " * gap).join([row[0].ljust(first), *map(str.rjust, row[1:], others)]) for row in rows]
 
 
 def confusion_lines(confusion, names):
     """The confusion matrix, or the pairs that are confused most where it is too wide for a terminal."""
     wide, longest = max(map(len, names)), len(str(max(map(max, confusion))))
-    cell = max(5, 1 + longest, 1 + min(wide, (WIDEST - wide) // len(names) - 1))
-    if wide + cell * len(names) > WIDEST:
+    room = (WIDEST - wide) // len(names) - 1  # for the numbers of a column
+    if room < max(4, longest):
         counts = np.array(confusion) * ~np.eye(len(names), dtype=bool)
         pairs = zip(*np.unravel_index(np.argsort(-counts, axis=None, kind="stable")[:WORST], counts.shape))
         found = [f"{names[a]} taken for {names[b]}: {counts[a, b]:,}" for a, b in pairs if counts[a, b]]
         return ["confused most:", *found]
-    lines = ["confusion matrix (row: label, column: prediction)"]
-    lines.append(" " * wide + "".join(f"{name[: cell - 1]:>{cell}}" for name in names))
-    for name, row in zip(names, confusion):
-        lines.append(f"{name:{wide}}" + "".join(f"{count or '.':>{cell}}" for count in row))
-    return lines
+    rows = [[name, *(str(count or ".") for count in row)] for name, row in zip(names, confusion)]
+    rows = table_lines([["", *(name[:room] for name in names)], *rows], gap=1, least=4)
+    return ["confusion matrix (row: label, column: prediction)", *rows]
 
 
 def percent(share):
     return f"{100 * share:.2f} %"
 
 
+def best_of(estimates):
+    """Class and probability (n,) of each row's largest estimate; an mse network's is cut off at 0 and 1."""
+    return estimates.argmax(axis=1), estimates.max(axis=1).clip(0, 1)
+
+
 def prediction_rows(estimates, labels, class_names):
-    """Rows of predictions.csv; an mse network's estimates are clipped to [0, 1]."""
-    predicted = estimates.argmax(axis=1)
-    probability = estimates[np.arange(len(labels)), predicted].clip(0, 1)
+    """Rows of predictions.csv."""
     return [
         {"index": i, "label": int(y), "prediction": int(p), "probability": f"{q:.6f}"}
         | {"label_name": class_names[y], "prediction_name": class_names[p]}
-        for i, (y, p, q) in enumerate(zip(labels, predicted, probability))
+        for i, (y, p, q) in enumerate(zip(labels, *best_of(estimates)))
     ]
-
-
-PREDICTION_COLUMNS = ["index", "label", "prediction", "probability", "label_name", "prediction_name"]
 
 
 def layers_text(params):
@@ -257,9 +238,7 @@ def load_members(runs):
     first = members[0][1]["data"]
     for run, (_, config) in zip(runs, members):
         if any(list(config["data"][key]) != list(first[key]) for key in ("image_shape", "class_names")):
-            raise ValueError(
-                f"{run} and {runs[0]} are for other classes or images: they cannot be judged together"
-            )
+            raise ValueError(f"{run} and {runs[0]} are for other classes or images: judge them one by one")
     return members
 
 
@@ -274,40 +253,39 @@ def load_test_set(members, flags):
 def report_test_set(flags, members):
     """Judge on the test set, print the report, and write the predictions."""
     dataset, config = load_test_set(members, flags), members[0][1]
-    labels, names = dataset["test_labels"], config["data"]["class_names"]
-    estimates, report, reports = judge(members, dataset["test_images"], labels, flags.adversarial)
+    labels, names, several = dataset["test_labels"], config["data"]["class_names"], len(members) > 1
+    estimates, report, every = judge(members, dataset["test_images"], labels, flags.adversarial)
     each = [
-        {"run": run, "layers": layers_text(params), **{k: r[k] for k in ("loss", "accuracy", "errors")}}
-        for run, (params, _), r in zip(flags.runs, members, reports)
+        {"run": run, "layers": layers_text(params), **own}
+        for run, (params, _), own in zip(flags.runs, members, every)
     ]
-    about = {"members": each} if len(each) > 1 else {"layers": each[0]["layers"]}
     if flags.json:
+        about = {"dataset": dataset["name"], "judged": dataset["judged"]}
+        about |= {"members": each} if several else {"layers": each[0]["layers"]}
         about |= {"adversarial": flags.adversarial} if flags.adversarial else {}
-        print(
-            json.dumps({"dataset": dataset["name"], "judged": dataset["judged"], **about, **report}, indent=2)
-        )
+        print(json.dumps(about | report, indent=2))
     else:
-        if len(each) > 1:
-            data.say("\n".join([*member_lines(each), ""]))
-        title = f"committee of {len(each)}" if len(each) > 1 else each[0]["layers"]
+        title = f"{dataset['title']}, {f'committee of {len(each)}' if several else each[0]['layers']}"
         title += f", attacked by {flags.adversarial:g}" if flags.adversarial else ""
-        data.say(report_text(report, config, f"{dataset['title']}, {title}", dataset["judged"]))
+        above = [*member_lines(each), ""] if several else []
+        data.say("\n".join([*above, report_text(report, config, title, dataset["judged"])]))
     run = pathlib.Path(flags.runs[0])  # written last: the report is there even if the folder is read-only
-    kind = "-committee" * (len(each) > 1) + "-attacked" * bool(flags.adversarial)
+    kind = "-committee" * several + "-attacked" * bool(flags.adversarial)
     kind += f"-{pathlib.Path(dataset['name']).name}" * (dataset["name"] != config["dataset"])
     target = (run if run.is_dir() else run.parent) / f"predictions{kind}.csv"
-    data.save_rows(target, prediction_rows(estimates, labels, names), PREDICTION_COLUMNS)
+    rows = prediction_rows(estimates, labels, names)
+    data.save_rows(target, rows, list(rows[0]))
     if not flags.json:
         data.say(f"\nevery prediction is in {target}")
 
 
 def member_lines(each):
-    wide, layers = (max(len(row[key]) for row in each) for key in ("run", "layers"))
-    return [
-        f"{row['run']:{wide}}   {row['layers']:{layers}}   accuracy {percent(row['accuracy'])}   "
-        + (f"sd {100 * row['sd']:.2f}, {row['runs']} runs" if "sd" in row else f"errors {row['errors']:,}")
-        for row in each
-    ]
+    rows = []
+    for row in each:
+        several = "sd" in row
+        last = f"sd {100 * row['sd']:.2f}, {row['runs']} runs" if several else f"errors {row['errors']:,}"
+        rows.append([row["run"], row["layers"], f"accuracy {percent(row['accuracy'])}", last])
+    return table_lines(rows, gap=3)
 
 
 def runs_in(path):
@@ -322,19 +300,19 @@ def report_comparison(flags):
     """Print how the first run, or folder of runs, and each of the others differ on the same test images."""
     groups = [runs_in(run) for run in flags.runs]
     members = load_members([run for group in groups for run in group])
-    dataset, judged = load_test_set(members, flags), iter(members)
-    labels, rows, right = dataset["test_labels"], [], []  # right: which images each run of a group gets right
+    dataset, left = load_test_set(members, flags), iter(members)
+    labels, rows, first = dataset["test_labels"], [], None
     for run, group in zip(flags.runs, groups):
-        own = [next(judged) for _ in group]
-        every = [judge([member], dataset["test_images"], labels)[0] for member in own]
-        right.append([estimates.argmax(axis=1) == labels for estimates in every])
-        accuracies = [float(each.mean()) for each in right[-1]]
+        own = [next(left) for _ in group]
+        right = [estimate([member], dataset["test_images"]).argmax(axis=1) == labels for member in own]
+        accuracies = [float(each.mean()) for each in right]
         mean, sd = nn.mean_and_sd(accuracies)
         row = {"run": run, "layers": layers_text(own[0][0]), "accuracy": mean}
         several = {"runs": len(group), "sd": sd, "accuracies": accuracies}
-        rows.append(row | (several if len(group) > 1 else {"errors": int((~right[-1][0]).sum())}))
-    for row, group, those in zip(rows[1:], groups[1:], right[1:]):
-        row |= compare_groups(groups[0], right[0], group, those)
+        row |= several if len(group) > 1 else {"errors": int((~right[0]).sum())}
+        row |= compare_groups(groups[0], first, group, right) if rows else {}
+        first = first or right
+        rows.append(row)
     if flags.json:
         print(json.dumps({"dataset": dataset["name"], "images": len(labels), "runs": rows}, indent=2))
         return
@@ -343,13 +321,13 @@ def report_comparison(flags):
         data.say(f"\n{comparison_text(row, rows[0]['run'])}")
 
 
-def compare_groups(first, right, group, others):
-    """How the second group of runs differs from the first: a test that is fit for one run or for pairs."""
-    if len(first) == len(group) == 1:
-        return compare(right[0], others[0])
-    if [run.name for run in first] != [run.name for run in group]:
+def compare_groups(names, first, other_names, second):
+    """How two groups of runs, of which each gets these images right, differ: single ones, or pairs."""
+    if len(first) == len(second) == 1:
+        return compare(first[0], second[0])
+    if [path.name for path in names] != [path.name for path in other_names]:
         return {"p": None}
-    pairs = [float(own.mean() - other.mean()) for own, other in zip(others, right)]
+    pairs = [float(own.mean() - other.mean()) for own, other in zip(second, first)]
     return {"difference": float(np.mean(pairs)), "p": nn.permutation_test(pairs)}
 
 
@@ -362,9 +340,8 @@ def comparison_text(row, first):
         what = f"{row['run']} has {abs(100 * row['difference']):.2f} points {more} than {first} on average"
         test = f"permutation test of {row['runs']} pairs"
     else:
-        what = (
-            f"{row['only_first']:,} images only {first} gets right, {row['only_second']:,} only {row['run']}"
-        )
+        single = f"{row['only_second']:,} only {row['run']}"
+        what = f"{row['only_first']:,} images only {first} gets right, {single}"
         test = "McNemar test"
     return f"{what}:\n{verdict} (exact {test}, p = {row['p']:.2g})"
 
@@ -372,22 +349,38 @@ def comparison_text(row, first):
 # --- pictures of your own ---------------------------------------------------------------------
 
 
+def read_pictures(paths, flags, facts):
+    """``(path, RGB pixels, uint8 images on it, doubts)`` of each picture; a line for one that is none."""
+    several = 0
+    with data.progress_line() as show:
+        for number, path in enumerate(paths, start=1):
+            show(f"reading {number:,}/{len(paths):,} pictures")
+            try:
+                picture, images, doubts = read_picture(path, facts, flags.fit, flags.split)
+            except (ValueError, OSError) as error:
+                show("")
+                data.say(f"test.py: {data.message_of(error)}", sys.stderr)
+                continue
+            show("")
+            several += data.SEVERAL in doubts
+            yield path, picture, images, doubts
+    if several:
+        seem = f"{data.count(several, 'picture')} with several digits, it seems"
+        data.say(f"note: {seem}; --split reads them as a number", sys.stderr)
+
+
 def read_picture(path, facts, fit=None, split=False):
     """A picture file as RGB pixels, and what ``data.fit_pictures`` makes of it; errors name the file."""
     picture = data.load_picture(path)
-    try:
+    with nn.reading(f"the picture {path}", "shows no digit"):
         return picture, *data.fit_pictures(picture, facts, fit, split)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def likeliest(members, image):
-    """All classes for one uint8 image: a list of (name, probability), the likeliest first."""
-    mean = estimate(members, image.reshape(1, -1))[0]
-    names = members[0][1]["data"]["class_names"]
-    return [
-        (names[i], float(mean[i].clip(0, 1))) for i in np.argsort(-mean, kind="stable")
-    ]  # mse goes beyond
+    """``name`` and ``probability`` of all classes for one uint8 image, the likeliest first."""
+    mean = estimate(members, image.reshape(1, -1))[0]  # of an mse network it goes beyond 0 and 1
+    names, ranked = members[0][1]["data"]["class_names"], np.argsort(-mean, kind="stable")
+    return [{"name": names[i], "probability": float(mean[i].clip(0, 1))} for i in ranked]
 
 
 def evidence(params, config, image):
@@ -406,75 +399,51 @@ def evidence(params, config, image):
 
 def save_evidence(path, evidence):
     """Write PATH.why.png: orange is for the likeliest class, blue against it; returns its path."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     share = evidence / (np.abs(evidence).max() or 1)
     colours = np.where(share[..., None] > 0, [255, 140, 0], [0, 114, 178])  # (rows, columns, 3)
     pixels = np.uint8(255 - np.abs(share)[..., None] * (255 - colours))
     scale = max(1, 280 // max(evidence.shape))
-    size = (evidence.shape[1] * scale, evidence.shape[0] * scale)
-    picture = Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
+    picture = ImageOps.scale(Image.fromarray(pixels), scale, Image.Resampling.NEAREST)
     return data.save_png(f"{path}.why.png", picture)
 
 
 def report_pictures(flags, members):
     """Print the likeliest classes of each picture; returns 2 if one could not be read, else 0."""
-    facts, rows, status, several = members[0][1]["data"], [], 0, 0
-    for path in flags.images:
-        try:
-            picture, images, doubts = read_picture(path, facts, flags.fit, flags.split)
-            files = {"seen": data.save_seen(path, picture, np.hstack(images))} if flags.save else {}
-            if flags.explain:
-                files["why"] = save_evidence(path, evidence(*members[0], images[0]))
-        except (ValueError, OSError) as error:
-            complain(error)
-            status = 2
-            continue
-        several += data.SEVERAL in doubts
+    rows = []
+    for path, picture, images, doubts in read_pictures(flags.images, flags, members[0][1]["data"]):
+        files = {"seen": data.save_seen(path, picture, np.hstack(images))} if flags.save else {}
+        if flags.explain:
+            files["why"] = save_evidence(path, evidence(*members[0], images[0]))
         best = [likeliest(members, image) for image in images]
-        rows.append({"file": path, **picture_row(best, flags.split), "doubts": doubts, **files})
+        what = {**as_number(best), "digits": best} if flags.split else {"classes": best[0]}
+        rows.append({"file": path, **what, "doubts": doubts, **files})
         if not flags.json:
-            words = [picture_text(best), *(f"({doubt})" for doubt in doubts)]
-            words += [f"({kind}: {file})" for kind, file in files.items()]
-            data.say(f"{path}: {'   '.join(words)}")
+            notes = [*doubts, *(f"{kind}: {file}" for kind, file in files.items())]
+            data.say(f"{path}: {'   '.join([picture_text(best), *(f'({note})' for note in notes)])}")
     if flags.json:
         print(json.dumps(rows, indent=2))
-    warn_of_several(several)
-    return status
-
-
-def complain(error):
-    data.say(f"test.py: {data.message_of(error)}", sys.stderr)
-
-
-def warn_of_several(count):
-    seem = "1 picture seems" if count == 1 else f"{count:,} pictures seem"
-    if count:
-        data.say(f"note: {seem} to show several digits; --split reads them as a number", sys.stderr)
-
-
-def picture_row(best, split):
-    """What --json says of a picture: all classes of it, or of each digit on it."""
-    every = [[{"name": name, "probability": p} for name, p in one] for one in best]
-    if not split:
-        return {"classes": every[0]}
-    number, probability = as_number([one[0] for one in best])
-    return {"number": number, "probability": probability, "digits": every}
+    return 2 * (len(rows) < len(flags.images))
 
 
 def picture_text(best):
     """The three likeliest classes, or the number that several digits make."""
+    chances = [[f"{row['name']} {100 * row['probability']:.1f} %" for row in one] for one in best]
     if len(best) == 1:
-        return "   ".join(f"{name} {100 * p:.1f} %" for name, p in best[0][:3])
-    number, probability = as_number([one[0] for one in best])
-    each = ", ".join(f"{name} {100 * p:.1f} %" for name, p in (one[0] for one in best))
-    return f"{number} {100 * probability:.1f} %   ({each})"
+        return "   ".join(chances[0][:3])
+    number = as_number(best)
+    each = ", ".join(one[0] for one in chances)
+    return f"{number['number']} {100 * number['probability']:.1f} %   ({each})"
 
 
-def as_number(digits):
-    """Name and probability of what (name, probability) of the digits on a picture make together."""
-    names, probabilities = zip(*digits)
-    return ("" if max(map(len, names)) == 1 else " ").join(names), math.prod(probabilities)
+def as_number(best):
+    """``number`` and ``probability`` of what the first of ``likeliest`` of each digit make together."""
+    names, chances = [one[0]["name"] for one in best], [one[0]["probability"] for one in best]
+    return {
+        "number": ("" if max(map(len, names)) == 1 else " ").join(names),
+        "probability": math.prod(chances),
+    }
 
 
 # --- new images -------------------------------------------------------------------------------
@@ -482,17 +451,21 @@ def as_number(digits):
 
 def report_answers(flags, members):
     """Write or print what the new images are; returns 2 if a picture could not be read, else 0."""
-    facts = members[0][1]["data"]
+    class_names = members[0][1]["data"]["class_names"]
     if flags.out and any(os.path.realpath(path) == os.path.realpath(flags.out) for path in flags.predict):
         raise ValueError(f"--out: {flags.out} is what is to be read")
-    kind, names, images, counts, status = new_images(flags, members[0][1])
-    if not names:
+    kind, counts, images, status = new_images(flags, members[0][1])
+    if not counts:
         return status
     estimates = estimate(members, images)
     columns = flags.columns or [kind, "class", "probability"]
-    rows = answer_rows(estimates, names, counts, facts["class_names"], columns)
+    digits = ([{"name": class_names[c], "probability": float(p)}] for c, p in zip(*best_of(estimates)))
+    rows = []
+    for name, count in counts:
+        answer = as_number(list(itertools.islice(digits, count)))
+        rows.append(dict(zip(columns, (name, answer["number"], f"{answer['probability']:.6f}"))))
     if flags.probabilities:
-        columns += [f"p_{name}" for name in facts["class_names"]]
+        columns += [f"p_{name}" for name in class_names]
         for row, shares in zip(rows, estimates.clip(0, 1).tolist()):
             row |= {name: f"{share:.6f}" for name, share in zip(columns[3:], shares)}
     if not flags.out:
@@ -504,80 +477,38 @@ def report_answers(flags, members):
 
 
 def new_images(flags, config):
-    """What --predict names.
-
-    Returns
-    -------
-    kind : str
-        ``index`` or ``file``.
-    names : list
-        Numbers, or names of picture files.
-    images : uint8 array (n, d)
-    counts : list of int
-        How many of the images belong to each name.
-    status : int
-        2 if a picture could not be read, else 0.
-    """
-    path = flags.predict[0]
-    if len(flags.predict) > 1 or not data.holds_arrays(path):
-        paths = data.expand_pictures(flags.predict, "--predict")
-        names, images, counts = fitted_pictures(paths, flags, config["data"])
-        return "file", names, images, counts, 2 * (len(names) < len(paths))
-    for name in ("fit", "split"):
-        if getattr(flags, name):
-            raise ValueError(f"--{name}: is for pictures, not for {path}")
-    images = data.load_images(path, config["data"]["image_shape"], config["transpose"])
-    first = 1 if flags.columns else 0
-    return "index", list(range(first, first + len(images))), images, [1] * len(images), 0
-
-
-def fitted_pictures(paths, flags, facts):
-    """Names, uint8 images (n, d) and how many of them each picture has, of the pictures that can be read."""
-    names, images, counts, several, doubtful = [], [], [], 0, 0
-    with data.progress_line() as show:
-        for done, path in enumerate(paths, start=1):
-            try:
-                _, found, doubts = read_picture(path, facts, flags.fit, flags.split)
-            except (ValueError, OSError) as error:
-                show("")
-                complain(error)
-                continue
-            several += data.SEVERAL in doubts
-            doubtful += bool(set(doubts) - {data.SEVERAL})
-            names.append(data.printable(path))
-            images += [image.ravel() for image in found]
-            counts.append(len(found))
-            show(f"reading {done:,}/{len(paths):,} pictures")
-    warn_of_several(several)
+    """What --predict names: what a name is (``index``, ``file``), each name with its number of images, the
+    uint8 images (n, d), and the exit status: 2 if a picture could not be read."""
+    path, facts = flags.predict[0], config["data"]
+    if len(flags.predict) == 1 and data.holds_arrays(path):
+        for name in ("fit", "split"):
+            if getattr(flags, name):
+                raise ValueError(f"--{name}: is for pictures, not for {path}")
+        images = data.load_images(path, facts["image_shape"], config["transpose"])
+        first = 1 if flags.columns else 0
+        return "index", [(first + i, 1) for i in range(len(images))], images, 0
+    paths = data.expand_pictures(flags.predict, "--predict")
+    found = [(path, images, doubts) for path, _, images, doubts in read_pictures(paths, flags, facts)]
+    doubtful = sum(bool(set(doubts) - {data.SEVERAL}) for _, _, doubts in found)
     if doubtful:
-        are = "1 picture is" if doubtful == 1 else f"{doubtful:,} pictures are"
-        data.say(f"note: {are} doubtful; --images in place of --predict says why", sys.stderr)
+        some = data.count(doubtful, "doubtful picture")
+        data.say(f"note: {some}; --images in place of --predict says why", sys.stderr)
+    names = [data.printable(path) for path, _, _ in found]
     bare = [os.path.basename(name) for name in names]
-    return bare if len(set(bare)) == len(bare) else names, np.array(images), counts
-
-
-def answer_rows(estimates, names, counts, class_names, columns):
-    """A row for each name, of so many of the estimates each: the name, the class, and the probability."""
-    best = estimates.argmax(axis=1)
-    shares = estimates[np.arange(len(best)), best].clip(0, 1)
-    digits = zip([class_names[c] for c in best], shares.tolist())
-    rows = []
-    for name, count in zip(names, counts):
-        answer, probability = as_number(list(itertools.islice(digits, count)))
-        rows.append(dict(zip(columns, (name, answer, f"{probability:.6f}"))))
-    return rows
+    names = bare if len(set(bare)) == len(bare) else names
+    images = np.array([image.ravel() for _, those, _ in found for image in those])
+    counts = [(name, len(those)) for name, (_, those, _) in zip(names, found)]
+    return "file", counts, images, 2 * (len(found) < len(paths))
 
 
 def answers_text(flags, members, answers):
     """How many there are of each answer, the most frequent ones where there are many."""
     what = flags.predict[0] if len(flags.predict) == 1 else f"{len(flags.predict):,} files"
     who = f"committee of {len(members)}" if len(members) > 1 else layers_text(members[0][0])
-    counted = sorted(collections.Counter(answers).items(), key=lambda pair: -pair[1])
+    counted = collections.Counter(answers).most_common()
     shown = counted[: 3 * WORST]
-    wide = max(8, *(len(name[:20]) for name, _ in shown))
-    images = f"{len(answers):,} image{'s' * (len(answers) != 1)}"
-    lines = [f"{what}, {who}: {images}", "", f"{'class':{wide}}   images"]
-    lines += [f"{name[:20]:{wide}}  {count:7,}" for name, count in shown]
+    lines = [f"{what}, {who}: {data.count(len(answers), 'image')}", ""]
+    lines += table_lines([["class", "images"], *([name[:20], f"{number:,}"] for name, number in shown)])
     lines += [f"and {len(counted) - len(shown):,} more"] if len(counted) > len(shown) else []
     return "\n".join([*lines, "", f"the answers are in {flags.out}"])
 
@@ -644,10 +575,9 @@ def save_onnx(path, params, config):
     graph = [(1, _node(*node)) for node in nodes] + [(2, "network")]
     graph += [(5, _tensor(name, array)) for name, array in tensors.items()]
     graph += [(11, _value("images", UINT8, sizes[0])), (12, _value(result, FLOAT, sizes[-1]))]
-    opset = _message((1, ""), (2, 13))
-    names = _message((1, "class_names"), (2, json.dumps(config["data"]["class_names"])))
-    model = [(1, 7), (2, "test.py"), (6, usage_of(config)), (7, _message(*graph)), (8, opset), (14, names)]
-    nn.save_bytes(path, _message(*model))
+    names = [(1, "class_names"), (2, json.dumps(config["data"]["class_names"]))]
+    model = [(1, 7), (2, "test.py"), (6, usage_of(config)), (7, graph), (8, [(1, ""), (2, 13)]), (14, names)]
+    nn.save_bytes(path, _message(model))
 
 
 def _onnx_layers(depth, activation):
@@ -666,36 +596,37 @@ FLOAT, UINT8 = 1, 2  # as ONNX numbers them
 
 
 def _node(op, inputs, output):
-    to_float = [(5, _message((1, "to"), (3, FLOAT), (20, 2)))] if op == "Cast" else []  # 2: a whole number
-    return _message(*((1, name) for name in inputs), (2, output), (4, op), *to_float)
+    to_float = [(5, [(1, "to"), (3, FLOAT), (20, 2)])] if op == "Cast" else []  # 2: a whole number
+    return [*((1, name) for name in inputs), (2, output), (4, op), *to_float]
 
 
 def _tensor(name, array):
     array = np.asarray(array, "<f4")
-    return _message(*((1, size) for size in array.shape), (2, FLOAT), (8, name), (9, array.tobytes()))
+    return [*((1, size) for size in array.shape), (2, FLOAT), (8, name), (9, array.tobytes())]
 
 
 def _value(name, kind, width):
-    shape = _message((1, _message((2, "n"))), (1, _message((1, width))))
-    return _message((1, name), (2, _message((1, _message((1, kind), (2, shape))))))
+    shape = [(1, [(2, "n")]), (1, [(1, width)])]
+    return [(1, name), (2, [(1, [(1, kind), (2, shape)])])]
 
 
-def _message(*fields):
-    """A protobuf message of (number, value): a whole number, a text, or the bytes of a message or tensor."""
+def _message(fields):
+    """A protobuf message of pairs: a number, and a whole number, a text, bytes or the pairs of a message."""
     parts = []
     for number, value in fields:
         if isinstance(value, int):
             parts += [_varint(number << 3), _varint(value)]
-        else:
-            value = value.encode() if isinstance(value, str) else value
-            parts += [_varint(number << 3 | 2), _varint(len(value)), value]
+            continue
+        value = value.encode() if isinstance(value, str) else value
+        value = _message(value) if isinstance(value, list) else value
+        parts += [_varint(number << 3 | 2), _varint(len(value)), value]
     return b"".join(parts)
 
 
 def _varint(number):
     """Seven bits to a byte, the lowest first; the eighth says that more follow."""
-    *groups, last = [number >> shift & 127 for shift in range(0, max(1, number.bit_length()), 7)]
-    return bytes([*(group | 128 for group in groups), last])
+    lowest, more = number & 127, number >> 7
+    return bytes([lowest | 128]) + _varint(more) if more else bytes([lowest])
 
 
 def save_json(path, params, config):
@@ -789,22 +720,20 @@ EXPORTS = {".onnx": save_onnx, ".npz": nn.save_params, ".json": save_json, ".h":
 def report_export(flags, params, config):
     """Write the network to the file of --export, and print what that holds."""
     form = pathlib.Path(flags.export).suffix
-    if form == ".npz":
-        EXPORTS[form](flags.export, params, config)
-        data.say(f"{flags.export}: params and config, for test.py and nn.load_params")
-        return
-    folded, rest = fold(params, config)
+    folded, rest = (params, config) if form == ".npz" else fold(params, config)
     EXPORTS[form](flags.export, folded, rest)
-    data.say(f"{flags.export}: {layers_text(folded)}, {usage_of(rest)}")
+    held = "params and config, for test.py and nn.load_params"
+    if form != ".npz":
+        held = f"{layers_text(folded)}, {usage_of(rest)}"
+    data.say(f"{flags.export}: {held}")
     if form == ".h":
         dataset, (whole, scales) = load_test_set([(params, config)], flags), quantise(folded)
         rounded = folded | {key: whole[key] * scales[key] for key in whole}
-        images, labels = dataset["test_images"], dataset["test_labels"]
-        before, after = (judge([one], images, labels)[1] for one in ((params, config), (rounded, rest)))
-        data.say(
-            f"{dataset['title']}: accuracy {percent(after['accuracy'])} with weights of 8 bits, "
-            f"{percent(before['accuracy'])} before"
+        before, after = (
+            percent(nn.accuracy(estimate([one], dataset["test_images"]), dataset["test_labels"]))
+            for one in ((params, config), (rounded, rest))
         )
+        data.say(f"{dataset['title']}: accuracy {after} with weights of 8 bits, {before} before")
 
 
 # --- command line -----------------------------------------------------------------------------
@@ -817,42 +746,38 @@ EXAMPLES = """examples:
   python test.py results --export digits.onnx"""
 
 
-SEVERAL = ("PICTURE", "PATH")  # values of which a flag takes one or more
-FLAGS = {  # flag -> what its value looks like (None: it has none), help
-    "dataset": ("NAME", "judge on this data set (default: the run's own)"),
-    "compare": (
-        None,
-        "compare the first run with each other one; a folder without params stands for the runs in its "
-        "folders: their means are compared",
+PICTURES = ("images", "predict")
+VALUES = {  # of FLAGS -> how it is read, where it is no text
+    None: {"action": "store_true"},
+    "X": {"metavar": "X", "type": float, "default": 0.0},
+    "PICTURE": {"metavar": "PICTURE", "nargs": "+"},
+    "PATH": {"metavar": "PATH", "nargs": "+"},
+}
+FLAGS = {  # flag -> what its value looks like (None: it has none), of which flags it needs one, help
+    "dataset": ("NAME", (), "judge on this data set (default: the run's own)"),
+    "compare": (None, (), "compare the first run with each other; folders of several runs by their means"),
+    "json": (None, (), "print the report as JSON"),
+    "adversarial": (
+        "X", (), "judge on images of which each pixel is moved by so much (1: from black to white) along the "
+        "sign of the loss's slope, as train.py --adversarial does"
     ),
-    "json": (None, "print the report as JSON"),
-    "images": (
-        "PICTURE",
-        "classify these pictures, or those of a folder, one digit on each, instead of a test set",
-    ),
-    "fit": (
-        "NAME",
-        "of pictures: digit (cut out and centred as MNIST's are) or whole (default: as trained)",
-    ),
-    "split": (None, "read several digits on a picture from left to right as a number"),
-    "save": (None, "with --images: write PICTURE.seen.png, what was given and what the network saw"),
-    "explain": (
-        None,
-        "with --images: write PICTURE.why.png, what in the picture speaks for the likeliest class (orange) "
-        "and against it (blue)",
-    ),
-    "predict": (
-        "PATH",
-        "say what new images are: a file (.csv, .npy, .npz, IDX) without labels, or pictures",
-    ),
-    "out": ("FILE", "with --predict: write the answers there, as CSV"),
-    "columns": (
-        "A,B",
-        "with --predict: write these two columns, number from 1 (or file) and class; ImageId,Label is "
-        "Kaggle's form",
-    ),
-    "probabilities": (None, "with --predict: a column for each class as well"),
-    "export": ("FILE", f"write the network for other programs, by the suffix: {', '.join(EXPORTS)}"),
+    "images": ("PICTURE", (), "classify these pictures, or those of a folder, one digit on each"),
+    "predict": ("PATH", (), "say what new images are: a file (.csv, .npy, .npz, IDX), or pictures"),
+    "export": ("FILE", (), f"write the network for other programs, by the suffix: {', '.join(EXPORTS)}"),
+    "fit": ("NAME", PICTURES, "digit (cut out and centred as in MNIST) or whole (default: as trained)"),
+    "split": (None, PICTURES, "read several digits on a picture from left to right as a number"),
+    "save": (None, ("images",), "write PICTURE.seen.png, what was given and what the network saw"),
+    "explain": (None, ("images",), "write PICTURE.why.png: orange speaks for the answer, blue against it"),
+    "out": ("FILE", ("predict",), "write the answers there, as CSV"),
+    "columns": ("A,B", ("predict",), "write two columns of these names: ImageId,Label (from 1) for Kaggle"),
+    "probabilities": (None, ("predict",), "a column for each class as well"),
+}  # fmt: skip
+EXCLUDED = {  # flag -> with which it has no meaning
+    "images": ("predict", "dataset", "compare", "adversarial", "export"),
+    "predict": ("dataset", "compare", "adversarial", "export", "json"),
+    "export": ("compare", "json"),
+    "split": ("explain", "probabilities"),
+    "columns": ("probabilities",),
 }
 
 
@@ -864,17 +789,9 @@ def main(argv=None):
         "runs", nargs="*", metavar="RUN", default=["results"],
         help="a run's folder or a params file (default: results); several are a committee",
     )  # fmt: skip
-    for name, (value, text) in FLAGS.items():
-        if value is None:
-            parser.add_argument(f"--{name}", action="store_true", help=text)
-        else:
-            count = "+" if value in SEVERAL else None
-            parser.add_argument(f"--{name}", metavar=value, nargs=count, help=text)
-    parser.add_argument(
-        "--adversarial", metavar="X", type=float, default=0.0,
-        help="judge on images of which each pixel is moved by so much (1: from black to white) along the "
-        "sign of the loss's slope, as train.py --adversarial does",
-    )  # fmt: skip
+    for name, (value, needed, text) in FLAGS.items():
+        text = f"with --{' or --'.join(needed)}: {text}" if needed else text
+        parser.add_argument(f"--{name}", help=text, **VALUES.get(value, {"metavar": value}))
     flags = data.parse_flags(parser, argv)
     check_flags(flags)
     if flags.images:
@@ -894,25 +811,11 @@ def main(argv=None):
     return report_answers(flags, members) if flags.predict else report_test_set(flags, members)
 
 
-NEEDED = {  # flag -> of which it needs one
-    **dict.fromkeys(("fit", "split"), ("images", "predict")),
-    **dict.fromkeys(("save", "explain"), ("images",)),
-    **dict.fromkeys(("out", "columns", "probabilities"), ("predict",)),
-}
-EXCLUDED = {  # flag -> with which it has no meaning
-    "images": ("predict", "dataset", "compare", "adversarial", "export"),
-    "predict": ("dataset", "compare", "adversarial", "export", "json"),
-    "export": ("compare", "json"),
-    "split": ("explain", "probabilities"),
-    "columns": ("probabilities",),
-}
-
-
 def check_flags(flags):
     """ValueError that names the flag which is wrong, or does not go with another."""
-    for name, uses in NEEDED.items():
-        if getattr(flags, name) and not any(getattr(flags, use) for use in uses):
-            raise ValueError(f"--{name}: needs --{' or --'.join(uses)}")
+    for name, (_, needed, _) in FLAGS.items():
+        if needed and getattr(flags, name) and not any(getattr(flags, other) for other in needed):
+            raise ValueError(f"--{name}: needs --{' or --'.join(needed)}")
     for name, others in EXCLUDED.items():
         for other in others:
             if getattr(flags, name) and getattr(flags, other):

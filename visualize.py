@@ -1416,34 +1416,31 @@ PAGE_BYTES = 600_000  # of test images in it
 CELL_IMAGES = 12  # of each cell of the confusion matrix
 CLICKED_IMAGES = 12  # to click on, of those that are right and of those that are wrong
 CHECKED_IMAGES = 100  # that the page runs through its network when it is opened
-CLOSE = 5e-4  # how near weights of 16 bits must come to the estimates; whole numbers are nearer than float16
 
 
 def page_of(run, pictures):
-    """A run or a search as one page, report.html.
+    """A run or a search (see ``load_folder`` and ``add_test_set``) as the text of report.html.
 
     Parameters
     ----------
     run : dict
-        What a folder holds, see ``load_folder`` and ``add_test_set``.
     pictures : dict
         Name of each figure -> its heading and the bytes of its PNG.
-
-    Returns
-    -------
-    str
     """
-    searched, tested = "trials" in run, "images" in run
-    title = run["search_title"] if searched else run["title"] or "A run"
-    matrix = confusion_table(run) if tested else ""
-    said = ["summary", *["confusion"] * bool(matrix)]  # what the page itself says better than a figure
+    sections, said = [], ["summary"]  # what the page itself says better than a figure
+    if "trials" in run:
+        sections.append(search_table(run))
+    if "images" in run and len(run["config"]["data"]["class_names"]) <= LABELLED_CLASSES:
+        sections.append(confusion_table(run))
+        said.append("confusion")
+    if "images" in run:
+        sections.append(classes_table(run))
     figures = [page_figure(*picture) for name, picture in pictures.items() if name not in said]
-    sections = [search_table(run)] if searched else []
-    sections += [matrix, classes_table(run)] if tested else []
-    sections += [section("Figures", f'<div class="figures">{"".join(figures)}</div>')] if figures else []
+    if figures:
+        sections.append(section("Figures", f'<div class="figures">{"".join(figures)}</div>'))
     parts = {
         "policy": page_policy(),
-        "title": safe(title),
+        "title": safe(run.get("search_title") or run["title"] or "A run"),
         "facts": "".join(f"<dt>{safe(name)}</dt><dd>{safe(text)}</dd>" for name, text in page_facts(run)),
         "sections": "".join(sections),
         "content": json.dumps(page_content(run), allow_nan=False).replace("<", "\\u003c"),
@@ -1469,25 +1466,25 @@ def base64_text(content):
     return base64.b64encode(content).decode()
 
 
+SEARCHED = ("space", "strategy", "trials", "repeat", "seed")  # what a search is told beside settings
+
+
 def page_facts(run):
     """What stands at the top of the page: pairs of a name and a text."""
     if "runs" in run:
         members = [(f"member {n}", label) for n, label in enumerate(run_labels(run["runs"]), start=1)]
         return [*members, ("files of", max(one["date"] for one in run["runs"]))]
-    definition, known = run.get("definition", {}), run.get("settings", {})
+    definition = run.get("definition", {})
     told = {name: definition[name] for name in SEARCHED if name in definition}
-    known = definition.get("settings") or {} if definition else known
+    known = (definition if definition else run).get("settings") or {}
     known = {name: known[name] for name in train.DEFAULTS if name in known}
+    changed = [(name, value) for name, value in known.items() if value != train.DEFAULTS[name]]
     facts = [("network", run["title"])] * bool(definition and "params" in run)
-    facts += [(name, short(value)) for name, value in told.items()]
-    facts += [(name, short(value)) for name, value in known.items() if value != train.DEFAULTS[name]]
+    facts += [(name, short(value)) for name, value in [*told.items(), *changed]]
     facts += [("made again by", made_by(told, known))] * bool(told or known)
     versions = run["config"].get("versions") or definition.get("versions") or {}
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
     return [*facts, *[("made with", made)] * bool(made), ("files of", run["date"])]
-
-
-SEARCHED = ("space", "strategy", "trials", "repeat", "seed")  # what a search is told beside settings
 
 
 def made_by(told, settings):
@@ -1522,28 +1519,39 @@ def page_content(run):
     """What the page's script needs: plain data for JSON."""
     facts = run["config"].get("data") or {}
     content = {name: facts.get(name) for name in ("class_names", "image_shape", "fit", "edge")}
-    images = np.zeros((0, 0), np.uint8)
-    if "images" in run:
-        chosen = page_images(run)
-        images, labels, estimates = (run[name][chosen] for name in ("images", "labels", "estimates"))
-        predicted = estimates.argmax(axis=1)
-        right, wrong = np.flatnonzero(predicted == labels), np.flatnonzero(predicted != labels)
-        numbers = min(CHECKED_IMAGES, len(chosen), 1 + 100_000 // len(facts["class_names"]))
-        checked = np.linspace(0, len(chosen) - 1, numbers).astype(int)
-        content |= {
-            "pixels": base64_text(images.tobytes()),
-            "numbers": chosen.tolist(),
-            "labels": labels.tolist(),
-            "predicted": predicted.tolist(),
-            "clicked": np.concatenate([right[:CLICKED_IMAGES], wrong[:CLICKED_IMAGES]]).tolist(),
-            "checked": checked.tolist(),
-            "expected": np.round(estimates[checked], 6).tolist(),
-        }
-    return content | page_members(run, images)
+    content |= page_members(run)
+    if "images" not in run:
+        return content
+    chosen = page_images(run)
+    images, labels, estimates = (run[name][chosen] for name in ("images", "labels", "estimates"))
+    predicted = estimates.argmax(axis=1)
+    right = predicted == labels
+    clicked = [np.flatnonzero(kind)[:CLICKED_IMAGES] for kind in (right, ~right)]
+    checked = np.unique(np.linspace(0, len(chosen) - 1, CHECKED_IMAGES).astype(int))
+    return content | {
+        "pixels": base64_text(images.tobytes()),
+        "numbers": chosen,
+        "labels": labels.tolist(),
+        "predicted": predicted.tolist(),
+        "clicked": np.concatenate(clicked).tolist(),
+        "checked": checked.tolist(),
+        "expected": np.round(estimates[checked], 6).tolist(),
+    }
 
 
-def page_members(run, images):
-    """The networks of a page, tried on some images; or why it has none."""
+def page_images(run):
+    """Indices of the test images in the page: the worst mistakes first, then a few of each cell."""
+    seen, few = Counter(), []
+    for i, cell in enumerate(zip(run["labels"].tolist(), run["estimates"].argmax(axis=1).tolist())):
+        seen[cell] += 1
+        few += [(seen[cell], i)] * (seen[cell] <= CELL_IMAGES)
+    worst = [int(i) for i in run.get("mistakes", [])[:CLICKED_IMAGES]]
+    chosen = dict.fromkeys([*worst, *(i for _, i in sorted(few))])
+    return list(chosen)[: max(1, PAGE_BYTES // run["images"].shape[1])]
+
+
+def page_members(run):
+    """The networks of a page, or why it has none."""
     members = run.get("members") or ([(run["params"], run["config"])] if "params" in run else [])
     if not members:
         return {"why": run.get("why", LACKING["params"])}
@@ -1551,55 +1559,49 @@ def page_members(run, images):
     size = sum(w.size for params in grey for w in params.values())
     if size > PAGE_NUMBERS:
         return {"why": f"a page holds {PAGE_NUMBERS:,} weights, and there are {size:,}"}
-    return {"members": [page_member(*member, one, images) for member, one in zip(members, grey)]}
+    told = [
+        {
+            "activation": config["activation"],
+            "loss": config["loss"],
+            "steps": [step for step in config["steps"] if step["name"] != "affine"],
+            "params": {name: packed(w) for name, w in params.items()},
+        }
+        for (_, config), params in zip(members, grey)
+    ]
+    return {"members": told}
 
 
-def page_images(run):
-    """Indices of the test images in the page: the worst mistakes first, then a few of each cell."""
-    labels, predicted = run["labels"], run["estimates"].argmax(axis=1)
-    cells = labels * run["estimates"].shape[1] + predicted
-    order = np.argsort(cells, kind="stable")
-    place = np.empty(len(cells), int)  # of each image in its cell
-    place[order] = np.arange(len(cells)) - np.searchsorted(cells[order], cells[order])
-    others = np.argsort(place, kind="stable")[: np.count_nonzero(place < CELL_IMAGES)]
-    chosen = list(dict.fromkeys([*run.get("mistakes", [])[:CLICKED_IMAGES], *others]))
-    return np.array(chosen[: max(1, PAGE_BYTES // run["images"].shape[1])])
+def packed(w):
+    """An array for the page's script: whole numbers of 24 bits and their unit, nearly as exact as float32."""
+    unit = float(np.abs(w).max()) / (2**23 - 1) or 1.0
+    whole = np.rint(w / unit).astype("<i4", order="C")
+    return {"unit": unit, "text": base64_text(whole.view(np.uint8).reshape(-1, 4)[:, :3].tobytes())}
 
 
-def page_member(params, config, grey, images):
-    """A network for the page's script, of ``data.on_grey_levels``, with weights of 16 bits where they do."""
-    steps, kinds = config["steps"], (config["activation"], config["loss"])
-    drawn = data.redraw(images, steps)
-    if len(images):
-        exact = nn.predict(params, data.to_numbers(drawn, steps, params["W1"].dtype), *kinds)
-    for dtype in ("<i2", "<f4"):
-        pairs = {name: packed(w, dtype if name[0] == "W" else "<f4") for name, w in grey.items()}
-        if not len(images):
-            break
-        near = nn.predict({name: rounded for name, (rounded, _) in pairs.items()}, drawn, *kinds)
-        if np.abs(near - exact).max() < CLOSE and (near.argmax(axis=1) == exact.argmax(axis=1)).all():
-            break
-    pictures = [step for step in steps if step["name"] != "affine"]
-    held = {name: kept for name, (_, kept) in pairs.items()}
-    return {"activation": kinds[0], "loss": kinds[1], "steps": pictures, "params": held}
+def confusion_of(run):
+    names = run["config"]["data"]["class_names"]
+    return names, nn.confusion_matrix(run["labels"], run["estimates"].argmax(axis=1), len(names))
 
 
-def packed(w, dtype):
-    """An array rounded to numbers of dtype times a unit, and the same as the page has it."""
-    kind = np.dtype(dtype)
-    unit = (float(np.abs(w).max()) or 1.0) / (np.iinfo(kind).max if kind.kind == "i" else 1)
-    small = (np.rint(w / unit) if kind.kind == "i" else w / unit).astype(kind)
-    return small * np.float64(unit), {"type": dtype, "unit": unit, "text": base64_text(small.tobytes())}
+def confusion_table(run):
+    """The confusion matrix; the page's script makes buttons of its numbers, for the images behind them."""
+    names, counts = confusion_of(run)
+    rows = [[name, *(count or "" for count in row)] for name, row in zip(names, counts)]
+    return section(
+        "Confusion matrix",
+        '<p class="soft">A row for each label, a column for each answer; a number shows images behind it.</p>'
+        f"{table('confusion', ['', *names], rows)}"
+        '<div id="behind" class="images" role="group" aria-label="Images behind a number"></div>',
+    )
 
 
 def classes_table(run):
     """Precision, recall and F1 of each class."""
-    names, predicted = run["config"]["data"]["class_names"], run["estimates"].argmax(axis=1)
-    scores = judging.class_scores(nn.confusion_matrix(run["labels"], predicted, len(names)))
-    shares = [[f"{100 * score[name]:.2f}" for name in judging.SCORES] for score in scores]
-    rows = [[name, *row, score["support"]] for name, row, score in zip(names, shares, scores)]
-    head = ["class", *(f"{name} (%)" for name in judging.SCORES), judged(run)]
-    return section("Classes", sortable(head, rows))
+    names, counts = confusion_of(run)
+    head, rows = ["class", *(f"{kind} (%)" for kind in judging.SCORES), judged(run)], []
+    for name, score in zip(names, judging.class_scores(counts)):
+        rows.append([name, *(f"{100 * score[kind]:.2f}" for kind in judging.SCORES), score["support"]])
+    return section("Classes", table("sortable", head, rows))
 
 
 def search_table(run):
@@ -1611,52 +1613,22 @@ def search_table(run):
         [rank, *(short(100 * trial[c] if c in percents else trial[c]) for c in columns)]
         for rank, trial in enumerate(run["trials"], start=1)
     ]
-    return section("Ranking", sortable(["rank", *(percents.get(c, c) for c in columns)], rows))
-
-
-def confusion_table(run):
-    """The confusion matrix, whose numbers show images behind them; nothing where there are many classes."""
-    names = run["config"]["data"]["class_names"]
-    if len(names) > LABELLED_CLASSES:
-        return ""
-    counts = nn.confusion_matrix(run["labels"], run["estimates"].argmax(axis=1), len(names))
-    most = max(1, int((counts - np.diag(counts.diagonal())).max()))
-
-    def cell(row, column):
-        count = counts[row, column]
-        kind = "right" if row == column else f"wrong{math.ceil(3 * count / most)}"
-        says = safe(f"{names[row]} read as {names[column]}: {count} {judged(run)}")
-        where = f'class="{kind}" data-label="{row}" data-read="{column}"'
-        return f'<button type="button" {where} aria-label="{says}">{count}</button>' if count else ""
-
-    places = range(len(names))
-    rows = [[cell(row, column) for column in places] for row in places]
-    rows = [[f'<th scope="row">{safe(name)}</th>', *row] for name, row in zip(names, rows)]
-    head = ["<td></td>", *(f'<th scope="col">{safe(name)}</th>' for name in names)]
-    return section(
-        "Confusion matrix",
-        '<p class="soft">A row for each label, a column for each answer; a number shows images behind it.</p>'
-        f"{table('confusion', head, rows)}"
-        '<div id="behind" class="images" role="group" aria-label="Images behind a number"></div>',
-    )
+    return section("Ranking", table("sortable", ["rank", *(percents.get(c, c) for c in columns)], rows))
 
 
 def section(heading, content):
     return f"<section><h2>{safe(heading)}</h2>{content}</section>\n"
 
 
-def sortable(head, rows):
-    """A table that the page's script sorts by the column whose heading is clicked."""
-    head = [f'<th scope="col"><button type="button">{safe(text)}</button></th>' for text in head]
-    return table("sortable", head, [[safe(text) for text in row] for row in rows])
-
-
 def table(kind, head, rows):
-    """A table of cells that are HTML, in a box that scrolls where it is too wide for the screen."""
-    rows = [[text if text.startswith("<th") else f"<td>{text}</td>" for text in row] for row in rows]
-    lines = [f"<tr>{''.join(row)}</tr>" for row in rows]
+    """A table in a box that scrolls where it is too wide for the screen; the script sorts a sortable one."""
+    columns = "".join(f'<th scope="col">{safe(text)}</th>' for text in head)
+    lines = []
+    for first, *others in rows:
+        cells = "".join(f"<td>{safe(text)}</td>" for text in others)
+        lines.append(f'<tr><th scope="row">{safe(first)}</th>{cells}</tr>')
     return (
-        f'<div class="wide" tabindex="0"><table class="{kind}"><thead><tr>{"".join(head)}</tr></thead>'
+        f'<div class="wide" tabindex="0"><table class="{kind}"><thead><tr>{columns}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
@@ -1689,30 +1661,26 @@ dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: 0
 dt, figcaption, .soft { color: var(--soft); }
 dd { margin: 0; font-family: ui-monospace, monospace; font-size: 0.9rem; }
 figure { margin: 0; min-width: 0; }
-figcaption { margin-bottom: 0.3rem; }
-canvas { display: block; image-rendering: pixelated; border: 1px solid var(--line); background: #fff; }
+canvas { display: block; width: 100%; image-rendering: pixelated; border: 1px solid var(--line);
+  background: #fff; }
 [hidden] { display: none !important; }
 button { font: inherit; color: inherit; background: var(--panel); border: 1px solid var(--line);
-  border-radius: 4px; cursor: pointer; }
+  border-radius: 4px; padding: 0.3rem 0.5rem; cursor: pointer; }
 :focus-visible { outline: 3px solid var(--main); outline-offset: 2px; }
 #live { display: grid; gap: 1.25rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
-#pad { width: 100%; max-width: 17rem; aspect-ratio: 1; touch-action: none; cursor: crosshair; }
-#clear { margin-top: 0.5rem; padding: 0.3rem 1rem; }
+#pad { max-width: 17rem; aspect-ratio: 1; touch-action: none; cursor: crosshair; margin-bottom: 0.5rem; }
 #answer { display: block; font-weight: 600; min-height: 1.5em; }
 #bars { list-style: none; margin: 0; padding: 0; display: grid; gap: 0 0.6rem; align-items: center;
   grid-template-columns: fit-content(7rem) 1fr max-content; }
 #bars li { display: contents; }
 #bars li > :last-child { text-align: right; font-variant-numeric: tabular-nums; }
-.track { height: 0.9rem; background: var(--panel); border: 1px solid var(--line); }
-.bar { display: block; height: 100%; width: 0; background: var(--main); }
-.first .bar { background: var(--first); }
-.views { display: flex; flex-wrap: wrap; gap: 1rem; }
-.views canvas { width: 8.5rem; height: auto; }
+.bar { height: 0.9rem; border: 1px solid var(--line);
+  background: linear-gradient(var(--main) 0 0) no-repeat var(--panel); }
+.first { --main: var(--first); }
+.views, .images { display: flex; flex-wrap: wrap; align-content: start; gap: 0.5rem; margin: 0.75rem 0; }
 .views figure { width: 8.5rem; }
-.images { display: flex; flex-wrap: wrap; gap: 0.5rem; margin: 0.75rem 0; }
 .images p { flex-basis: 100%; margin: 0; }
-.images button { padding: 0.25rem; width: 5rem; font-size: 0.75rem; line-height: 1.2; }
-.images canvas { width: 100%; margin-bottom: 0.2rem; }
+.images button { width: 5rem; padding: 0.25rem; font-size: 0.75rem; line-height: 1.2; }
 .wide { overflow-x: auto; }
 .figures { display: grid; gap: 1.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
@@ -1720,13 +1688,11 @@ button { font: inherit; color: inherit; background: var(--panel); border: 1px so
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: 0.15rem 0.4rem; text-align: right; }
 tbody tr { border-top: 1px solid var(--line); }
-.sortable th { padding: 0; }
-.sortable th button { width: 100%; border: 0; padding: 0.3rem 0.5rem; text-align: right; font-weight: 600; }
+.sortable button { width: 100%; border: 0; text-align: right; font-weight: 600; }
 [aria-sort=ascending] button::after { content: " ▲"; }
 [aria-sort=descending] button::after { content: " ▼"; }
 .confusion td { padding: 1px; }
-.confusion button { min-width: 2.6rem; padding: 0.2rem; width: 100%; }
-.right { background: var(--panel); }
+.confusion button { min-width: 2.6rem; width: 100%; padding: 0.2rem; }
 .wrong1 { background: var(--wrong1); }
 .wrong2 { background: var(--wrong2); }
 .wrong3 { background: var(--wrong3); }
@@ -1745,7 +1711,7 @@ tbody tr { border-top: 1px solid var(--line); }
   <div>
     <p id="help" class="soft">Draw with mouse, finger or pen. Keys: the arrows draw, with Shift they move
     the pen, c clears.</p>
-    <canvas id="pad" width="140" height="140" tabindex="0" role="application" aria-label="Pad to draw on"
+    <canvas id="pad" tabindex="0" role="application" aria-label="Pad to draw on"
       aria-describedby="help"></canvas>
     <button type="button" id="clear">Clear</button>
   </div>
@@ -1763,16 +1729,16 @@ tbody tr { border-top: 1px solid var(--line); }
 <script type="application/json" id="data">{{content}}</script>
 <script>
 "use strict";
-const page = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
+const page = JSON.parse($("data").textContent);
 
 // --- numbers: an image is {rows, columns, p}, p its values row by row ---
 
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-
-const numbers = ({type, unit, text}) =>
-  Float64Array.from(new (type === "<i2" ? Int16Array : Float32Array)(bytes(text).buffer), (v) => v * unit);
-
+const numbers = ({unit, text}) => {  // whole numbers of 3 bytes, the lowest first
+  const b = bytes(text), whole = (i) => b[i] | b[i + 1] << 8 | b[i + 2] << 24 >> 8;
+  return Float64Array.from({length: b.length / 3}, (_, i) => unit * whole(3 * i));
+};
 const image = (rows, columns, value) => {
   const p = new Float64Array(rows * columns);
   for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) p[r * columns + c] = value(r, c);
@@ -1783,11 +1749,18 @@ const at = ({rows, columns, p}, r, c) =>  // 0 beyond the edges
 const mapped = (im, f) => ({...im, p: im.p.map(f)});
 const transposed = (im) => image(im.columns, im.rows, (r, c) => at(im, c, r));
 const sum = (values) => values.reduce((total, value) => total + value, 0);
+const moment = ({columns, p}, f) => sum(p.map((v, i) => v * f(Math.floor(i / columns), i % columns)));
 const most = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);  // of any number of them
-const least = (values) => values.reduce((a, b) => Math.min(a, b), Infinity);
+const range = (length, f) => Array.from({length}, (_, i) => f(i));
 const order = (values) => [...values.keys()].sort((i, j) => values[j] - values[i]);  // the largest first
 const even = (x) => (Math.abs(x % 1) === 0.5 ? 2 * Math.round(x / 2) : Math.round(x));  // as NumPy rounds
 const clip = (x, low, high) => Math.min(high, Math.max(low, x));
+
+function box({columns, p}, level) {  // first and last row and column of what is above it
+  const found = [...p.keys()].filter((i) => p[i] > level);
+  const [down, across] = [found.map((i) => Math.floor(i / columns)), found.map((i) => i % columns)];
+  return [down, across].flatMap((places) => [-most(places.map((place) => -place)), most(places)]);
+}
 
 // --- steps on pictures, as in data.py ---
 
@@ -1798,18 +1771,13 @@ const resampled = (im, start, scale) => image(im.rows, im.columns, (r, c) => {
 
 const STEPS = {
   deskew(im) {
-    const mass = Math.max(1, sum(im.p));
-    let [y, x, both, height] = [0, 0, 0, 0];
-    const each = (f) => im.p.forEach((ink, i) => f(ink, Math.floor(i / im.columns), i % im.columns));
-    each((ink, r, c) => { y += ink * r; x += ink * c; });
-    y /= mass; x /= mass;
-    each((ink, r, c) => { both += ink * (r - y) * (c - x); height += ink * (r - y) ** 2; });
+    const mass = Math.max(1, sum(im.p)), y = moment(im, (r) => r) / mass, x = moment(im, (r, c) => c) / mass;
+    const both = moment(im, (r, c) => (r - y) * (c - x)), height = moment(im, (r) => (r - y) ** 2);
     return resampled(im, (r) => both / Math.max(1, height) * (r - y), 1);
   },
   width(im, {number}) {
-    const inked = [...im.p.keys()].filter((i) => im.p[i] > 32).map((i) => i % im.columns);
-    if (!inked.length) return im;
-    const first = least(inked), last = most(inked);
+    const [, , first, last] = box(im, 32);
+    if (last < first) return im;
     const scale = Math.max(0.5, (last - first + 1) / number);
     return resampled(im, () => (first + last) / 2 - scale * (im.columns - 1) / 2, scale);
   },
@@ -1820,40 +1788,34 @@ const STEPS = {
 };
 
 function hog(im, {name, number}) {  // the arrows of each of 8 directions, averaged in each cell
-  const windows = (side, cells = Math.min(number, side)) => Array.from({length: cells}, (_, cell) =>
-    Array.from({length: side}, (_, i) =>
-      Math.max(0, 1 - Math.abs((i + 0.5) * cells / side - cell - 0.5)) * cells / side));
-  const [down, across] = [windows(im.rows), windows(im.columns)];
   const near = (r, c) => at(im, clip(r, 0, im.rows - 1), clip(c, 0, im.columns - 1));
-  const lengths = new Float64Array(8 * down.length * across.length);
-  im.p.forEach((_, i) => {
-    const r = Math.floor(i / im.columns), c = i % im.columns;
+  const arrows = (direction) => image(im.rows, im.columns, (r, c) => {
     const [right, lower] = [near(r, c + 1) - near(r, c - 1), near(r + 1, c) - near(r - 1, c)];
-    const straight = [right, lower, -right, -lower].map((v) => Math.max(0, v));
-    const slanted = straight.map((v, d) => Math.min(v, straight[(d + 1) % 4]));
-    const arrows = straight.flatMap((v, d) =>
-      [v - slanted[d] - slanted[(d + 3) % 4], Math.SQRT2 * slanted[d]]);
-    arrows.forEach((length, d) => { if (length) down.forEach((rows, y) => across.forEach((columns, x) => {
-      lengths[(d * down.length + y) * across.length + x] += length * rows[r] * columns[c];
-    })); });
+    const straight = (d) => Math.max(0, [right, lower, -right, -lower][d % 4]);
+    const slanted = (d) => Math.min(straight(d), straight(d + 1));
+    const d = direction >> 1;
+    return direction % 2 ? Math.SQRT2 * slanted(d) : straight(d) - slanted(d) - slanted(d + 3);
   });
-  const found = lengths.map((length) => even(Math.min(255, Math.sqrt(length * 510))));
-  const p = name === "hog" ? found : Float64Array.of(...im.p, ...found);
+  const cells = (d) => resized(arrows(d), Math.min(number, im.rows), Math.min(number, im.columns), CELL);
+  const found = range(8, (d) => [...cells(d).p]).flat().map((v) => even(Math.min(255, Math.sqrt(v * 510))));
+  const p = Float64Array.of(...(name === "hog" ? [] : im.p), ...found);
   return {rows: 1, columns: p.length, p};
 }
 
 // --- from a drawing to an image as the network knows them: the fits of data.py ---
 
-const BOX = {reach: 0.5, weight: (x) => +(x > -0.5 && x <= 0.5)};
-const TENT = {reach: 1, weight: (x) => Math.max(0, 1 - Math.abs(x))};
+const tent = (x) => Math.max(0, 1 - Math.abs(x));
+const TENT = {reach: 1, weight: tent, total: sum};  // these two as Pillow resizes
+const BOX = {reach: 0.5, weight: (x) => +(x > -0.5 && x <= 0.5), total: sum};
+const CELL = {reach: 1, weight: tent, total: (shares, scale) => scale};
 
-function narrowed(im, columns, {reach, weight}) {  // as Pillow resizes
+function narrowed(im, columns, {reach, weight, total}) {
   const scale = im.columns / columns, wide = Math.max(1, scale);
-  const taps = Array.from({length: columns}, (_, c) => {
+  const taps = range(columns, (c) => {
     const center = (c + 0.5) * scale, first = Math.max(0, Math.floor(center - reach * wide + 0.5));
     const last = Math.min(im.columns, Math.floor(center + reach * wide + 0.5));
-    const shares = Array.from({length: last - first}, (_, i) => weight((first + i + 0.5 - center) / wide));
-    return {first, shares: shares.map((share) => share / sum(shares))};
+    const shares = range(last - first, (i) => weight((first + i + 0.5 - center) / wide));
+    return {first, shares: shares.map((share) => share / total(shares, scale))};
   });
   return image(im.rows, columns, (r, c) =>
     sum(taps[c].shares.map((share, i) => share * at(im, r, taps[c].first + i))));
@@ -1862,13 +1824,6 @@ function narrowed(im, columns, {reach, weight}) {  // as Pillow resizes
 function resized(im, rows, columns, filter, round = (x) => x) {
   const once = mapped(narrowed(im, columns, filter), round);
   return transposed(mapped(narrowed(transposed(once), rows, filter), round));
-}
-
-function cut(ink) {  // to the box of what is drawn
-  const drawn = [...ink.p.keys()].filter((i) => ink.p[i] > 0.2);
-  const ys = drawn.map((i) => Math.floor(i / ink.columns)), xs = drawn.map((i) => i % ink.columns);
-  const [top, left] = [least(ys), least(xs)];
-  return image(most(ys) - top + 1, most(xs) - left + 1, (r, c) => at(ink, top + r, left + c));
 }
 
 function grown(im, reach) {  // each pixel the largest around it
@@ -1886,30 +1841,28 @@ function thickened(ink) {
   const width = 2 * sum(mask.p) / sum(mask.p.map((v, i) => v * beside.p[i]));
   const missing = Math.floor((Math.max(mask.rows, mask.columns) / 12 - width) / 2), edge = missing + 1;
   if (missing < 1) return ink;
-  const wide = image(ink.rows + 2 * edge, ink.columns + 2 * edge, (r, c) => at(ink, r - edge, c - edge));
-  return mapped(grown(mapped(wide, (v) => Math.floor(255 * v)), missing), (v) => v / 255);
+  return grown(image(ink.rows + 2 * edge, ink.columns + 2 * edge, (r, c) =>
+    Math.floor(255 * at(ink, r - edge, c - edge)) / 255), missing);
 }
 
 const FITS = {
   digit(ink, rows, columns) {
-    const thick = thickened(cut(ink));
-    const scale = Math.min(20 / 28 * rows / thick.rows, 20 / 28 * columns / thick.columns);
+    const [first, last, from, to] = box(ink, 0.2);
+    const thick = thickened(image(last - first + 1, to - from + 1, (r, c) => at(ink, first + r, from + c)));
+    const scale = 20 / 28 * Math.min(rows / thick.rows, columns / thick.columns);
     const size = [thick.rows, thick.columns].map((n) => Math.max(1, even(n * scale)));
     const small = resized(thick, ...size, TENT), white = most(small.p), mass = sum(small.p);
-    const start = (n, length, place) => clip(
-      even(n / 2 - sum(small.p.map((v, i) => v * place(i))) / mass), 0, n - length);
-    const top = start(rows, small.rows, (i) => Math.floor(i / small.columns));
-    const left = start(columns, small.columns, (i) => i % small.columns);
+    const start = (n, length, place) => clip(even(n / 2 - moment(small, place) / mass), 0, n - length);
+    const top = start(rows, small.rows, (r) => r), left = start(columns, small.columns, (r, c) => c);
     return image(rows, columns, (r, c) => even(255 * at(small, r - top, c - left) / white));
   },
   whole(ink, rows, columns) {
     const grey = mapped(ink, (v) => Math.floor(255 * (1 - v)));
     const im = resized(grey, rows, columns, BOX, (v) => Math.floor(v + 0.5));
-    const along = (n, both) => [...Array(n).keys()].flatMap(both);
-    const rim = [...along(columns, (c) => [at(im, 0, c), at(im, rows - 1, c)]),
-      ...along(rows, (r) => [at(im, r, 0), at(im, r, columns - 1)])];
-    const edge = sum(rim) / rim.length;
-    return Math.abs(255 - edge - page.edge) < Math.abs(edge - page.edge) ? mapped(im, (v) => 255 - v) : im;
+    const ends = ({columns, p}) => [...p.slice(0, columns), ...p.slice(-columns)];
+    const rim = [...ends(im), ...ends(transposed(im))], edge = sum(rim) / rim.length;
+    const inverted = Math.abs(255 - edge - page.edge) < Math.abs(edge - page.edge) - 1;
+    return inverted ? mapped(im, (v) => 255 - v) : im;
   },
 };
 
@@ -1927,25 +1880,23 @@ const ACTIVATIONS = {
 };
 
 function loaded({params, ...member}) {
-  const layers = [];
-  for (let l = 1; `W${l}` in params; l++) {
-    layers.push({w: numbers(params[`W${l}`]), b: numbers(params[`b${l}`])});
-  }
+  const layers = range(Object.keys(params).length / 2, (l) =>
+    ({w: numbers(params[`W${l + 1}`]), b: numbers(params[`b${l + 1}`])}));
   return {...member, layers, activate: ACTIVATIONS[member.activation]};
 }
 
 function forward({layers, activate, steps, loss}, im) {
-  const drawn = steps.reduce((before, step) => STEPS[step.name](before, step), im), inner = [], hidden = [];
+  const drawn = steps.reduce((before, step) => STEPS[step.name](before, step), im), inner = [];
   let x = drawn.p, z;
   for (const {w, b} of layers) {
     z = Float64Array.from(b);
     x.forEach((v, i) => { if (v) for (let j = 0; j < z.length; j++) z[j] += v * w[i * z.length + j]; });
     inner.push(z);
-    hidden.push(x = z.map(activate));
+    x = z.map(activate);
   }
   const largest = most(z), powers = z.map((v) => Math.exp(v - largest)), total = sum(powers);
   const estimates = loss === "cross_entropy" ? powers.map((v) => v / total) : z;
-  return {drawn, inner, hidden: hidden.slice(0, -1), estimates};
+  return {drawn, inner, estimates};
 }
 
 function evidence({layers, activate}, {drawn, inner, estimates}, first, second) {  // for one class, over one
@@ -1961,12 +1912,11 @@ function evidence({layers, activate}, {drawn, inner, estimates}, first, second) 
 
 // --- what is on the page ---
 
-const element = (tag, text = "", ...inside) => {
-  const made = document.createElement(tag);
-  made.append(text, ...inside);
+const element = (tag, properties, ...inside) => {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...inside);
   return made;
 };
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const grey = (v) => [v, v, v];
 const inked = (v) => grey(255 - v);
 const signed = ({p}) => {  // orange above 0, blue below
@@ -1974,20 +1924,17 @@ const signed = ({p}) => {  // orange above 0, blue below
   return (v) => (v > 0 ? [213, 94, 0] : [0, 105, 166]).map((c) => 255 - Math.abs(v) / largest * (255 - c));
 };
 
-function paint(canvas, im, colour) {
+function painted(canvas, im, colour) {
   Object.assign(canvas, {width: im.columns, height: im.rows});
   const pixels = new ImageData(im.columns, im.rows);
   pixels.data.fill(255);
-  im.p.forEach((v, i) => colour(v).forEach((level, k) => { pixels.data[4 * i + k] = level; }));
+  im.p.forEach((v, i) => pixels.data.set(colour(v), 4 * i));
   canvas.getContext("2d").putImageData(pixels, 0, 0);
+  return canvas;
 }
 
-function view(title, im, colour = signed(im)) {
-  const canvas = element("canvas");
-  canvas.setAttribute("aria-hidden", "true");
-  paint(canvas, im, colour);
-  return element("figure", element("figcaption", title), canvas);
-}
+const view = (title, im, colour = signed(im)) => element("figure", {},
+  element("figcaption", {}, title), painted(element("canvas", {ariaHidden: "true"}), im, colour));
 
 function square(values) {  // on a sheet about as wide as it is high
   const columns = Math.ceil(Math.sqrt(values.length));
@@ -1997,7 +1944,8 @@ function square(values) {  // on a sheet about as wide as it is high
 const names = page.class_names ?? [];
 const members = (page.members ?? []).map(loaded);
 const probable = members.every(({loss}) => loss === "cross_entropy");  // or outputs that may be below 0
-const written = (value) => (probable ? percent(value) : value.toFixed(3).replace("-", "−"));
+const written = (value) =>
+  (probable ? `${(100 * value).toFixed(1)} %` : value.toFixed(3).replace("-", "−"));
 const [rows, columns] = page.image_shape ?? [];
 const [SIDE, PEN] = [140, 5.5];  // pixels of the pad, and the radius of its pen
 const blank = () => image(SIDE, SIDE, () => 0);
@@ -2009,38 +1957,33 @@ function estimate(im) {
 }
 
 function show(im, says = "") {
-  const {passes, mean} = estimate(im);
-  const [best, next] = order(mean);
+  const {passes, mean} = estimate(im), [best, next] = order(mean);
   const shown = names.length > 20 ? order(mean).slice(0, 10) : [...mean.keys()];
   $("bars").replaceChildren(...shown.map((k) => {
-    const bar = element("span"), track = element("span", bar);
-    bar.className = "bar";
-    bar.style.width = `${100 * clip(mean[k], 0, 1)}%`;
-    track.className = "track";
-    const line = element("li", element("span", names[k]), track, element("span", written(mean[k])));
-    line.className = k === best ? "first" : "";
-    return line;
+    const bar = element("span", {className: "bar"});
+    bar.style.backgroundSize = `${100 * clip(mean[k], 0, 1)}%`;
+    const words = [names[k], written(mean[k])].map((text) => element("span", {}, text));
+    return element("li", {className: k === best ? "first" : ""}, words[0], bar, words[1]);
   }));
   $("answer").textContent = `${says}${names[best]}, ${written(mean[best])}`;
-  $("views").replaceChildren(view("what the network sees", im, grey), ...passes.flatMap((pass, m) => {
-    const [own] = order(pass.estimates);
-    const whose = `member ${m + 1} (${names[own]}, ${written(pass.estimates[own])}): `;
-    return inside(members[m], pass, passes.length > 1 ? whose : "", best, next);
-  }));
-}
-
-function inside(member, pass, whose, best, next) {  // what speaks for the answer, and the hidden units
-  const hidden = pass.hidden.map((values, l) => view(`${whose}hidden layer ${l + 1}`, square(values)));
-  if (member.steps.some(({name}) => name.endsWith("hog"))) return hidden;  // it sees no pixels
   const other = next === undefined ? "" : ` or ${names[next]} (blue)`;
-  return [view(`${whose}for ${names[best]} (orange)${other}`, evidence(member, pass, best, next)), ...hidden];
+  const views = passes.flatMap((pass, m) => {
+    const member = members[m], [own] = order(pass.estimates), evident = [];
+    const whose = passes.length === 1 ? "" :
+      `member ${m + 1} (${names[own]}, ${written(pass.estimates[own])}): `;
+    if (!member.steps.some(({name}) => name.endsWith("hog"))) {  // which sees no pixels
+      evident.push(view(`${whose}for ${names[best]} (orange)${other}`, evidence(member, pass, best, next)));
+    }
+    return [...evident, ...pass.inner.slice(0, -1).map((values, l) =>
+      view(`${whose}hidden layer ${l + 1}`, square(values.map(member.activate))))];
+  });
+  $("views").replaceChildren(view("what the network sees", im, grey), ...views);
 }
 
 function redraw() {
-  paint($("pad"), mapped(ink, (v) => 255 * v), inked);
+  painted($("pad"), mapped(ink, (v) => 255 * v), inked);
   if (ink.p.some((v) => v > 0.2)) return show(FITS[page.fit](ink, rows, columns));
-  $("bars").replaceChildren();
-  $("views").replaceChildren();
+  for (const id of ["bars", "views"]) $(id).replaceChildren();
   $("answer").textContent = "Nothing is drawn yet.";
 }
 
@@ -2062,8 +2005,7 @@ function listen() {
   pad.onpointerdown = (event) => { pad.setPointerCapture(event.pointerId); pen = null; draw(place(event)); };
   pad.onpointermove = (event) => { if (pad.hasPointerCapture(event.pointerId)) draw(place(event)); };
   pad.onpointerup = pad.onpointercancel = () => { pen = null; };
-  const clear = () => { ink = blank(); pen = null; redraw(); };
-  $("clear").onclick = clear;
+  const clear = $("clear").onclick = () => { ink = blank(); pen = null; redraw(); };
   pad.onkeydown = (event) => {
     const step = {ArrowLeft: [-5, 0], ArrowRight: [5, 0], ArrowUp: [0, -5], ArrowDown: [0, 5]}[event.key];
     if (event.key === "c") clear();
@@ -2075,30 +2017,23 @@ function listen() {
   };
 }
 
-const pixels = page.pixels ? bytes(page.pixels) : [];
+const pixels = bytes(page.pixels ?? "");
 const testImage = (i) => image(rows, columns, (r, c) => pixels[(i * rows + r) * columns + c]);
 
-function buttons(chosen) {
-  return chosen.map((i) => {
-    const [label, read] = [names[page.labels[i]], names[page.predicted[i]]];
-    const canvas = element("canvas"), says = label === read ? label : `${label} read as ${read}`;
-    paint(canvas, testImage(i), inked);
-    const button = element("button", canvas, says);
-    button.type = "button";
-    button.setAttribute("aria-label", `image ${page.numbers[i]}: ${says}`);
-    button.onclick = () => {
-      show(testImage(i), `Image ${page.numbers[i]}, label ${label}: `);
-      $("answer").scrollIntoView({block: "nearest"});
-    };
-    button.disabled = Boolean(why);
-    return button;
-  });
-}
+const buttons = (chosen) => chosen.map((i) => {
+  const [label, read] = [names[page.labels[i]], names[page.predicted[i]]];
+  const says = label === read ? label : `${label} read as ${read}`, number = `mage ${page.numbers[i]}`;
+  const onclick = () => {
+    show(testImage(i), `I${number}, label ${label}: `);
+    $("answer").scrollIntoView({block: "nearest"});
+  };
+  const about = {type: "button", ariaLabel: `i${number}: ${says}`, disabled: Boolean(why), onclick};
+  return element("button", about, painted(element("canvas"), testImage(i), inked), says);
+});
 
 function sort(table, column) {
-  const head = table.tHead.rows[0].cells, down = head[column].getAttribute("aria-sort") === "ascending";
-  [...head].forEach((cell) => cell.removeAttribute("aria-sort"));
-  head[column].setAttribute("aria-sort", down ? "descending" : "ascending");
+  const head = [...table.tHead.rows[0].cells], down = head[column].ariaSort === "ascending";
+  head.forEach((cell, c) => { cell.ariaSort = c !== column ? null : down ? "descending" : "ascending"; });
   const value = (row) => row.cells[column].textContent;
   const lines = [...table.tBodies[0].rows].sort((a, b) =>
     value(a) - value(b) || value(a).localeCompare(value(b), "en", {numeric: true}));
@@ -2106,14 +2041,11 @@ function sort(table, column) {
 }
 
 function check() {  // that this page computes what the program does
-  let largest = 0, others = 0;
-  page.checked.forEach((i, n) => {
-    const {mean} = estimate(testImage(i)), expected = page.expected[n];
-    mean.forEach((v, k) => { largest = Math.max(largest, Math.abs(v - expected[k])); });
-    others += order(mean)[0] !== page.predicted[i];
-  });
-  Object.assign($("check").dataset, {images: page.checked.length, largest, others});
-  $("check").textContent = `Checked as this page was opened, with ${page.checked.length} images: the ` +
+  const found = page.checked.map((i) => estimate(testImage(i)).mean);
+  const largest = most(found.flatMap((mean, n) => mean.map((v, k) => Math.abs(v - page.expected[n][k]))));
+  const others = page.checked.filter((i, n) => order(found[n])[0] !== page.predicted[i]).length;
+  Object.assign($("check").dataset, {images: found.length, largest, others});
+  $("check").textContent = `Checked as this page was opened, with ${found.length} images: the ` +
     `largest difference from the program is ${largest.toExponential(1)}, ${others} get another class.`;
 }
 
@@ -2128,18 +2060,25 @@ if (why) {
   redraw();
   if (page.checked) setTimeout(check);
 }
-if (page.clicked) $("clicked").append(...buttons(page.clicked));
-document.querySelectorAll("[data-label]").forEach((cell) => {
-  cell.onclick = () => {
-    const {label, read} = cell.dataset;
+$("clicked").append(...buttons(page.clicked ?? []));
+
+const cells = [...document.querySelectorAll(".confusion td")].map((cell) =>
+  ({cell, label: cell.parentElement.rowIndex - 1, read: cell.cellIndex - 1, count: +cell.textContent}));
+const worst = most(cells.map(({label, read, count}) => (label === read ? 0 : count)));
+cells.filter(({count}) => count).forEach(({cell, label, read, count}) => {
+  const ariaLabel = `${names[label]} read as ${names[read]}: ${count} images`;
+  const className = label === read ? "right" : `wrong${Math.ceil(3 * count / worst)}`;
+  const onclick = () => {
     const behind = [...page.labels.keys()].filter((i) =>
-      page.labels[i] === +label && page.predicted[i] === +read);
-    const says = element("p", `${cell.getAttribute("aria-label")}, ${behind.length} of them in this page:`);
+      page.labels[i] === label && page.predicted[i] === read);
+    const says = element("p", {}, `${ariaLabel}, ${behind.length} of them in this page:`);
     $("behind").replaceChildren(says, ...buttons(behind));
   };
+  cell.replaceChildren(element("button", {type: "button", className, ariaLabel, onclick}, count));
 });
 document.querySelectorAll(".sortable").forEach((table) => {
-  table.querySelectorAll("th button").forEach((head, column) => head.onclick = () => sort(table, column));
+  [...table.tHead.rows[0].cells].forEach((head, column) => head.replaceChildren(
+    element("button", {type: "button", onclick: () => sort(table, column)}, head.textContent)));
 });
 </script>
 </body>

@@ -305,7 +305,7 @@ def test_estimates_above_1_are_ranked_before_they_are_cut_off():
     }
     image = np.zeros((2, 2), np.uint8)
     found = judging.likeliest([(params, config)], image)
-    assert found == [("c", 1.0), ("a", 1.0), ("b", 0.0)]
+    assert [(row["name"], row["probability"]) for row in found] == [("c", 1.0), ("a", 1.0), ("b", 0.0)]
     params["b1"][0] = np.inf
     with refused(error=FloatingPointError):
         judging.likeliest([(params, config)], image)
