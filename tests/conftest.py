@@ -54,9 +54,23 @@ def write_dataset(folder, train=60, test=20, shape=(4, 5), classes=3, seed=0, zi
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_writes():
+    """Nobody waits for the disk, which took most of the time; only processes of their own still do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture
 def small_set(tmp_path):
     return write_dataset(tmp_path / "small")
+
+
+@pytest.fixture
+def few_glyphs(monkeypatch):
+    draw = data.draw_glyphs
+    monkeypatch.setattr(data, "draw_glyphs", lambda rng: draw(rng, 30, 10))
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def wait_until_gone(process):
     wait_until(lambda: process.poll() is not None and not living(process))
 
 
-def check_writes(monkeypatch, folder, written, error, once, main, *arguments):
+def check_writes(folder, written, error, once, main, *arguments):
     """A script's writes fail one after the other, over old files: each file is the old or the new one.
 
     Parameters
@@ -117,7 +117,6 @@ def check_writes(monkeypatch, folder, written, error, once, main, *arguments):
     def files():
         return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # for speed; it still can fail
     assert call(main, *arguments)[0] == 0
     new, paths = files(), list(folder.glob(written))
     for number in range(1, 40):

@@ -201,9 +201,7 @@ def test_no_glyph_font_is_in_both_parts():
     assert not set(data.GLYPH_FONTS["train"]) & set(data.GLYPH_FONTS["test"])
 
 
-def test_glyphs_are_cached_as_idx_files(tmp_path, monkeypatch, capsys):
-    draw = data.draw_glyphs
-    monkeypatch.setattr(data, "draw_glyphs", lambda rng: draw(rng, 300, 100))
+def test_glyphs_are_cached_as_idx_files(tmp_path, few_glyphs, capsys):
     first = data.load_dataset("glyphs", tmp_path)
     assert "drawing" in capsys.readouterr().err
     again = data.load_dataset("glyphs", tmp_path)
@@ -213,9 +211,7 @@ def test_glyphs_are_cached_as_idx_files(tmp_path, monkeypatch, capsys):
     np.testing.assert_array_equal(first["train_images"], again["train_images"])
 
 
-def test_glyphs_work_where_nothing_can_be_written(tmp_path, monkeypatch, capsys):
-    draw = data.draw_glyphs
-    monkeypatch.setattr(data, "draw_glyphs", lambda rng: draw(rng, 300, 100))
+def test_glyphs_work_where_nothing_can_be_written(tmp_path, few_glyphs, capsys):
     (tmp_path / "a-file").write_text("")
     unwritable = data.load_dataset("glyphs", tmp_path / "a-file")
     assert "could not be kept" in capsys.readouterr().err

@@ -76,8 +76,7 @@ ANSWERS = {
     "no-end": no_end,
 }
 BAD = [name for name in ANSWERS if name not in ("good", "moved", "no-number")]
-SLOW = ["drip", "drip-headers", "silent"]  # without end: they are given up after PATIENCE
-PATIENCE = 3  # seconds: a hundred times what an answer from this machine takes
+SLOW = ["drip", "drip-headers", "silent"]  # without end
 CLOSED = threading.Event()
 
 
@@ -100,11 +99,23 @@ def server():
     server.server_close()
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """What has no end is given up soon, and what has one never, however slow the machine."""
+    fetch = data._fetch
+
+    def patient(url, size):
+        seconds = 0.2 if any(f"/{name}/" in url for name in SLOW) else HANG
+        monkeypatch.setattr(data, "ANSWER_SECONDS", seconds)
+        return fetch(url, size)
+
+    monkeypatch.setattr(data, "_fetch", patient)
+
+
 @pytest.fixture
-def get(server, tmp_path, monkeypatch):
+def get(server, tmp_path):
     def get(*answers):
         target = tmp_path / "set" / "f.gz"
-        monkeypatch.setattr(data, "ANSWER_SECONDS", PATIENCE if {*SLOW} & {*answers} else HANG)
         urls = [f"{server}/{answer}/f.gz" for answer in answers]
         data.download_file(urls, target, SHA256, len(CONTENT))
         return target.read_bytes()
@@ -200,10 +211,8 @@ def test_only_what_is_missing_is_downloaded(mirrored, tmp_path):
     assert others == {p.name: p.stat().st_mtime_ns for p in file.parent.iterdir() if p != file}
 
 
-def test_mnist_never_falls_back_and_auto_says_so(mirrored, tmp_path, monkeypatch, capsys):
+def test_mnist_never_falls_back_and_auto_says_so(mirrored, few_glyphs, tmp_path, capsys):
     mirrored["mirrors"] = mirrored["mirrors"][:1]
-    draw = data.draw_glyphs
-    monkeypatch.setattr(data, "draw_glyphs", lambda rng: draw(rng, 300, 100))
     with refused("404", error=OSError):
         data.load_dataset("mnist", tmp_path / "data")
     assert data.load_dataset("auto", tmp_path / "data")["name"] == "glyphs"
@@ -211,12 +220,9 @@ def test_mnist_never_falls_back_and_auto_says_so(mirrored, tmp_path, monkeypatch
     assert "NOT MNIST" in warning and "404" in warning and "--data-dir" in warning
 
 
-def test_auto_gives_up_on_silent_mirrors_within_15_seconds(mirrored, server, tmp_path, monkeypatch):
+def test_auto_gives_up_on_silent_mirrors_within_15_seconds(mirrored, few_glyphs, server, tmp_path):
     assert 2 * data.ANSWER_SECONDS < 14
-    monkeypatch.setattr(data, "ANSWER_SECONDS", PATIENCE)
     mirrored["mirrors"] = [f"{server}/silent/", f"{server}/drip/"]
-    draw = data.draw_glyphs
-    monkeypatch.setattr(data, "draw_glyphs", lambda rng: draw(rng, 300, 100))
     with time_limit():
         assert data.load_dataset("auto", tmp_path / "data")["name"] == "glyphs"
 

@@ -51,12 +51,12 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize("what", ["predictions", "seen"])
 @pytest.mark.parametrize("error, once", [(errno.ENOSPC, False), pytest.param(errno.EIO, True, marks=MORE)])
-def test_a_write_that_fails_loses_nothing(whole, tmp_path, monkeypatch, what, error, once):
+def test_a_write_that_fails_loses_nothing(whole, tmp_path, what, error, once):
     shutil.copytree(whole / "run", tmp_path / "run")
     shutil.copy(whole / "digit.png", tmp_path)
     more = ["--images", tmp_path / "digit.png", "--save"] if what == "seen" else []
     judge = [judging.main, tmp_path / "run", *more]
-    assert check_writes(monkeypatch, tmp_path, f"**/*{what}*", error, once, *judge) >= 4
+    assert check_writes(tmp_path, f"**/*{what}*", error, once, *judge) >= 4
 
 
 def use_params(path):

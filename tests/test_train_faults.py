@@ -74,9 +74,8 @@ def check_same_run(out, other):
 
 
 @pytest.mark.parametrize("error, once", [(errno.ENOSPC, False), (errno.EIO, True)])
-def test_a_write_that_fails_loses_nothing(whole, tmp_path, monkeypatch, error, once):
+def test_a_write_that_fails_loses_nothing(whole, tmp_path, error, once):
     """An earlier run is in the folder; the new one meets the error at its first write, its second, ..."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # for speed; it still can fail
     for number in range(1, 200):
         out = tmp_path / str(number)
         shutil.copytree(whole / "run", out)
@@ -276,11 +275,6 @@ def use_settings(path):
     train.check_settings(train.load_settings(path))
 
 
-@pytest.fixture
-def fast_writes(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 def copied(run, tmp_path):
     for file in run.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -289,7 +283,7 @@ def copied(run, tmp_path):
 
 @pytest.mark.parametrize("count", [FEW, MANY])
 @pytest.mark.parametrize("file", ["last.pkl", "history.csv"])
-def test_damaged_runs_are_resumed_or_refused(runs, tmp_path, fast_writes, file, count):
+def test_damaged_runs_are_resumed_or_refused(runs, tmp_path, file, count):
     rng, faults, fine = np.random.default_rng([3, len(file), count]), {}, 0
     for run in runs:
         out = tmp_path / run.name
@@ -316,7 +310,7 @@ def test_damaged_settings(runs, tmp_path, count):
 
 @pytest.mark.parametrize("count", [FEW, MANY])
 @pytest.mark.parametrize("file", ["last.pkl", "config.json"])
-def test_files_of_a_run_that_are_whole_but_say_something_odd(runs, tmp_path, fast_writes, file, count):
+def test_files_of_a_run_that_are_whole_but_say_something_odd(runs, tmp_path, file, count):
     rng, faults, fine = np.random.default_rng([5, len(file), count]), {}, 0
     for run in runs:
         out = tmp_path / run.name

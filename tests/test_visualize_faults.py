@@ -41,7 +41,7 @@ def whole(tmp_path_factory):
 def test_a_write_that_fails_loses_nothing(whole, tmp_path, monkeypatch, error, once):
     shutil.copytree(whole / "run", tmp_path / "run")
     drawing = [visualize.main, tmp_path / "run", "--only", "loss"]
-    assert check_writes(monkeypatch, tmp_path, "run/figures/*", error, once, *drawing) >= 10
+    assert check_writes(tmp_path, "run/figures/*", error, once, *drawing) >= 10
 
 
 def test_a_folder_for_figures_that_is_a_file(whole, tmp_path):
