@@ -125,17 +125,17 @@ def slow_gradients(picture, cells):
     return np.minimum(2 * np.sqrt(255 * found), 255).ravel()
 
 
-@pytest.mark.parametrize("shape", [(28, 28), (5, 12), (9, 4), (1, 6), (3, 1), (1, 1)])
+@pytest.mark.parametrize("shape", [(14, 14), (5, 12), (9, 4), (1, 6), (3, 1), (1, 1)])
 @pytest.mark.parametrize("cells", [1, 4, 7])
 def test_gradients_are_those_of_a_direct_calculation(shape, cells):
     pictures = np.random.default_rng(0).integers(0, 256, (3, *shape), dtype=np.uint8)
     pictures[1] = pictures[1] // 128 * 255  # many slopes straight along a direction
     step = {"name": "hog", "shape": list(shape), "number": cells}
+    slow = [slow_gradients(picture.astype(float), cells) for picture in pictures]
     for dtype, close in ((np.float64, 1e-5), (np.float32, 0.1)):  # the root of what rounding leaves of 0
         found = data.gradients(pictures.reshape(3, -1), step, dtype)
         assert found.dtype == dtype
-        for picture, numbers in zip(pictures, found):
-            np.testing.assert_allclose(numbers, slow_gradients(picture.astype(float), cells), atol=close)
+        np.testing.assert_allclose(found, slow, atol=close)
 
 
 def test_gradients_of_an_image_do_not_depend_on_those_beside_it():

@@ -412,8 +412,10 @@ def test_folders_on_the_command_line_command_no_terminal(tmp_path, small_set):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
-@pytest.mark.parametrize("name", ["数据 $x^{", os.fsdecode(b"not text \xff")])
+@pytest.mark.parametrize(
+    "name, encoding",
+    [("数据 $x^{", "cp1252"), ("数据 $x^{", "ascii"), (os.fsdecode(b"not text \xff"), "utf-8")],
+)
 def test_a_name_that_the_output_cannot_encode_ends_nothing(tmp_path, name, encoding):
     folder, out = write_dataset(tmp_path / name), tmp_path / f"{name} run"
     flags = ["--dataset", folder, "--out", out, "--hidden", 3, "--epochs", 1]

@@ -157,7 +157,7 @@ def cats(tmp_path_factory):
 
 def test_a_folder_of_pictures_of_two_classes_is_trained_judged_and_drawn(cats, tmp_path):
     assert "accuracy 100.00 %" in run("test.py", cats / "run").stdout
-    run("visualize.py", cats / "run", "--out", tmp_path / "figures")
+    run("visualize.py", cats / "run", "--only", "confusion,fields", "--out", tmp_path / "figures")
     assert (tmp_path / "figures" / "confusion.png").exists()
 
 
