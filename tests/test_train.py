@@ -694,7 +694,7 @@ def test_a_damaged_run_is_not_resumed(small_set, tmp_path, damage):
 def test_three_epochs_on_real_mnist(real_data, tmp_path):
     run_apart(
         "train.py", "--dataset", "mnist", "--data-dir", real_data, "--out", tmp_path, "--epochs", 3,
-        "--lr", 0.1, "--momentum", 0.9, "--quiet", OPENBLAS_NUM_THREADS="2",
+        "--hidden", 100, "--lr", 0.1, "--momentum", 0.9, "--quiet",
     )  # fmt: skip
     done = run_apart("test.py", tmp_path, "--data-dir", real_data, "--json")
     report = json.loads(done.stdout)

@@ -40,13 +40,13 @@ OTHER_FLAGS = ("--val-size", 12, "--batch-size", 16, "--hidden", 7, "--momentum"
 
 
 def flags(folder, out, *more):
-    """Flags of a small run of five epochs; of a flag given twice the last counts."""
-    return ["--dataset", folder / "small", "--out", out, *OTHER_FLAGS, "--epochs", 5, *more]
+    """Flags of a small run of three epochs; of a flag given twice the last counts."""
+    return ["--dataset", folder / "small", "--out", out, *OTHER_FLAGS, "--epochs", 3, *more]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A folder with a data set, ``small``, and unbroken runs of 5 epochs, ``run``, and 300, ``long``."""
+    """A folder with a data set, ``small``, and unbroken runs of 3 epochs, ``run``, and 300, ``long``."""
     folder = tmp_path_factory.mktemp("whole")
     write_dataset(folder / "small")
     assert call(train.main, *flags(folder, folder / "run"))[0] == 0
@@ -95,7 +95,7 @@ def test_a_write_that_fails_loses_nothing(whole, tmp_path, error, once):
         assert call(train.main, *flags(whole, out, *resume_if_begun(out)))[0] == 0
         check_same_run(out, whole / "run")
         shutil.rmtree(out)
-    assert number > 30
+    assert number > 20
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
@@ -149,7 +149,7 @@ def test_of_many_runs_started_at_once_one_goes_on(whole, tmp_path):
     code = (
         "import sys, pathlib, train\n"
         "out, mine = pathlib.Path(sys.argv[1]), 0\n"
-        "while mine < 100:\n"
+        "while mine < 30:\n"
         "    try:\n"
         "        with train.locked(out):\n"
         "            (out / 'held').mkdir()\n"  # fails if another one is inside
@@ -388,16 +388,16 @@ def killed_at(number, *arguments):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it kills itself")
 def test_killed_between_two_files_and_resumed_a_run_is_the_one_it_describes(whole, tmp_path):
-    given = ("--epochs", 3, "--lr-schedule", "cosine", "--quiet")
+    given = ("--epochs", 2, "--lr-schedule", "cosine", "--quiet")
     number = 0
     while killed_at(number := number + 1, *flags(whole, tmp_path / f"{number}", *given)):
         out = tmp_path / f"{number}"
         if not (out / "last.pkl").exists():
             continue
-        assert call(train.main, "--resume", "--epochs", 6, "--out", out)[0] == 0
+        assert call(train.main, "--resume", "--epochs", 4, "--out", out)[0] == 0
         best = nn.load_checkpoint(out / "last.pkl")["best"]
         params, config = nn.load_params(out / "params.pkl")
-        assert config["epoch"] == best["epoch"] and config["epochs"] == 6, number
+        assert config["epoch"] == best["epoch"] and config["epochs"] == 4, number
         kept = data.load_json(out / "config.json")["result"]["kept"]
         assert (kept["epoch"], kept["val_accuracy"]) == (config["epoch"], config["val_accuracy"]), number
         assert all((params[key] == best["params"][key]).all() for key in params), number
