@@ -140,6 +140,19 @@ def run_apart(script, *arguments, check=0, **environment):
     return done
 
 
+def run_code(code, *arguments, **more):
+    """Run Python code in a process of its own that finds the program and the tests; returns it, finished."""
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": paths},
+        timeout=HANG,
+        **more,
+    )
+
+
 def rows_of(path):
     """The rows of a history.csv or trials.csv, but for the seconds, which differ each time."""
     rows = data.load_rows(path, words=path.name in ("trials.csv", "groups.csv"))

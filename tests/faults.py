@@ -18,7 +18,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import CLEAR, HANG, ROOT, call, is_one_clear_line, time_limit, write_dataset
+from conftest import CLEAR, HANG, ROOT, call, is_one_clear_line, run_code, time_limit, write_dataset
 
 import data
 import nn
@@ -409,11 +409,7 @@ def check_hostile(folder, hostile):
         paths.append(folder / f"{number}" / name.split()[0])
         paths[-1].parent.mkdir()
         paths[-1].write_bytes(make())
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", READ, *map(str, paths)],
-        capture_output=True, text=True, cwd=folder, timeout=HANG,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OPENBLAS_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = run_code(READ, *paths, cwd=folder)
     assert done.returncode == 0 and not done.stderr, done.stdout[-300:] + done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert len(lines) == len(paths)

@@ -2,7 +2,6 @@
 
 import gzip
 import pickle
-import struct
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from faults import (
     zipped,
 )
 from PIL import Image
+from test_datasets import idx
 
 import data
 
@@ -65,8 +65,7 @@ def save_pickle(protocol):
 def save_qmnist(folder, images, labels):
     table = np.column_stack([labels] * 8).astype(">i4")
     (folder / "qmnist-train-images-idx3-ubyte").write_bytes(data.idx_bytes(images))
-    header = bytes([0, 0, 12, 2]) + struct.pack(">2I", *table.shape)
-    (folder / "qmnist-train-labels-idx2-int").write_bytes(header + table.tobytes())
+    (folder / "qmnist-train-labels-idx2-int").write_bytes(idx(table, 12))
 
 
 def save_pictures(folder, images, labels):

@@ -1,5 +1,6 @@
 """Downloads, driven against an HTTP server on the loopback address."""
 
+import concurrent.futures
 import contextlib
 import errno
 import gc
@@ -8,15 +9,13 @@ import hashlib
 import http.server
 import os
 import socket
-import subprocess
-import sys
 import threading
 import urllib.request  # noqa: F401  (now, not while a mirror is waited for)
 import warnings
 
 import numpy as np
 import pytest
-from conftest import HANG, ROOT, refused, time_limit, write_dataset
+from conftest import HANG, refused, run_code, time_limit, write_dataset
 
 import data
 
@@ -228,11 +227,8 @@ def test_auto_gives_up_on_silent_mirrors_within_15_seconds(mirrored, few_glyphs,
 
 
 def test_several_downloads_at_once_do_no_harm(get, tmp_path):
-    threads = [threading.Thread(target=get, args=("good",)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(HANG)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        assert list(pool.map(get, ["good"] * 4)) == [ZIPPED] * 4
     assert (tmp_path / "set" / "f.gz").read_bytes() == ZIPPED
     assert os.listdir(tmp_path / "set") == ["f.gz"]
 
@@ -246,12 +242,9 @@ def test_several_processes_at_once_do_no_harm(server, tmp_path):
         "    data.load_idx(path)\n"
     )
     arguments = [f"{server}/good/f.gz", tmp_path / "set" / "f.gz", SHA256, len(CONTENT)]
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    processes = [
-        subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"})
-        for _ in range(3)
-    ]
-    assert [process.wait(HANG) for process in processes] == [0, 0, 0]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        ended = [pool.submit(run_code, code, *arguments) for _ in range(3)]
+    assert [done.result().stderr for done in ended] == [""] * 3
     assert (tmp_path / "set" / "f.gz").read_bytes() == ZIPPED
     assert os.listdir(tmp_path / "set") == ["f.gz"]
 

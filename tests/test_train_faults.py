@@ -1,5 +1,6 @@
 """Runs that meet faults: full disks, a second run, signals, files that are damaged or say something odd."""
 
+import concurrent.futures
 import errno
 import json
 import os
@@ -13,7 +14,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ENDLESS, HANG, ROOT, call, is_one_clear_line, rows_of, run_apart, write_dataset
+from conftest import ENDLESS, HANG, call, is_one_clear_line, rows_of, run_apart, run_code, write_dataset
 from faults import (
     FEW,
     MANY,
@@ -158,11 +159,9 @@ def test_of_many_runs_started_at_once_one_goes_on(whole, tmp_path):
         "    except BlockingIOError:\n"
         "        pass\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment) for _ in range(4)
-    ]
-    assert [process.wait(HANG) for process in processes] == [0] * 4
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        ended = [pool.submit(run_code, code, tmp_path) for _ in range(4)]
+    assert [done.result().stderr for done in ended] == [""] * 4
     assert os.listdir(tmp_path) == [".lock"]
 
 
@@ -380,10 +379,7 @@ def killed_at(number, *arguments):
         "os.replace = killed\n"
         "train.main(sys.argv[2:])\n"
     )
-    return subprocess.run(
-        [sys.executable, "-c", code, str(number), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
-    ).returncode  # fmt: skip
+    return run_code(code, number, *arguments).returncode
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it kills itself")
@@ -431,23 +427,8 @@ def test_the_memory_of_a_long_run_is_flat(tmp_path):
         "train.main(sys.argv[1:])\n"
         "print(held[19], held[-1], len(held))\n"
     )
-    flags = [
-        "--dataset",
-        small,
-        "--val-size",
-        100,
-        "--epochs",
-        300,
-        "--hidden",
-        100,
-        "--out",
-        tmp_path / "run",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, flags), "--momentum", "0.5", "--lr", "0.02", "--quiet"],
-        capture_output=True, text=True, timeout=HANG,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
-    )  # fmt: skip
+    flags = ["--dataset", small, "--val-size", 100, "--epochs", 300, "--hidden", 100, "--momentum", 0.5]
+    done = run_code(code, *flags, "--lr", 0.02, "--quiet", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     early, late, epochs = map(int, done.stdout.splitlines()[-1].split())
     assert epochs == 301 and late - early < 4e6, f"{early / 1e6:.1f} MB became {late / 1e6:.1f} MB"
