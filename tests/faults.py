@@ -311,7 +311,7 @@ def no_processes(count):
     yield submit
 
 
-FEW, MANY = 60, pytest.param(1100, marks=pytest.mark.extended)  # damaged files of each kind
+FEW, MANY = 60, pytest.param(400, marks=pytest.mark.extended)  # damaged files of each kind
 
 
 def written(path, contents, target=None):

@@ -401,7 +401,7 @@ def test_any_distortion_that_is_accepted_works_without_a_warning(name):
     assert accepted
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.extended)])
+@pytest.mark.parametrize("count", [60, pytest.param(400, marks=pytest.mark.extended)])
 def test_odd_distortions_and_steps_in_a_params_file_are_drawn_or_refused(distorted_run, tmp_path, count):
     honest, rng = nn.load_checkpoint(distorted_run), np.random.default_rng(count)
     odd = [{name: value} for name in ("augment", *data.STRENGTHS, "steps") for value in ODD_VALUES + NAMES]

@@ -72,7 +72,7 @@ def test_nonsense_on_the_command_line_is_refused_before_the_data_is_loaded(name,
             assert train.flag(name) in err and "is loaded" not in err, (value, err)
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(2000, marks=pytest.mark.extended)])
+@pytest.mark.parametrize("count", [150, pytest.param(700, marks=pytest.mark.extended)])
 def test_extreme_settings_together(tiny, count):
     rng, dataset = np.random.default_rng(count), data.load_dataset(str(tiny))
     extremes = {

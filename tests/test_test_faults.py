@@ -107,7 +107,7 @@ def test_params_that_are_whole_but_say_something_odd(runs, tmp_path, suffix, cou
 KINDS = ["png", "jpg", "gif", "bmp", "tif", "webp", "ppm", "ico"]
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(500, marks=MORE)])
+@pytest.mark.parametrize("count", [30, pytest.param(200, marks=MORE)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_pictures(whole, tmp_path, kind, count):
     rng, path = np.random.default_rng([10, KINDS.index(kind), count]), tmp_path / f"digit.{kind}"
@@ -140,7 +140,7 @@ def test_damaged_pictures_on_the_command_line_have_a_line_each(whole, tmp_path):
     assert all(line.startswith("test.py: ") and str(tmp_path) in line for line in lines)
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(600, marks=MORE)])
+@pytest.mark.parametrize("count", [60, pytest.param(300, marks=MORE)])
 def test_committees_with_a_bad_member(whole, tmp_path, count):
     rng, path = np.random.default_rng([11, count]), tmp_path / "params.pkl"
     honest, other = nn.load_checkpoint(whole / "run" / "params.pkl"), whole / "other"
