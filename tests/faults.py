@@ -167,20 +167,7 @@ class Disk:
 # --- damage -----------------------------------------------------------------------------------
 
 EDGES = [b"\0", b"\xff", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\x80", b"\xff" * 8]
-TOKENS = [
-    b"nan",
-    b"-inf",
-    b"1e999",
-    b"-1",
-    b"",
-    b"9" * 30,
-    b"null",
-    b"[]",
-    b"{",
-    b'"',
-    b"\xef\xbb\xbf",
-    b"\r",
-]
+TOKENS = [*b'nan -inf 1e999 -1 null [] { " \xef\xbb\xbf'.split(), b"9" * 30, b"", b"\r"]
 
 
 def damaged(content, rng):
@@ -264,8 +251,8 @@ def altered(value, rng, arrays=False):
     return value
 
 
-def outcomes(cases, use):
-    """Use each damaged file: how many were fine, and what was wrong otherwise than with a clear error.
+def count_fine(cases, use):
+    """Use each damaged file: it is fine, or a clear error says what is wrong; returns how many were fine.
 
     Parameters
     ----------
@@ -291,9 +278,9 @@ def outcomes(cases, use):
             faults[f"{type(error).__name__}: {error}"[:200]] = number
         if warned:
             faults[f"warning: {warned[0].message}"] = number
-    if (grown := peak_memory() - before) > 300e6:
-        faults[f"{grown / 1e6:.0f} MB more memory"] = None
-    return fine, faults
+    assert not faults, "the last case of each"
+    assert peak_memory() - before < 300e6
+    return fine
 
 
 @contextlib.contextmanager

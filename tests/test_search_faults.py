@@ -22,10 +22,10 @@ from faults import (
     altered,
     call_refused,
     check_whole,
+    count_fine,
     damaged,
     make_set,
     no_processes,
-    outcomes,
     started,
     wait_until,
     wait_until_gone,
@@ -353,14 +353,14 @@ def test_damaged_searches_are_resumed_or_refused(whole, tmp_path, here, file, co
     honest = {name: (out / name).read_bytes() for name in ("trials.csv", file)}  # trials.csv is written
 
     def cases():
-        for _ in range(count):
+        for number in range(count):
             for name, content in honest.items():
                 (out / name).write_bytes(content)
-            (out / file).write_bytes(damaged(honest[file], rng))
+            if number:  # the first is whole: the others have times in them and may all be refused
+                (out / file).write_bytes(damaged(honest[file], rng))
             yield out
 
-    fine, faults = outcomes(cases(), use_search)
-    assert not faults and 0 < fine < count
+    assert 0 < count_fine(cases(), use_search) < count
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.extended)])
@@ -379,8 +379,7 @@ def test_files_of_a_search_that_are_whole_but_say_something_odd(whole, tmp_path,
                 (out / file).write_bytes(pickle.dumps(altered(honest, rng, arrays=True)))
             yield out
 
-    fine, faults = outcomes(cases(), use_search)
-    assert not faults and 0 < fine < count
+    assert 0 < count_fine(cases(), use_search) < count
 
 
 @pytest.mark.parametrize("file", ["trials.csv", "search.json"])
@@ -397,12 +396,11 @@ def test_damaged_searches_with_repeats_are_resumed_or_refused(small, tmp_path, h
                 path.write_bytes(content)
             if file == "search.json" and number % 2:
                 (out / file).write_text(json.dumps(altered(record, rng)))
-            else:
+            elif number:
                 (out / file).write_bytes(damaged(honest[out / file], rng))
             yield out
 
-    fine, faults = outcomes(cases(), use_search)
-    assert not faults and 0 < fine < 80
+    assert 0 < count_fine(cases(), use_search) < 80
 
 
 # --- nonsense ---------------------------------------------------------------------------------

@@ -12,25 +12,10 @@ import subprocess
 import sys
 import time
 
+import faults
 import numpy as np
 import pytest
 from conftest import ENDLESS, HANG, call, is_one_clear_line, rows_of, run_apart, run_code, write_dataset
-from faults import (
-    FEW,
-    MANY,
-    Disk,
-    altered,
-    call_refused,
-    check_whole,
-    command,
-    damaged,
-    make_runs,
-    outcomes,
-    started,
-    wait_until,
-    wait_until_gone,
-    written,
-)
 
 import data
 import nn
@@ -82,7 +67,7 @@ def test_a_write_that_fails_loses_nothing(whole, tmp_path, error, once):
         shutil.copytree(whole / "run", out)
         earlier = set(contents(out).values())
         with pytest.MonkeyPatch.context() as patch:
-            disk = Disk(patch, out, number, error, once)
+            disk = faults.Disk(patch, out, number, error, once)
             status, _, err = call(train.main, *flags(whole, out))
         if disk.count < number:
             break
@@ -92,7 +77,7 @@ def test_a_write_that_fails_loses_nothing(whole, tmp_path, error, once):
             f"failing write {number} lost a file of the earlier run"
         )
         assert not list(out.glob("*.part")), "a half-written file stays"
-        check_whole(out)
+        faults.check_whole(out)
         assert call(train.main, *flags(whole, out, *resume_if_begun(out)))[0] == 0
         check_same_run(out, whole / "run")
         shutil.rmtree(out)
@@ -122,7 +107,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_file(whole, tmp_path):
 def test_a_results_path_that_is_a_file_or_below_one(whole, tmp_path):
     (tmp_path / "file").write_text("kept")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        call_refused(train.main, *flags(whole, out), names=[str(tmp_path / "file")])
+        faults.call_refused(train.main, *flags(whole, out), names=[str(tmp_path / "file")])
     assert (tmp_path / "file").read_text() == "kept"
 
 
@@ -131,13 +116,14 @@ def test_a_results_path_that_is_a_file_or_below_one(whole, tmp_path):
 
 def test_a_second_run_is_refused_while_the_first_lives(whole, tmp_path):
     out = tmp_path / "run"
-    with started("train.py", *flags(whole, out, "--epochs", ENDLESS), stdout=subprocess.DEVNULL) as first:
-        wait_until((out / "last.pkl").exists, first)
+    given = flags(whole, out, "--epochs", ENDLESS)
+    with faults.started("train.py", *given, stdout=subprocess.DEVNULL) as first:
+        faults.wait_until((out / "last.pkl").exists, first)
         for more in ([], ["--resume"]):
-            call_refused(train.main, *flags(whole, out, *more), names=[str(out)])
+            faults.call_refused(train.main, *flags(whole, out, *more), names=[str(out)])
         assert not (out / "previous-1").exists() and first.poll() is None
         first.kill()
-        wait_until_gone(first)
+        faults.wait_until_gone(first)
     assert call(train.main, *flags(whole, out))[0] == 0, "the lock of a killed run blocks nobody"
     check_same_run(out, whole / "run")
 
@@ -216,13 +202,13 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bits(whole, tmp_path, s
     out, rng = tmp_path / "run", np.random.default_rng(seed)
     given = flags(whole, out, "--epochs", 300)
     for kill in range(kills):
-        with started("train.py", *given, *resume_if_begun(out)) as process:
+        with faults.started("train.py", *given, *resume_if_begun(out)) as process:
             for _ in range(rng.integers(1, 40) if kill % 2 else 0):
                 process.stdout.readline()
             time.sleep(rng.uniform(0, 0.02 if kill % 2 else 0.6))  # if it ends first, that is no harm
             process.kill()
             process.wait(HANG)
-        check_whole(out)
+        faults.check_whole(out)
         if (out / "last.pkl").exists():
             train.load_last(out)
     assert call(train.main, *given, *resume_if_begun(out))[0] == 0
@@ -237,14 +223,14 @@ def test_signals_save_what_was_reached(whole, tmp_path, number, status, moments)
     rng = np.random.default_rng(int(number))
     for moment in range(moments):
         out = tmp_path / str(moment)
-        with started("train.py", *flags(whole, out, "--epochs", ENDLESS)) as process:
+        with faults.started("train.py", *flags(whole, out, "--epochs", ENDLESS)) as process:
             for _ in range(8 if moment % 2 else 1):  # the first lines say what it trains
                 assert process.stdout.readline()
             time.sleep(rng.uniform(0, 0.3))  # it goes on however long this is
             process.send_signal(number)
             said, err = process.communicate(timeout=HANG)
             assert process.returncode == status and is_one_clear_line(err, str(out), "--resume"), err
-        check_whole(out)
+        faults.check_whole(out)
         assert json.loads((out / "config.json").read_text())["status"] == "stopped"
         if moment % 2 or (out / "last.pkl").exists():
             state, rows, _ = train.load_last(out)
@@ -256,7 +242,7 @@ def test_signals_save_what_was_reached(whole, tmp_path, number, status, moments)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    return make_runs(tmp_path_factory.mktemp("runs"))
+    return faults.make_runs(tmp_path_factory.mktemp("runs"))
 
 
 def use_run(out):
@@ -274,61 +260,51 @@ def use_settings(path):
     train.check_settings(train.load_settings(path))
 
 
-def copied(run, tmp_path):
-    for file in run.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    return tmp_path
+def copied(run, out):
+    return shutil.copytree(run, out, dirs_exist_ok=True)
 
 
-@pytest.mark.parametrize("count", [FEW, MANY])
+@pytest.mark.parametrize("count", [faults.FEW, faults.MANY])
 @pytest.mark.parametrize("file", ["last.pkl", "history.csv"])
 def test_damaged_runs_are_resumed_or_refused(runs, tmp_path, file, count):
-    rng, faults, fine = np.random.default_rng([3, len(file), count]), {}, 0
-    for run in runs:
-        out = tmp_path / run.name
-        out.mkdir()
+    rng = np.random.default_rng([3, len(file), count])
 
-        def cases(run=run, out=out):
-            for _ in range(count // len(runs)):
-                copied(run, out)
-                (out / file).write_bytes(damaged((run / file).read_bytes(), rng))
+    def cases():
+        for run in runs:
+            for number in range(count // len(runs)):
+                out = copied(run, tmp_path / run.name)
+                if number:  # the first is whole: the others have times in them and may all be refused
+                    (out / file).write_bytes(faults.damaged((run / file).read_bytes(), rng))
                 yield out
 
-        good, bad = outcomes(cases(), use_run)
-        fine, faults = fine + good, faults | bad
-    assert not faults and 0 < fine < count
+    assert 0 < faults.count_fine(cases(), use_run) < count
 
 
-@pytest.mark.parametrize("count", [FEW, MANY])
+@pytest.mark.parametrize("count", [faults.FEW, faults.MANY])
 def test_damaged_settings(runs, tmp_path, count):
     rng, content = np.random.default_rng([4, count]), (runs[0] / "config.json").read_bytes()
-    contents = (damaged(content, rng) for _ in range(count))
-    fine, faults = outcomes(written(tmp_path / "c.json", contents), use_settings)
-    assert not faults and 0 < fine < count
+    contents = (faults.damaged(content, rng) for _ in range(count))
+    assert 0 < faults.count_fine(faults.written(tmp_path / "c.json", contents), use_settings) < count
 
 
-@pytest.mark.parametrize("count", [FEW, MANY])
+@pytest.mark.parametrize("count", [faults.FEW, faults.MANY])
 @pytest.mark.parametrize("file", ["last.pkl", "config.json"])
 def test_files_of_a_run_that_are_whole_but_say_something_odd(runs, tmp_path, file, count):
-    rng, faults, fine = np.random.default_rng([5, len(file), count]), {}, 0
-    for run in runs:
-        out = tmp_path / run.name
-        out.mkdir()
-        last, settings = nn.load_checkpoint(run / "last.pkl"), train.load_settings(run / "config.json")
+    rng = np.random.default_rng([5, len(file), count])
 
-        def cases(run=run, out=out, last=last, settings=settings):
+    def cases():
+        for run in runs:
+            last, settings = nn.load_checkpoint(run / "last.pkl"), train.load_settings(run / "config.json")
             for _ in range(count // len(runs)):
+                out = copied(run, tmp_path / run.name)
                 if file == "config.json":
-                    (out / file).write_text(json.dumps(altered(settings, rng)))
+                    (out / file).write_text(json.dumps(faults.altered(settings, rng)))
                     yield out / file
                 else:
-                    copied(run, out)
-                    (out / file).write_bytes(pickle.dumps(altered(last, rng, arrays=True)))
+                    (out / file).write_bytes(pickle.dumps(faults.altered(last, rng, arrays=True)))
                     yield out
 
-        good, bad = outcomes(cases(), use_run if file == "last.pkl" else use_settings)
-        fine, faults = fine + good, faults | bad
-    assert not faults and 0 < fine < count
+    assert 0 < faults.count_fine(cases(), use_run if file == "last.pkl" else use_settings) < count
 
 
 SCRIPTS = ["train.py", "search.py", "test.py", "visualize.py"]
@@ -340,7 +316,7 @@ def start_importing(script, folder, code):
     (folder / "numpy" / "__init__.py").write_text(f"import time\nprint('here', flush=True)\n{code}\n")
     path = {**os.environ, "PYTHONPATH": str(folder)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command(script), text=True, env=path, **pipes)
+    process = subprocess.Popen(faults.command(script), text=True, env=path, **pipes)
     assert process.stdout.readline() == "here\n"
     return process
 

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import call, is_one_clear_line, refused, write_dataset
-from faults import EDGE_SETS, WORDS, altered, call_refused, check_writes, damaged, make_set, outcomes
+from faults import EDGE_SETS, WORDS, altered, call_refused, check_writes, count_fine, damaged, make_set
 from test_visualize import make_search
 
 import data
@@ -93,8 +93,7 @@ def test_damaged_folders_are_drawn_or_refused(whole, tmp_path, folder, file, odd
                 (out / file).write_bytes(damaged(honest, rng))
             yield out
 
-    _, faults = outcomes(cases(), lambda path: use_figures(path, rng))
-    assert not faults
+    count_fine(cases(), lambda path: use_figures(path, rng))
 
 
 @pytest.mark.parametrize("count", [8, pytest.param(120, marks=MANY)])
@@ -115,8 +114,7 @@ def test_damaged_runs_are_compared_or_refused(whole, tmp_path, file, count):
     def use(paths):
         draw(visualize.draw_comparison(paths, ["loss"])[0])
 
-    _, faults = outcomes(cases(), use)
-    assert not faults
+    count_fine(cases(), use)
 
 
 @pytest.mark.parametrize("flag", ["", "--only", "--data-dir", "--show", "--draw", "--nonsense"])
