@@ -34,6 +34,7 @@ import train
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HANG = 600  # seconds: what is not done by then, on any machine, will never be
 ENDLESS = 10**9  # epochs of a run that lasts until it is stopped, however quick the machine
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & would ignore it
 
 
 def write_dataset(folder, train=60, test=20, shape=(4, 5), classes=3, seed=0, zipped=False):
@@ -54,9 +55,23 @@ def write_dataset(folder, train=60, test=20, shape=(4, 5), classes=3, seed=0, zi
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_writes():
+    """Nobody waits for the disk, which took most of the time; only processes of their own still do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture
 def small_set(tmp_path):
     return write_dataset(tmp_path / "small")
+
+
+@pytest.fixture
+def few_glyphs(monkeypatch):
+    draw = data.draw_glyphs
+    monkeypatch.setattr(data, "draw_glyphs", lambda rng: draw(rng, 30, 10))
 
 
 @pytest.fixture
@@ -123,6 +138,19 @@ def run_apart(script, *arguments, check=0, **environment):
     )
     assert done.returncode == check, done.stdout + done.stderr
     return done
+
+
+def run_code(code, *arguments, **more):
+    """Run Python code in a process of its own that finds the program and the tests; returns it, finished."""
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": paths},
+        timeout=HANG,
+        **more,
+    )
 
 
 def rows_of(path):

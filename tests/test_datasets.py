@@ -42,11 +42,11 @@ def check(dataset, images=IMAGES, labels=LABELS, test=6, names=("0", "1", "2")):
 
 
 def csv_text(labels, images, header=None, last=False):
-    rows = [
-        ",".join(map(str, [*pixels, label] if last else [label, *pixels]))
-        for label, pixels in zip(labels, images.reshape(len(images), -1))
-    ]
-    return "\n".join(([header] if header else []) + rows) + "\n"
+    rows = np.reshape(images, (len(images), -1)).tolist()
+    if labels is not None:
+        rows = [[*row, label] if last else [label, *row] for label, row in zip(labels, rows)]
+    lines = [",".join(map(str, row)) for row in rows]
+    return "\n".join([header, *lines] if header else lines) + "\n"
 
 
 PIXELS = ",".join(f"pixel{i}" for i in range(20))
@@ -87,8 +87,7 @@ def test_a_test_set_alone_is_a_data_set(tmp_path):
 
 def test_kaggles_folder_whose_test_images_have_no_labels(tmp_path, capsys):
     (tmp_path / "train.csv").write_text(csv_text(LABELS, IMAGES, f"label,{PIXELS}"))
-    rows = "\n".join(",".join(map(str, pixels)) for pixels in FLAT)
-    (tmp_path / "test.csv").write_text(f"{PIXELS}\n{rows}\n")
+    (tmp_path / "test.csv").write_text(csv_text(None, FLAT, PIXELS))
     (tmp_path / "sample_submission.csv").write_text("ImageId,Label\n1,0\n2,0\n")
     check(load(tmp_path, size="4x5"), test=0)
     assert is_one_clear_line(capsys.readouterr().err, "test images have no labels")

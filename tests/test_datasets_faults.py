@@ -2,7 +2,6 @@
 
 import gzip
 import pickle
-import struct
 
 import numpy as np
 import pytest
@@ -13,14 +12,15 @@ from faults import (
     MEGA,
     Runs,
     check_hostile,
+    count_fine,
     damaged,
     npy,
-    outcomes,
     same_bytes,
     use_dataset,
     zipped,
 )
 from PIL import Image
+from test_datasets import idx
 
 import data
 
@@ -65,8 +65,7 @@ def save_pickle(protocol):
 def save_qmnist(folder, images, labels):
     table = np.column_stack([labels] * 8).astype(">i4")
     (folder / "qmnist-train-images-idx3-ubyte").write_bytes(data.idx_bytes(images))
-    header = bytes([0, 0, 12, 2]) + struct.pack(">2I", *table.shape)
-    (folder / "qmnist-train-labels-idx2-int").write_bytes(header + table.tobytes())
+    (folder / "qmnist-train-labels-idx2-int").write_bytes(idx(table, 12))
 
 
 def save_pictures(folder, images, labels):
@@ -111,8 +110,8 @@ def test_damaged_data_of_every_form(tmp_path, form, count):
             yield tmp_path
             path.write_bytes(honest)
 
-    fine, faults = outcomes(cases(), use_dataset)
-    assert not faults and fine < count
+    fine = count_fine(cases(), use_dataset)
+    assert fine < count
     assert fine or form in ("csv.gz", "npz", "npz compressed"), "these have checksums"
 
 
@@ -128,8 +127,7 @@ def test_damaged_new_images_of_every_form(tmp_path, name, count):
         path.write_bytes(content)
         assert data.load_images(path, (4, 5)).shape[1:] == (20,)
 
-    _, faults = outcomes((damaged(honest, rng) for _ in range(count)), use)
-    assert not faults
+    count_fine((damaged(honest, rng) for _ in range(count)), use)
 
 
 HOSTILE = {  # content that asks for far more memory or time than it is large
@@ -155,8 +153,5 @@ HOSTILE = {  # content that asks for far more memory or time than it is large
 
 
 @pytest.mark.parametrize("start", ["set", pytest.param("new", marks=pytest.mark.extended)])
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_data_sets_and_new_images_take_no_memory_or_time(tmp_path, name, start):
-    path = tmp_path / name.split()[0].replace("set", start)
-    path.write_bytes(HOSTILE[name]())
-    check_hostile(path)
+def test_hostile_data_sets_and_new_images_take_no_memory_or_time(tmp_path, start):
+    check_hostile(tmp_path, {name.replace("set", start, 1): make for name, make in HOSTILE.items()})

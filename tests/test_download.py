@@ -1,5 +1,6 @@
 """Downloads, driven against an HTTP server on the loopback address."""
 
+import concurrent.futures
 import contextlib
 import errno
 import gc
@@ -8,15 +9,13 @@ import hashlib
 import http.server
 import os
 import socket
-import subprocess
-import sys
 import threading
 import urllib.request  # noqa: F401  (now, not while a mirror is waited for)
 import warnings
 
 import numpy as np
 import pytest
-from conftest import HANG, ROOT, refused, time_limit, write_dataset
+from conftest import HANG, refused, run_code, time_limit, write_dataset
 
 import data
 
@@ -76,8 +75,7 @@ ANSWERS = {
     "no-end": no_end,
 }
 BAD = [name for name in ANSWERS if name not in ("good", "moved", "no-number")]
-SLOW = ["drip", "drip-headers", "silent"]  # without end: they are given up after PATIENCE
-PATIENCE = 3  # seconds: a hundred times what an answer from this machine takes
+SLOW = ["drip", "drip-headers", "silent"]  # without end
 CLOSED = threading.Event()
 
 
@@ -100,11 +98,23 @@ def server():
     server.server_close()
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """What has no end is given up soon, and what has one never, however slow the machine."""
+    fetch = data._fetch
+
+    def patient(url, size):
+        seconds = 0.2 if any(f"/{name}/" in url for name in SLOW) else HANG
+        monkeypatch.setattr(data, "ANSWER_SECONDS", seconds)
+        return fetch(url, size)
+
+    monkeypatch.setattr(data, "_fetch", patient)
+
+
 @pytest.fixture
-def get(server, tmp_path, monkeypatch):
+def get(server, tmp_path):
     def get(*answers):
         target = tmp_path / "set" / "f.gz"
-        monkeypatch.setattr(data, "ANSWER_SECONDS", PATIENCE if {*SLOW} & {*answers} else HANG)
         urls = [f"{server}/{answer}/f.gz" for answer in answers]
         data.download_file(urls, target, SHA256, len(CONTENT))
         return target.read_bytes()
@@ -200,10 +210,8 @@ def test_only_what_is_missing_is_downloaded(mirrored, tmp_path):
     assert others == {p.name: p.stat().st_mtime_ns for p in file.parent.iterdir() if p != file}
 
 
-def test_mnist_never_falls_back_and_auto_says_so(mirrored, tmp_path, monkeypatch, capsys):
+def test_mnist_never_falls_back_and_auto_says_so(mirrored, few_glyphs, tmp_path, capsys):
     mirrored["mirrors"] = mirrored["mirrors"][:1]
-    draw = data.draw_glyphs
-    monkeypatch.setattr(data, "draw_glyphs", lambda rng: draw(rng, 300, 100))
     with refused("404", error=OSError):
         data.load_dataset("mnist", tmp_path / "data")
     assert data.load_dataset("auto", tmp_path / "data")["name"] == "glyphs"
@@ -211,22 +219,16 @@ def test_mnist_never_falls_back_and_auto_says_so(mirrored, tmp_path, monkeypatch
     assert "NOT MNIST" in warning and "404" in warning and "--data-dir" in warning
 
 
-def test_auto_gives_up_on_silent_mirrors_within_15_seconds(mirrored, server, tmp_path, monkeypatch):
+def test_auto_gives_up_on_silent_mirrors_within_15_seconds(mirrored, few_glyphs, server, tmp_path):
     assert 2 * data.ANSWER_SECONDS < 14
-    monkeypatch.setattr(data, "ANSWER_SECONDS", PATIENCE)
     mirrored["mirrors"] = [f"{server}/silent/", f"{server}/drip/"]
-    draw = data.draw_glyphs
-    monkeypatch.setattr(data, "draw_glyphs", lambda rng: draw(rng, 300, 100))
     with time_limit():
         assert data.load_dataset("auto", tmp_path / "data")["name"] == "glyphs"
 
 
 def test_several_downloads_at_once_do_no_harm(get, tmp_path):
-    threads = [threading.Thread(target=get, args=("good",)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(HANG)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        assert list(pool.map(get, ["good"] * 4)) == [ZIPPED] * 4
     assert (tmp_path / "set" / "f.gz").read_bytes() == ZIPPED
     assert os.listdir(tmp_path / "set") == ["f.gz"]
 
@@ -240,12 +242,9 @@ def test_several_processes_at_once_do_no_harm(server, tmp_path):
         "    data.load_idx(path)\n"
     )
     arguments = [f"{server}/good/f.gz", tmp_path / "set" / "f.gz", SHA256, len(CONTENT)]
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    processes = [
-        subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"})
-        for _ in range(3)
-    ]
-    assert [process.wait(HANG) for process in processes] == [0, 0, 0]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        ended = [pool.submit(run_code, code, *arguments) for _ in range(3)]
+    assert [done.result().stderr for done in ended] == [""] * 3
     assert (tmp_path / "set" / "f.gz").read_bytes() == ZIPPED
     assert os.listdir(tmp_path / "set") == ["f.gz"]
 

@@ -123,18 +123,10 @@ def test_losses_against_direct_calculation():
     )
 
 
-def test_weight_decay_leaves_biases_alone():
-    params, x, y = network()
-    _, cache = nn.forward(params, x)
-    plain, decayed = nn.backward(params, cache, y), nn.backward(params, cache, y, weight_decay=0.1)
-    np.testing.assert_allclose(decayed["W1"], plain["W1"] + 0.1 * params["W1"])
-    np.testing.assert_array_equal(decayed["b1"], plain["b1"])
-
-
 @pytest.mark.parametrize("loss", nn.LOSSES)
 def test_label_smoothing_against_direct_calculation(loss):
     params, x, y = network()
-    outputs, cache = nn.forward(params, x)
+    outputs, _ = nn.forward(params, x)
     target = 0.9 * np.eye(4)[y] + 0.1 / 4
     log_p = outputs - np.log(np.exp(outputs).sum(axis=1, keepdims=True))
     direct = {
@@ -142,14 +134,7 @@ def test_label_smoothing_against_direct_calculation(loss):
         "mse": 0.5 * ((outputs - target) ** 2).sum(axis=1),
     }
     assert nn.loss(params, outputs, y, loss, label_smoothing=0.1) == pytest.approx(direct[loss].mean())
-    grads, eps = nn.backward(params, cache, y, loss, label_smoothing=0.1), 1e-6
-    for key, index in (("W1", (2, 3)), ("b1", 1), ("W2", (4, 0)), ("b2", 2)):
-        values = []
-        for step in (eps, -eps):
-            moved = {k: w.copy() for k, w in params.items()}
-            moved[key][index] += step
-            values.append(nn.loss(moved, nn.forward(moved, x)[0], y, loss, label_smoothing=0.1))
-        assert grads[key][index] == pytest.approx((values[0] - values[1]) / (2 * eps), rel=1e-5, abs=1e-8)
+    assert nn.check_gradients(params, x, y, loss=loss, label_smoothing=0.1)[0] < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -79,24 +79,19 @@ def seven():
     return data.prepare_picture(coloured(grown(drawn, 1), (0, 0, 0), (255, 255, 255)))
 
 
-def test_ten_real_digits_in_five_disturbed_forms_are_classified(real_data, tmp_path, capsys):
-    network = tmp_path / "run"
-    given = ["--dataset", "mnist", "--data-dir", real_data, "--out", network, "--quiet", "--val-size", 0]
-    given += ["--epochs", 6, "--batch-size", 64, "--lr", 0.6, "--lr-schedule", "cosine"]
-    train.main(list(map(str, given)))
-    dataset = data.load_dataset("mnist", real_data)
-    _, report, _ = judging.judge([data.load_run(network)], dataset["test_images"], dataset["test_labels"])
-    assert report["accuracy"] >= 0.98
-    capsys.readouterr()
+REFERENCE = ROOT / "results" / "reference" / "elastic"  # 99 % right
 
+
+def test_ten_real_digits_in_five_disturbed_forms_are_classified(real_data, tmp_path):
+    dataset = data.load_dataset("mnist", real_data)
     files, labels = [], []
     for form in FORMS:
         for index in range(10):
             pixels, suffix = form(dataset["test_images"][index].reshape(28, 28))
             files.append(save(tmp_path / f"{form.__name__}{index}.{suffix}", pixels))
             labels.append(str(dataset["test_labels"][index]))
-    assert judging.main([str(network), "--json", "--images", *map(str, files)]) == 0
-    found = [row["classes"][0]["name"] for row in json.loads(capsys.readouterr().out)]
+    shown = run("test.py", REFERENCE, "--json", "--images", *files).stdout
+    found = [row["classes"][0]["name"] for row in json.loads(shown)]
     right = np.array([a == b for a, b in zip(found, labels)]).reshape(5, 10)
     assert right.mean() >= 0.9, dict(zip([form.__name__ for form in FORMS], right.sum(axis=1)))
 
@@ -491,18 +486,19 @@ def on_a_desk(ink, rng):
     return np.asarray(turned)
 
 
+@pytest.mark.parametrize("count", [8, pytest.param(30, marks=pytest.mark.extended)])
 @pytest.mark.parametrize("form", [framed, one_dark_edge, spot_in_the_corner, underlined, boxed, on_a_desk])
-def test_what_lies_around_a_digit_is_left_out(real_data, form):
-    params, config = data.load_run(ROOT / "results" / "reference" / "elastic")
+def test_what_lies_around_a_digit_is_left_out(real_data, form, count):
+    params, config = data.load_run(REFERENCE)
     dataset, rng, right = data.load_dataset("mnist", real_data), np.random.default_rng(0), 0
-    for image, label in zip(dataset["test_images"][:30], dataset["test_labels"]):
+    for image, label in zip(dataset["test_images"][:count], dataset["test_labels"]):
         picture = form(grown(image.reshape(28, 28), 5, margin=20), rng)
         if picture.ndim == 2:
             picture = coloured(picture, (245, 240, 230), (40, 40, 60))
         seen = data.prepare_picture(picture)
         x = data.preprocess(seen.reshape(1, -1), config["steps"])
         right += nn.predict(params, x).argmax() == label
-    assert right >= 28, f"{right} of 30"
+    assert right >= 0.9 * count, f"{right} of {count}"
 
 
 # --- networks that know no digits -------------------------------------------------------------
@@ -519,7 +515,7 @@ def test_how_pictures_are_fitted_follows_from_the_training_images(real_data, tmp
 def test_pictures_of_test_images_come_back_as_they_were(real_data, name, times):
     dataset = data.load_dataset(name, real_data)
     facts = {"image_shape": (28, 28), **data.picture_facts(dataset)}
-    for image in dataset["test_images"][:20].reshape(-1, 28, 28):
+    for image in dataset["test_images"][:9].reshape(-1, 28, 28):
         picture = np.repeat(np.kron(image, np.ones((times, times), np.uint8))[:, :, None], 3, axis=2)
         np.testing.assert_array_equal(data.fit_pictures(picture, facts)[0][0], image)
 

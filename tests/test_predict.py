@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, is_one_clear_line, run, write_dataset
 from PIL import Image, ImageDraw, ImageFont
-from test_datasets import save_pictures
+from test_datasets import PIXELS, csv_text, save_pictures
 
 import data
 import nn
@@ -52,19 +52,13 @@ def rows_of(path):
         return list(csv.reader(file))
 
 
-def csv_text(images, header=None, start=""):
-    lines = [start + ",".join(map(str, image.ravel())) for image in images]
-    return "\n".join([header, *lines] if header else lines) + "\n"
-
-
-PIXELS = ",".join(f"pixel{i}" for i in range(20))
 PLACES = ",".join(f"{row}x{column}" for row in range(1, 5) for column in range(1, 6))
 FORMS = {  # name of a file -> what writes images (20, 4, 5) to it
-    "kaggle.csv": lambda path, x: path.write_text(csv_text(x, PIXELS)),
-    "places.csv": lambda path, x: path.write_text(csv_text(x, PLACES)),
-    "plain.csv": lambda path, x: path.write_text(csv_text(x)),
-    "labelled.csv": lambda path, x: path.write_text(csv_text(x, f"label,{PIXELS}", start="9,")),
-    "zipped.csv.gz": lambda path, x: path.write_bytes(gzip.compress(csv_text(x, PIXELS).encode())),
+    "kaggle.csv": lambda path, x: path.write_text(csv_text(None, x, PIXELS)),
+    "places.csv": lambda path, x: path.write_text(csv_text(None, x, PLACES)),
+    "plain.csv": lambda path, x: path.write_text(csv_text(None, x)),
+    "labelled.csv": lambda path, x: path.write_text(csv_text([9] * 20, x, f"label,{PIXELS}")),
+    "zipped.csv.gz": lambda path, x: path.write_bytes(gzip.compress(csv_text(None, x, PIXELS).encode())),
     "t10k-images-idx3-ubyte": lambda path, x: path.write_bytes(data.idx_bytes(x)),
     "new-idx3-ubyte.gz": lambda path, x: path.write_bytes(gzip.compress(data.idx_bytes(x))),
     "new.npy": lambda path, x: np.save(path, x),
@@ -99,10 +93,8 @@ def test_kaggles_folder_to_a_submission_in_two_commands(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.arange(120) % 3
     images = rng.integers(0, 200, (3, 4, 5))[labels] + rng.integers(0, 56, (120, 4, 5))
-    lines = csv_text(images[:90]).split()
-    train_csv = "\n".join([f"label,{PIXELS}", *(f"{y},{line}" for y, line in zip(labels, lines))])
-    (tmp_path / "train.csv").write_text(train_csv)
-    (tmp_path / "test.csv").write_text(csv_text(images[90:], PIXELS))
+    (tmp_path / "train.csv").write_text(csv_text(labels[:90], images[:90], f"label,{PIXELS}"))
+    (tmp_path / "test.csv").write_text(csv_text(None, images[90:], PIXELS))
     submission = tmp_path / "submission.csv"
     train_briefly(tmp_path, tmp_path / "run", "--size", "4x5")
     given = ["--out", submission, "--columns", "ImageId,Label"]
@@ -157,7 +149,7 @@ def cats(tmp_path_factory):
 
 def test_a_folder_of_pictures_of_two_classes_is_trained_judged_and_drawn(cats, tmp_path):
     assert "accuracy 100.00 %" in run("test.py", cats / "run").stdout
-    run("visualize.py", cats / "run", "--out", tmp_path / "figures")
+    run("visualize.py", cats / "run", "--only", "confusion,fields", "--out", tmp_path / "figures")
     assert (tmp_path / "figures" / "confusion.png").exists()
 
 
@@ -237,7 +229,11 @@ def test_ink_up_to_the_edge_says_so(numbers):
     "name, content, words",
     [
         ("wide.csv", "1,2,3\n4,5,6\n", ["wide.csv", "4x5"]),
-        ("text.csv", csv_text([np.zeros(20, int)] * 3) + "a," * 19 + "1\n", ["text.csv", "line 4", "'a'"]),
+        (
+            "text.csv",
+            csv_text(None, [[0] * 20] * 3) + "a," * 19 + "1\n",
+            ["text.csv", "line 4", "'a'"],
+        ),
         ("empty.csv", "", ["empty.csv"]),
         ("new.txt", "1,2\n", ["new.txt", ".csv"]),
         ("new.npy", b"\x93NUMPY", ["new.npy"]),

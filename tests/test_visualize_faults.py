@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import call, is_one_clear_line, refused, write_dataset
-from faults import EDGE_SETS, WORDS, altered, call_refused, check_writes, damaged, make_set, outcomes
+from faults import EDGE_SETS, WORDS, altered, call_refused, check_writes, count_fine, damaged, make_set
 from test_visualize import draw_folder, make_search
 
 import data
@@ -41,7 +41,7 @@ def whole(tmp_path_factory):
 def test_a_write_that_fails_loses_nothing(whole, tmp_path, monkeypatch, error, once):
     shutil.copytree(whole / "run", tmp_path / "run")
     drawing = [visualize.main, tmp_path / "run", "--only", "loss"]
-    assert check_writes(monkeypatch, tmp_path, "run/figures/*", error, once, *drawing) >= 10
+    assert check_writes(tmp_path, "run/figures/*", error, once, *drawing) >= 10
 
 
 def test_a_folder_for_figures_that_is_a_file(whole, tmp_path):
@@ -93,8 +93,7 @@ def test_damaged_folders_are_drawn_or_refused(whole, tmp_path, folder, file, odd
                 (out / file).write_bytes(damaged(honest, rng))
             yield out
 
-    _, faults = outcomes(cases(), lambda path: use_figures(path, rng))
-    assert not faults
+    count_fine(cases(), lambda path: use_figures(path, rng))
 
 
 @pytest.mark.parametrize("count", [8, pytest.param(120, marks=MANY)])
@@ -115,8 +114,7 @@ def test_damaged_runs_are_compared_or_refused(whole, tmp_path, file, count):
     def use(paths):
         draw(visualize.draw_comparison(paths, ["loss"])[0])
 
-    _, faults = outcomes(cases(), use)
-    assert not faults
+    count_fine(cases(), use)
 
 
 @pytest.mark.parametrize("flag", ["", "--only", "--data-dir", "--show", "--draw", "--nonsense"])
