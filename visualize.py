@@ -16,6 +16,7 @@ import data  # first: while the rest is imported, Ctrl-C is one line already
 
 # isort: split
 import base64
+import collections
 import hashlib
 import html
 import io
@@ -1541,7 +1542,7 @@ def page_content(run):
 
 def page_images(run):
     """Indices of the test images in the page: the worst mistakes first, then a few of each cell."""
-    seen, few = Counter(), []
+    seen, few = collections.Counter(), []
     for i, cell in enumerate(zip(run["labels"].tolist(), run["estimates"].argmax(axis=1).tolist())):
         seen[cell] += 1
         few += [(seen[cell], i)] * (seen[cell] <= CELL_IMAGES)
