@@ -104,10 +104,9 @@ def rungs(definition):
     """How many trials go on to which epoch: ``[(50, 2), (17, 6), (6, 50)]``; those of --best at the end.
 
     Successive halving (Jamieson & Talwalkar 2016) with the third instead of the half, as advised
-    for Hyperband (Li et al. 2018): a third of the trials, rounded up, get three times the epochs.
-    The last few are not thinned out again but trained to the end: by then they differ less than
-    the same settings with another seed. The other strategies have one rung; its epoch None stands
-    for the last of each trial.
+    for Hyperband (Li et al. 2018). The last few are not thinned out again but trained to the end: by then
+    they differ less than the same settings with another seed. The other strategies have one rung; its
+    epoch None stands for the last of each trial.
     """
     trials, further = definition["trials"], definition["further"]
     epochs = {**train.DEFAULTS, **definition["settings"]}["epochs"]
@@ -242,9 +241,8 @@ LIKELY = 0.05  # a p above this is no evidence, by custom
 def compare(ranked):
     """What there is to say of each group, the best first: rows of groups.csv without the settings.
 
-    ``difference`` is that of the mean accuracy to the best group's, ``p`` that of an exact permutation
-    test over the pairs of runs with the same seed or fold. They are None for the best itself, and where
-    the epochs differ.
+    ``difference`` is that of the mean accuracy to the best group's, ``p`` that of a permutation test over
+    the runs with the same seed or fold; None for the best itself, and where the epochs differ.
     """
     found, best = [], [trial["rows"][-1]["val_accuracy"] for trial in ranked[0]]
     for group in ranked:
@@ -432,12 +430,10 @@ def trial_settings(definition):
     for number in range(1, definition["trials"] + 1):
         rng = np.random.default_rng([definition["seed"], number])
         seeds = {"split_seed": definition["seed"], "seed": int(rng.integers(2**32))}
-        if definition["strategy"] == "grid":
-            drawn = every[number - 1]
-        elif every is not None:
-            drawn = every.pop(rng.integers(len(every)))
-        else:
+        if every is None:
             drawn = {name: draw(dimension, rng) for name, dimension in space.items()}
+        else:
+            drawn = every.pop(0 if definition["strategy"] == "grid" else rng.integers(len(every)))
         _, used = without_idle(drawn, definition, space)
         try:
             settings = train.check_settings(seeds | used)
@@ -466,10 +462,8 @@ def run_settings(settings, definition, repeat):
 def parse_space(text):
     """A search space as a dict: name -> list of its choices, or dict of ``low``, ``high`` and ``log``.
 
-    The text is such as ``lr=0.15:0.25 weight_decay=1e-7:1e-4:log hidden=200:300 activation=relu,tanh``.
-    ``low:high`` is uniform in [low, high), of whole numbers where the setting is one, and with ``:log``
-    uniform in the logarithm; anything else is a list of choices, where ``512x256`` are two hidden
-    layers and ``scale+center`` two steps of preprocessing. ValueError where it cannot be a space.
+    ``lr=0.15:0.25`` is uniform in [low, high), ``weight_decay=1e-7:1e-4:log`` in the logarithm, of whole
+    numbers where the setting is one; ``hidden=512x256,292 preprocess=scale,scale+center`` are choices.
     """
     space = {}
     for part in text.split():
@@ -847,14 +841,13 @@ def run_column(trial):
 
 
 def table_row(trial):
-    last = trial["rows"][-1] if trial["rows"] else dict.fromkeys(FIGURES)
     return {
+        **(trial["rows"] or [{}])[-1],
         **{name: data.setting_text(trial["config"][name]) for name in train.SETTINGS},
         "trial": trial["number"],
         run_column(trial): trial["repeat"],
         "status": trial["status"],
         "epochs": len(trial["rows"]),
-        **{name: last[name] for name in FIGURES},
         "seconds": round(trial["seconds"], 3),
     }
 
@@ -996,15 +989,6 @@ def retrain(out, group, data_dir):
     return data.command_text("python", "train.py", *words)
 
 
-def count_workers(flags):
-    """The number of processes on this machine; default: one for each core that this one may use."""
-    if flags.workers is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if flags.scheduler:
-        raise ValueError("--workers: is for this machine; the cluster of --scheduler has its own")
-    return check_count("--workers", flags.workers)
-
-
 def add_flags(parser):
     group = parser.add_argument_group("search")
     add = functools.partial(group.add_argument, default=argparse.SUPPRESS)
@@ -1036,8 +1020,13 @@ def main(argv=None):
     parser = data.make_parser(what, examples)
     add_flags(parser)
     flags = data.parse_flags(parser, argv)
-    given = {n: v for n, v in vars(flags).items() if n in {**DEFAULT_SEARCH, **train.SETTINGS, "best": 0}}
-    out, count, known = pathlib.Path(flags.out), count_workers(flags), None
+    names = {*DEFAULT_SEARCH, *train.SETTINGS, "best"}
+    given = {name: value for name, value in vars(flags).items() if name in names}
+    if flags.workers is not None and flags.scheduler:
+        raise ValueError("--workers: is for this machine; the cluster of --scheduler has its own")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = check_count("--workers", cores if flags.workers is None else flags.workers)
+    out, known = pathlib.Path(flags.out), None
     if flags.resume:
         train.check_resumable(out, "search.json", "search")
         definition, known = resumed(out, given)
@@ -1047,10 +1036,7 @@ def main(argv=None):
     trials, datasets = make_trials(definition, flags.data_dir, known, 1 if flags.scheduler else count)
     if flags.test and not all(len(dataset["test_images"]) for dataset in datasets.values()):
         raise ValueError("--test: there are no test images")
-    titles = " and ".join(dataset["title"] for dataset in datasets.values())
-    what = f"{definition['strategy']} search on {titles}: {data.count(definition['trials'], 'trial')}"
-    each = f", {runs_of(definition)} {run_column(trials[0])}s of each" if runs_of(definition) > 1 else ""
-    data.say(f"{what} of {definition['space']}{each}")
+    data.say(describe(definition, trials, datasets))
     if flags.scheduler:
         opened = cluster_workers(flags.scheduler, flags.data_dir)
     else:
@@ -1069,6 +1055,13 @@ def main(argv=None):
         raise KeyboardInterrupt(f"every trial that has ended is in {out}; --resume runs the others") from None
     data.say(f"trial {best[0]['number']} is the best; its settings, trained on all training images:")
     data.say(f"to train it again: {retrain(out, best, flags.data_dir)}")
+
+
+def describe(definition, trials, datasets):
+    titles = " and ".join(dataset["title"] for dataset in datasets.values())
+    what = f"{definition['strategy']} search on {titles}: {data.count(definition['trials'], 'trial')}"
+    each = f", {runs_of(definition)} {run_column(trials[0])}s of each" if runs_of(definition) > 1 else ""
+    return f"{what} of {definition['space']}{each}"
 
 
 def conclude(out, trials, datasets, searched, test):

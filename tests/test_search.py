@@ -186,30 +186,45 @@ def test_grid_has_every_combination():
     assert len({(s["lr"], tuple(s["hidden"]), s["momentum"]) for s in settings}) == 12
 
 
+GRID = ["--strategy", "grid"]
+
+
 @pytest.mark.parametrize(
-    "given, name",
+    "more, names",
     [
-        ({"strategy": "rnadom"}, "random"),
-        ({"trials": "0"}, "--trials"),
-        ({"trials": "x"}, "--trials"),
-        ({"lr": "0.1"}, "--lr"),
-        ({"epochs": "0"}, "--epochs"),
-        ({"seed": "-1"}, "--seed"),
-        ({"strategy": "grid"}, "lr"),  # a range
-        ({"strategy": "grid", "space": ["lr=1,2"], "trials": 3}, "--trials"),
-        ({"strategy": "halving", "space": ["epochs=1:5"]}, "--epochs"),
+        (["--spaces", "lr=1:2"], ["--spaces", "--space"]),
+        (["--space", "lr=2:1"], ["--space", "lr"]),
+        (["--space", "folds=2,3"], ["--folds"]),
+        (["--strategy", "rnadom"], ["random"]),
+        (["--strategy", "halving", "--space", "epochs=1:5"], ["--epochs"]),
+        (["--trials", 0], ["--trials"]),
+        (["--trials", "x"], ["--trials"]),
+        ([*GRID, "--space", "lr=1,2", "--trials", 3], ["--trials"]),
+        (GRID, ["lr"]),  # a range
+        ([*GRID, "--space", "lr=0.1,0.2", "--nesterov"], ["trial 1", "--nesterov"]),
+        (["--lr", 0.1], ["--lr"]),
+        (["--epochs", 0], ["--epochs"]),
+        (["--seed", -1], ["--seed"]),
+        (["--repeat", 0], ["--repeat"]),
+        (["--repeat", 21], ["--repeat"]),
+        (["--repeat", 2, "--space", "seed=1,2"], ["--repeat"]),
+        (["--folds", 1], ["--folds"]),
+        (["--folds", 21], ["--folds"]),
+        (["--folds", 3, "--repeat", 2], ["--repeat"]),
+        (["--fold", 2], ["--fold"]),
+        (["--best", 1, "--epochs", 9], ["--resume"]),
+        (["--workers", 0], ["--workers"]),
+        (["--workers", 2, "--scheduler", "tcp://x:1"], ["--workers"]),
+        (["--val-size", 0], ["trial 1", "--val-size"]),
+        (["--val-size", 60], ["--val-size"]),  # from here on it does not fit the data
+        (["--class-weight", 1, 2], ["--class-weight"]),
+        (["--preprocess", "pca:900"], ["--preprocess"]),
+        (["--space", "preprocess=scale,pca:900"], ["pca:900"]),
     ],
 )
-def test_impossible_search_is_refused(given, name):
-    with refused(name, error=ValueError):
-        search.define(given, search.DEFAULT_SEARCH)
-
-
-def test_impossible_trial_is_refused_before_any_runs():
-    with refused("trial 1", "--nesterov", error=ValueError):
-        search.trial_settings(definition("lr=0.1,0.2", strategy="grid", nesterov=True))
-    with refused("trial 1", "--val-size", error=ValueError):
-        search.trial_settings(definition(val_size=0))
+def test_what_cannot_be_is_one_clear_line_before_anything_is_written(small_set, tmp_path, more, names):
+    done = run("search.py", "--dataset", small_set, "--out", tmp_path / "out", *more, check=2)
+    assert is_one_clear_line(done.stderr, *names) and not (tmp_path / "out").exists()
 
 
 SYSTEMS = {  # the searches of the reference systems B to E -> number of trials
@@ -393,19 +408,24 @@ def test_random_search_can_be_resumed_with_more_trials(done, copy):
     "more, names",
     [
         ([], ["--resume"]),
-        (["--trials", "6"], ["--resume"]),
-        (["--resume", "--trials", "4"], ["trials", "5", "4"]),
-        (["--resume", "--seed", "1"], ["seed", "0", "1"]),
+        (["--trials", 6], ["--resume"]),
+        (["--resume", "--trials", 4], ["trials", "5", "4"]),
+        (["--resume", "--seed", 1], ["seed", "0", "1"]),
         (["--resume", "--strategy", "halving"], ["strategy", "random", "halving"]),
         (["--resume", "--space", "lr=0.1:0.2"], ["space", "lr=0.05:0.2", "lr=0.1:0.2"]),
-        (["--resume", "--epochs", "9"], ["epochs", "3", "9"]),
-        (["--resume", "--momentum", "0.9"], ["momentum", "0.0", "0.9"]),
+        (["--resume", "--epochs", 9], ["epochs", "3", "9"]),
+        (["--resume", "--momentum", 0.9], ["momentum", "0.0", "0.9"]),
+        (["--resume", "--best", 2], ["--best", "--epochs"]),
+        (["--resume", "--best", 2, "--epochs", 3], ["--best", "--epochs"]),
+        (["--resume", "--best", 6, "--epochs", 9], ["--best"]),
+        (["--resume", "--best", "x", "--epochs", 9], ["--best"]),
+        (["--resume", "--best", 1, "--epochs", "x"], ["--epochs"]),
     ],
 )
-def test_another_search_into_the_same_folder_is_refused(done, more, names):
-    folder, out = done
-    with refused(out, *names, error=ValueError):
-        search.main(flags(folder, out, *["--trials", 5, *more]))
+def test_a_search_that_is_there_is_not_changed(done, more, names):
+    """By a new one, or by going on with it as another one, or with more epochs that cannot be."""
+    with refused(done[1], *names, error=ValueError):
+        search.main(["--out", str(done[1]), *map(str, more)])
 
 
 @pytest.mark.parametrize(
@@ -439,21 +459,6 @@ def test_other_data_are_refused(done, copy):
     (copy / "search.json").write_text(json.dumps(record))
     with refused(done[0], error=ValueError):
         search.main(["--resume", "--out", str(copy)])
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        ["--val-size", 60],
-        ["--class-weight", 1, 2],
-        ["--preprocess", "pca:900"],
-        ["--space", "preprocess=scale,pca:900"],
-    ],
-)
-def test_what_does_not_fit_the_data_is_refused_before_anything_is_written(small_set, tmp_path, given):
-    with refused(given[0] if given[0] != "--space" else "pca:900", error=ValueError):
-        search.main(flags(small_set, tmp_path / "out", *given))
-    assert not (tmp_path / "out").exists()
 
 
 def test_two_searches_in_one_folder_are_refused(done):
@@ -634,8 +639,6 @@ def test_many_trials_are_named_shortly():
 
 # --- repeats and folds ----------------------------------------------------------------------------
 
-GRID = ["--strategy", "grid"]
-
 
 @pytest.fixture(scope="module")
 def repeated(tmp_path_factory):
@@ -730,41 +733,6 @@ def test_more_epochs_for_the_best(done, copy, tmp_path):
     assert all(row == expected[row["trial"]] for row in rows[:2])
     search.main(["--resume", "--out", str(copy), "--best", "1", "--epochs", "7"])
     assert [row["epochs"] for row in table(copy)] == [7, 6, 3, 3, 3]
-
-
-@pytest.mark.parametrize(
-    "more, names",
-    [
-        (["--best", 2], ["--best", "--epochs"]),
-        (["--best", 2, "--epochs", 3], ["--best", "--epochs"]),
-        (["--best", 6, "--epochs", 9], ["--best"]),
-        (["--best", "x", "--epochs", 9], ["--best"]),
-        (["--best", 1, "--epochs", "x"], ["--epochs"]),
-    ],
-)
-def test_more_epochs_that_cannot_be(done, more, names):
-    with refused(*names, error=ValueError):
-        search.main(["--resume", "--out", str(done[1]), *map(str, more)])
-
-
-@pytest.mark.parametrize(
-    "more, name",
-    [
-        (["--repeat", 0], "--repeat"),
-        (["--repeat", 21], "--repeat"),
-        (["--folds", 1], "--folds"),
-        (["--folds", 21], "--folds"),
-        (["--folds", 3, "--repeat", 2], "--repeat"),
-        (["--fold", 2], "--fold"),
-        (["--repeat", 2, "--space", "seed=1,2"], "--repeat"),
-        (["--space", "folds=2,3"], "--folds"),
-        (["--best", 1, "--epochs", 9], "--resume"),
-    ],
-)
-def test_repeats_and_folds_that_cannot_be(small_set, tmp_path, more, name):
-    words = ["--dataset", small_set, "--out", tmp_path / "out"]
-    done = run("search.py", *words, *more, check=2)
-    assert is_one_clear_line(done.stderr, name) and not (tmp_path / "out").exists()
 
 
 def test_every_image_is_predicted_by_the_run_that_did_not_train_on_it(small_set, tmp_path, capsys):
@@ -1030,21 +998,6 @@ def test_workers_know_the_script_they_work_for_and_no_module_of_the_folder_they_
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("True\n", "on standard output\n")
-
-
-@pytest.mark.parametrize(
-    "arguments, name",
-    [
-        (["--spaces", "lr=1:2"], "--space"),
-        (["--space", "lr=2:1"], "lr"),
-        (["--workers", "0"], "--workers"),
-        (["--workers", "2", "--scheduler", "tcp://x:1"], "--workers"),
-    ],
-)
-def test_bad_input_gives_one_clear_line_and_status_2(tmp_path, arguments, name):
-    done = run("search.py", *arguments, "--out", tmp_path / "out", check=2)
-    assert is_one_clear_line(done.stderr, arguments[0], name)
-    assert not (tmp_path / "out").exists()
 
 
 def test_search_does_not_import_matplotlib_or_dask():
