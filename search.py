@@ -38,6 +38,7 @@ import queue
 import runpy
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -78,9 +79,9 @@ def run_search(trials, plan, workers, out, searched, show):
         done = f"{len(chosen) - len(missing)}/{len(chosen)}"
         for running, ended in run_trials(missing.values(), until, workers, out):
             if ended:
-                trial, result = ended
+                trial, state, steps = ended
                 before = missing.pop(trial_name(trial))
-                save_trial(out, trial, result, len(before["rows"]))
+                save_trial(out, trial, state, steps, len(before["rows"]))
                 found[trial_name(trial)] = trial
                 save_table(out, found.values(), searched)
                 worked += len(trial["rows"]) - len(before["rows"])
@@ -139,10 +140,6 @@ def groups_of(trials):
     return [list(group) for _, group in itertools.groupby(ordered, operator.itemgetter("number"))]
 
 
-def mean_of(rows, column):
-    return math.fsum(row[column] for row in rows) / len(rows)
-
-
 def came(group):
     """The epoch that a group has come to; infinity where it finished, be it by early stopping."""
     return min(math.inf if t["status"] == "finished" else len(t["rows"]) for t in group)
@@ -160,8 +157,9 @@ def ranking(trials, epochs=math.inf):
 
     def best_first(group):
         rows = [trial["rows"][min(epochs, len(trial["rows"])) - 1] for trial in group]
-        figures = -mean_of(rows, "val_accuracy"), mean_of(rows, "val_loss")
-        return (-min(came(group), epochs), *figures, group[0]["number"])
+        accuracy = statistics.fmean(row["val_accuracy"] for row in rows)
+        loss = statistics.fmean(row["val_loss"] for row in rows)
+        return -min(came(group), epochs), -accuracy, loss, group[0]["number"]
 
     groups = groups_of(trial for trial in trials if trial["status"])
     return sorted([group for group in groups if all(map(able, group))], key=best_first)
@@ -177,42 +175,38 @@ def best_at(trials, epochs, count):
 def run_trials(trials, until, workers, out):
     """Run trials up to an epoch; about once a second, and when one ends, yields how many run, and that one.
 
-    It is None or ``(trial, result)`` of ``run_trial``; the result is None where the worker died, and the next
-    one too. ``concurrent.futures.wait`` would do, but a Ctrl-C at the wrong moment leaves its locks held.
+    It is None or what ``run_trial`` returns; without a state where the worker died, and the next one too.
+    ``concurrent.futures.wait`` would do, but a Ctrl-C at the wrong moment leaves its locks held.
     """
     waiting, running, futures, ended = list(trials)[::-1], {}, queue.SimpleQueue(), None
     while waiting or running or ended:
         while waiting and len(running) < workers["capacity"]():
-            trial, state, rows = waiting.pop(), None, []
+            trial, state = waiting.pop(), None
             if trial["rows"]:
                 state, rows, _ = train.load_last(trial_folder(out, trial))
-            job = (trial["config"], state, rows, until, workers["source"](trial["config"]))
-            future = workers["submit"](run_trial, *job)
+                trial = {**trial, "rows": rows}
+            future = workers["submit"](run_trial, trial, state, until, workers["source"](trial["config"]))
             running[future] = trial
             future.add_done_callback(futures.put)
         yield len(running), ended  # only now: the workers are busy while the caller writes
         ended = None
-        try:
+        with contextlib.suppress(queue.Empty):
             future = futures.get(timeout=1 if running else 0)
-        except queue.Empty:
-            continue
-        trial = running.pop(future)
-        try:
-            result = future.result()
-            seconds = trial["seconds"] + result["seconds"]
-            trial = {**trial, "rows": result["rows"], "status": result["status"], "seconds": seconds}
-            ended = trial, result
-        except workers["lost"]:
-            ended = {**trial, "status": "failed"}, None
+            trial = running.pop(future)
+            try:
+                ended = future.result()
+            except workers["lost"]:
+                ended = {**trial, "status": "failed"}, None, None
 
 
-def run_trial(config, state, rows, until, source):
+def run_trial(trial, state, until, source):
     """Train a trial from a state (None: its beginning) up to an epoch (None: its last), on a worker.
 
-    ``source`` gives the images as ``train.prepare`` does. Only the last row has the figures of the
-    training images: they take as long as half a training epoch.
+    ``source`` gives the images as ``train.prepare`` does. Returns the trial as it is then, the state and
+    the steps of its preprocessing. Only the last row has the figures of the training images: they take as
+    long as half a training epoch.
     """
-    started = time.perf_counter()
+    started, config, rows = time.perf_counter(), trial["config"], trial["rows"]
     sets = {**source(), "evaluate": ("val",)}
     state = state or train.init_state(sets, config)
     epochs = max(0, (until or config["epochs"]) - state["epoch"])
@@ -225,8 +219,8 @@ def run_trial(config, state, rows, until, source):
     if rows and rows[-1]["train_loss"] is None:
         judged = state["average"] or state["params"]
         rows = [*rows[:-1], rows[-1] | train.part_figures(judged, sets, "train", config)]
-    seconds = time.perf_counter() - started
-    return {"state": state, "rows": rows, "status": status, "steps": sets["steps"], "seconds": seconds}
+    seconds = trial["seconds"] + time.perf_counter() - started
+    return {**trial, "rows": rows, "status": status, "seconds": seconds}, state, sets["steps"]
 
 
 def has_ended(rows, config):
@@ -249,7 +243,7 @@ def compare(ranked):
         rows = [trial["rows"][-1] for trial in group]
         accuracies = [row["val_accuracy"] for row in rows]
         row = {"trial": group[0]["number"], "runs": len(group), "epochs": max(len(t["rows"]) for t in group)}
-        row |= {name: mean_of(rows, name) for name in FIGURES}
+        row |= {name: statistics.fmean(row[name] for row in rows) for name in FIGURES}
         row |= {"val_sd": nn.mean_and_sd(accuracies)[1], "difference": None, "p": None}
         if group is not ranked[0] and came(group) == came(ranked[0]):
             pairs = np.subtract(accuracies, best)
@@ -816,13 +810,12 @@ def trial_folder(out, trial):
     return out / "trials" / trial_name(trial, digits=3)
 
 
-def save_trial(out, trial, result, epochs_before):
+def save_trial(out, trial, state, steps, epochs_before):
     """Write a trial's folder: that of a run of train.py."""
     folder, config, rows = trial_folder(out, trial), trial["config"], trial["rows"]
     folder.mkdir(parents=True, exist_ok=True)
-    state = result and result["state"]
-    if result:
-        train.save_epoch(folder, state, rows, config, result["steps"], len(rows) - epochs_before)
+    if state:
+        train.save_epoch(folder, state, rows, config, steps, len(rows) - epochs_before)
     train.save_record(folder, config, trial["status"], rows, state and state["best"])
 
 
@@ -913,7 +906,7 @@ def live_line(trials, done, running, until, seconds):
     """Trials done and running, the best so far, and the time left, where it is known."""
     words = [f"{done} trials done" + (f" to epoch {until}" if until else ""), f"{running} running"]
     for best in ranking(trials)[:1]:
-        accuracy = mean_of([trial["rows"][-1] for trial in best], "val_accuracy")
+        accuracy = statistics.fmean(trial["rows"][-1]["val_accuracy"] for trial in best)
         words.append(f"best {100 * accuracy:.2f}% (trial {best[0]['number']})")
     if seconds is not None:
         words.append(f"{datetime.timedelta(seconds=round(seconds))} left")
@@ -981,7 +974,7 @@ def retrain(out, group, data_dir):
     own = {name: group[0]["config"][name] for name in train.SETTINGS if name not in default}
     settings = {**train.DEFAULTS, **own, "val_size": 0}
     if settings["lr_schedule"] not in ("linear", "cosine"):
-        settings["epochs"] = round(sum(len(trial["rows"]) for trial in group) / len(group))
+        settings["epochs"] = round(statistics.fmean(len(trial["rows"]) for trial in group))
     words = train.as_flags(settings) + (["--data-dir", data_dir] if data_dir else [])
     there = all((out / name).exists() for name in ("last.pkl", "config.json"))  # or it was killed between
     same = there and settings.items() <= train.load_settings(out / "config.json").items()
@@ -1036,7 +1029,10 @@ def main(argv=None):
     trials, datasets = make_trials(definition, flags.data_dir, known, 1 if flags.scheduler else count)
     if flags.test and not all(len(dataset["test_images"]) for dataset in datasets.values()):
         raise ValueError("--test: there are no test images")
-    data.say(describe(definition, trials, datasets))
+    titles = " and ".join(dataset["title"] for dataset in datasets.values())
+    what = f"{definition['strategy']} search on {titles}: {data.count(definition['trials'], 'trial')}"
+    each = f", {runs_of(definition)} {run_column(trials[0])}s of each" if runs_of(definition) > 1 else ""
+    data.say(f"{what} of {definition['space']}{each}")
     if flags.scheduler:
         opened = cluster_workers(flags.scheduler, flags.data_dir)
     else:
@@ -1055,13 +1051,6 @@ def main(argv=None):
         raise KeyboardInterrupt(f"every trial that has ended is in {out}; --resume runs the others") from None
     data.say(f"trial {best[0]['number']} is the best; its settings, trained on all training images:")
     data.say(f"to train it again: {retrain(out, best, flags.data_dir)}")
-
-
-def describe(definition, trials, datasets):
-    titles = " and ".join(dataset["title"] for dataset in datasets.values())
-    what = f"{definition['strategy']} search on {titles}: {data.count(definition['trials'], 'trial')}"
-    each = f", {runs_of(definition)} {run_column(trials[0])}s of each" if runs_of(definition) > 1 else ""
-    return f"{what} of {definition['space']}{each}"
 
 
 def conclude(out, trials, datasets, searched, test):

@@ -829,17 +829,17 @@ def die_half_written():
     return bytes(10_000_000), DiesHalfWritten()
 
 
-def die_once(config, *rest):
+def die_once(trial, *rest):
     """In place of run_trial: the worker of the second trial dies the first time."""
     marker = pathlib.Path(os.environ["MARKER"])
-    if config["seed"] == int(os.environ["VICTIM"]) and not marker.exists():
+    if trial["number"] == 2 and not marker.exists():
         marker.touch()
         die()
-    return search.run_trial(config, *rest)
+    return search.run_trial(trial, *rest)
 
 
-def die_always(config, *rest):
-    return die() if config["seed"] == int(os.environ["VICTIM"]) else search.run_trial(config, *rest)
+def die_always(trial, *rest):
+    return die() if trial["number"] == 2 else search.run_trial(trial, *rest)
 
 
 def test_workers_have_one_thread_each(tmp_path, monkeypatch, processes):
@@ -867,7 +867,7 @@ def test_the_last_row_of_a_trial_is_that_of_the_same_run(small_set, tmp_path):
     trials, datasets = search.make_trials(definition(dataset=str(small_set), ema=0.9, epochs=2), None, None)
     config = trials[0]["config"]
     sets = train.prepare(datasets[str(small_set)], config)
-    row = search.run_trial(config, None, [], 2, lambda: sets)["rows"][-1]
+    row = search.run_trial(trials[0], None, 2, lambda: sets)[0]["rows"][-1]
     *_, (_, expected) = train.fit(train.init_state(sets, config), sets, config)
     assert {name: row[name] for name in search.FIGURES} == {name: expected[name] for name in search.FIGURES}
 
@@ -907,7 +907,6 @@ def is_mapped(array):
 def test_search_survives_dead_workers(done, tmp_path, monkeypatch, worker, statuses, processes):
     folder, out = done
     monkeypatch.setenv("MARKER", str(tmp_path / "marker"))
-    monkeypatch.setenv("VICTIM", str(search.trial_settings(definition())[1]["seed"]))
     (tmp_path / "out").mkdir()
     trials, datasets = search.make_trials(definition(dataset=str(folder), epochs=3, trials=5), None, None)
     monkeypatch.setattr(search, "run_trial", worker)
