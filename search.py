@@ -642,10 +642,10 @@ def start_process():
     """A process that answers calls; in a session of its own, where no Ctrl-C reaches it."""
     if hasattr(signal, "pthread_sigmask"):  # it inherits this: a Ctrl-C may come before it is apart
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    code = f"import sys; sys.path[:] = {sys.path!r}; import search; search.answer_calls()"
     main = getattr(sys.modules["__main__"], "__file__", None)
+    code = f"import sys; sys.path[:] = {sys.path!r}; import search; search.answer_calls({main!r})"
     return subprocess.Popen(
-        [sys.executable, "-c", code, *([main] if main else [])],
+        [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, **ONE_THREAD},
@@ -653,12 +653,15 @@ def start_process():
     )
 
 
-def answer_calls():
-    """What a process of ``_processes`` does: answer the calls on its standard input until that ends."""
+def answer_calls(main):
+    """What a process of ``_processes`` does: answer the calls on its standard input until that ends.
+
+    ``main`` is the parent's script, where functions and activations of its own may be.
+    """
     calls, answers = queue.SimpleQueue(), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing that is printed may get among the answers
-    if len(sys.argv) > 1:  # the parent's script, where functions and activations of its own may be
-        vars(sys.modules["__main__"]).update(runpy.run_path(sys.argv[1], run_name="__mp_main__"))
+    if main:
+        vars(sys.modules["__main__"]).update(runpy.run_path(main, run_name="__mp_main__"))
 
     def listen():
         calls.put(pickle.load(sys.stdin.buffer))
