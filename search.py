@@ -654,13 +654,10 @@ def start_process():
 
 
 def answer_calls(main):
-    """What a process of ``_processes`` does: answer the calls on its standard input until that ends.
-
-    ``main`` is the parent's script, where functions and activations of its own may be.
-    """
+    """What a process of ``_processes`` does: answer the calls on its standard input until that ends."""
     calls, answers = queue.SimpleQueue(), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing that is printed may get among the answers
-    if main:
+    if main:  # the parent's script, where functions and activations of its own may be
         vars(sys.modules["__main__"]).update(runpy.run_path(main, run_name="__mp_main__"))
 
     def listen():
