@@ -38,6 +38,7 @@ import queue
 import runpy
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -78,9 +79,9 @@ def run_search(trials, plan, workers, out, searched, show):
         done = f"{len(chosen) - len(missing)}/{len(chosen)}"
         for running, ended in run_trials(missing.values(), until, workers, out):
             if ended:
-                trial, result = ended
+                trial, state, steps = ended
                 before = missing.pop(trial_name(trial))
-                save_trial(out, trial, result, len(before["rows"]))
+                save_trial(out, trial, state, steps, len(before["rows"]))
                 found[trial_name(trial)] = trial
                 save_table(out, found.values(), searched)
                 worked += len(trial["rows"]) - len(before["rows"])
@@ -104,10 +105,9 @@ def rungs(definition):
     """How many trials go on to which epoch: ``[(50, 2), (17, 6), (6, 50)]``; those of --best at the end.
 
     Successive halving (Jamieson & Talwalkar 2016) with the third instead of the half, as advised
-    for Hyperband (Li et al. 2018): a third of the trials, rounded up, get three times the epochs.
-    The last few are not thinned out again but trained to the end: by then they differ less than
-    the same settings with another seed. The other strategies have one rung; its epoch None stands
-    for the last of each trial.
+    for Hyperband (Li et al. 2018). The last few are not thinned out again but trained to the end: by then
+    they differ less than the same settings with another seed. The other strategies have one rung; its
+    epoch None stands for the last of each trial.
     """
     trials, further = definition["trials"], definition["further"]
     epochs = {**train.DEFAULTS, **definition["settings"]}["epochs"]
@@ -140,10 +140,6 @@ def groups_of(trials):
     return [list(group) for _, group in itertools.groupby(ordered, operator.itemgetter("number"))]
 
 
-def mean_of(rows, column):
-    return math.fsum(row[column] for row in rows) / len(rows)
-
-
 def came(group):
     """The epoch that a group has come to; infinity where it finished, be it by early stopping."""
     return min(math.inf if t["status"] == "finished" else len(t["rows"]) for t in group)
@@ -161,8 +157,9 @@ def ranking(trials, epochs=math.inf):
 
     def best_first(group):
         rows = [trial["rows"][min(epochs, len(trial["rows"])) - 1] for trial in group]
-        figures = -mean_of(rows, "val_accuracy"), mean_of(rows, "val_loss")
-        return (-min(came(group), epochs), *figures, group[0]["number"])
+        accuracy = statistics.fmean(row["val_accuracy"] for row in rows)
+        loss = statistics.fmean(row["val_loss"] for row in rows)
+        return -min(came(group), epochs), -accuracy, loss, group[0]["number"]
 
     groups = groups_of(trial for trial in trials if trial["status"])
     return sorted([group for group in groups if all(map(able, group))], key=best_first)
@@ -178,42 +175,38 @@ def best_at(trials, epochs, count):
 def run_trials(trials, until, workers, out):
     """Run trials up to an epoch; about once a second, and when one ends, yields how many run, and that one.
 
-    It is None or ``(trial, result)`` of ``run_trial``; the result is None where the worker died, and the next
-    one too. ``concurrent.futures.wait`` would do, but a Ctrl-C at the wrong moment leaves its locks held.
+    It is None or what ``run_trial`` returns; without a state where the worker died, and the next one too.
+    ``concurrent.futures.wait`` would do, but a Ctrl-C at the wrong moment leaves its locks held.
     """
     waiting, running, futures, ended = list(trials)[::-1], {}, queue.SimpleQueue(), None
     while waiting or running or ended:
         while waiting and len(running) < workers["capacity"]():
-            trial, state, rows = waiting.pop(), None, []
+            trial, state = waiting.pop(), None
             if trial["rows"]:
                 state, rows, _ = train.load_last(trial_folder(out, trial))
-            job = (trial["config"], state, rows, until, workers["source"](trial["config"]))
-            future = workers["submit"](run_trial, *job)
+                trial = {**trial, "rows": rows}
+            future = workers["submit"](run_trial, trial, state, until, workers["source"](trial["config"]))
             running[future] = trial
             future.add_done_callback(futures.put)
         yield len(running), ended  # only now: the workers are busy while the caller writes
         ended = None
-        try:
+        with contextlib.suppress(queue.Empty):
             future = futures.get(timeout=1 if running else 0)
-        except queue.Empty:
-            continue
-        trial = running.pop(future)
-        try:
-            result = future.result()
-            seconds = trial["seconds"] + result["seconds"]
-            trial = {**trial, "rows": result["rows"], "status": result["status"], "seconds": seconds}
-            ended = trial, result
-        except workers["lost"]:
-            ended = {**trial, "status": "failed"}, None
+            trial = running.pop(future)
+            try:
+                ended = future.result()
+            except workers["lost"]:
+                ended = {**trial, "status": "failed"}, None, None
 
 
-def run_trial(config, state, rows, until, source):
+def run_trial(trial, state, until, source):
     """Train a trial from a state (None: its beginning) up to an epoch (None: its last), on a worker.
 
-    ``source`` gives the images as ``train.prepare`` does. Only the last row has the figures of the
-    training images: they take as long as half a training epoch.
+    ``source`` gives the images as ``train.prepare`` does. Returns the trial as it is then, the state and
+    the steps of its preprocessing. Only the last row has the figures of the training images: they take as
+    long as half a training epoch.
     """
-    started = time.perf_counter()
+    started, config, rows = time.perf_counter(), trial["config"], trial["rows"]
     sets = {**source(), "evaluate": ("val",)}
     state = state or train.init_state(sets, config)
     epochs = max(0, (until or config["epochs"]) - state["epoch"])
@@ -226,8 +219,8 @@ def run_trial(config, state, rows, until, source):
     if rows and rows[-1]["train_loss"] is None:
         judged = state["average"] or state["params"]
         rows = [*rows[:-1], rows[-1] | train.part_figures(judged, sets, "train", config)]
-    seconds = time.perf_counter() - started
-    return {"state": state, "rows": rows, "status": status, "steps": sets["steps"], "seconds": seconds}
+    seconds = trial["seconds"] + time.perf_counter() - started
+    return {**trial, "rows": rows, "status": status, "seconds": seconds}, state, sets["steps"]
 
 
 def has_ended(rows, config):
@@ -242,16 +235,15 @@ LIKELY = 0.05  # a p above this is no evidence, by custom
 def compare(ranked):
     """What there is to say of each group, the best first: rows of groups.csv without the settings.
 
-    ``difference`` is that of the mean accuracy to the best group's, ``p`` that of an exact permutation
-    test over the pairs of runs with the same seed or fold. They are None for the best itself, and where
-    the epochs differ.
+    ``difference`` is that of the mean accuracy to the best group's, ``p`` that of a permutation test over
+    the runs with the same seed or fold; None for the best itself, and where the epochs differ.
     """
     found, best = [], [trial["rows"][-1]["val_accuracy"] for trial in ranked[0]]
     for group in ranked:
         rows = [trial["rows"][-1] for trial in group]
         accuracies = [row["val_accuracy"] for row in rows]
         row = {"trial": group[0]["number"], "runs": len(group), "epochs": max(len(t["rows"]) for t in group)}
-        row |= {name: mean_of(rows, name) for name in FIGURES}
+        row |= {name: statistics.fmean(row[name] for row in rows) for name in FIGURES}
         row |= {"val_sd": nn.mean_and_sd(accuracies)[1], "difference": None, "p": None}
         if group is not ranked[0] and came(group) == came(ranked[0]):
             pairs = np.subtract(accuracies, best)
@@ -432,12 +424,10 @@ def trial_settings(definition):
     for number in range(1, definition["trials"] + 1):
         rng = np.random.default_rng([definition["seed"], number])
         seeds = {"split_seed": definition["seed"], "seed": int(rng.integers(2**32))}
-        if definition["strategy"] == "grid":
-            drawn = every[number - 1]
-        elif every is not None:
-            drawn = every.pop(rng.integers(len(every)))
-        else:
+        if every is None:
             drawn = {name: draw(dimension, rng) for name, dimension in space.items()}
+        else:
+            drawn = every.pop(0 if definition["strategy"] == "grid" else rng.integers(len(every)))
         _, used = without_idle(drawn, definition, space)
         try:
             settings = train.check_settings(seeds | used)
@@ -466,10 +456,8 @@ def run_settings(settings, definition, repeat):
 def parse_space(text):
     """A search space as a dict: name -> list of its choices, or dict of ``low``, ``high`` and ``log``.
 
-    The text is such as ``lr=0.15:0.25 weight_decay=1e-7:1e-4:log hidden=200:300 activation=relu,tanh``.
-    ``low:high`` is uniform in [low, high), of whole numbers where the setting is one, and with ``:log``
-    uniform in the logarithm; anything else is a list of choices, where ``512x256`` are two hidden
-    layers and ``scale+center`` two steps of preprocessing. ValueError where it cannot be a space.
+    ``lr=0.15:0.25`` is uniform in [low, high), ``weight_decay=1e-7:1e-4:log`` in the logarithm, of whole
+    numbers where the setting is one; ``hidden=512x256,292 preprocess=scale,scale+center`` are choices.
     """
     space = {}
     for part in text.split():
@@ -654,10 +642,10 @@ def start_process():
     """A process that answers calls; in a session of its own, where no Ctrl-C reaches it."""
     if hasattr(signal, "pthread_sigmask"):  # it inherits this: a Ctrl-C may come before it is apart
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    code = f"import sys; sys.path[:] = {sys.path!r}; import search; search.answer_calls()"
     main = getattr(sys.modules["__main__"], "__file__", None)
+    code = f"import sys; sys.path[:] = {sys.path!r}; import search; search.answer_calls({main!r})"
     return subprocess.Popen(
-        [sys.executable, "-c", code, *([main] if main else [])],
+        [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, **ONE_THREAD},
@@ -665,12 +653,12 @@ def start_process():
     )
 
 
-def answer_calls():
+def answer_calls(main):
     """What a process of ``_processes`` does: answer the calls on its standard input until that ends."""
     calls, answers = queue.SimpleQueue(), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing that is printed may get among the answers
-    if len(sys.argv) > 1:  # the parent's script, where functions and activations of its own may be
-        vars(sys.modules["__main__"]).update(runpy.run_path(sys.argv[1], run_name="__mp_main__"))
+    if main:  # the parent's script, where functions and activations of its own may be
+        vars(sys.modules["__main__"]).update(runpy.run_path(main, run_name="__mp_main__"))
 
     def listen():
         calls.put(pickle.load(sys.stdin.buffer))
@@ -822,13 +810,12 @@ def trial_folder(out, trial):
     return out / "trials" / trial_name(trial, digits=3)
 
 
-def save_trial(out, trial, result, epochs_before):
+def save_trial(out, trial, state, steps, epochs_before):
     """Write a trial's folder: that of a run of train.py."""
     folder, config, rows = trial_folder(out, trial), trial["config"], trial["rows"]
     folder.mkdir(parents=True, exist_ok=True)
-    state = result and result["state"]
-    if result:
-        train.save_epoch(folder, state, rows, config, result["steps"], len(rows) - epochs_before)
+    if state:
+        train.save_epoch(folder, state, rows, config, steps, len(rows) - epochs_before)
     train.save_record(folder, config, trial["status"], rows, state and state["best"])
 
 
@@ -847,14 +834,13 @@ def run_column(trial):
 
 
 def table_row(trial):
-    last = trial["rows"][-1] if trial["rows"] else dict.fromkeys(FIGURES)
     return {
+        **(trial["rows"] or [{}])[-1],
         **{name: data.setting_text(trial["config"][name]) for name in train.SETTINGS},
         "trial": trial["number"],
         run_column(trial): trial["repeat"],
         "status": trial["status"],
         "epochs": len(trial["rows"]),
-        **{name: last[name] for name in FIGURES},
         "seconds": round(trial["seconds"], 3),
     }
 
@@ -920,7 +906,7 @@ def live_line(trials, done, running, until, seconds):
     """Trials done and running, the best so far, and the time left, where it is known."""
     words = [f"{done} trials done" + (f" to epoch {until}" if until else ""), f"{running} running"]
     for best in ranking(trials)[:1]:
-        accuracy = mean_of([trial["rows"][-1] for trial in best], "val_accuracy")
+        accuracy = statistics.fmean(trial["rows"][-1]["val_accuracy"] for trial in best)
         words.append(f"best {100 * accuracy:.2f}% (trial {best[0]['number']})")
     if seconds is not None:
         words.append(f"{datetime.timedelta(seconds=round(seconds))} left")
@@ -987,21 +973,12 @@ def retrain(out, group, data_dir):
     own = {name: group[0]["config"][name] for name in train.SETTINGS if name not in default}
     settings = {**train.DEFAULTS, **own, "val_size": 0}
     if settings["lr_schedule"] not in ("linear", "cosine"):
-        settings["epochs"] = round(sum(len(trial["rows"]) for trial in group) / len(group))
+        settings["epochs"] = round(statistics.fmean(len(trial["rows"]) for trial in group))
     words = train.as_flags(settings) + (["--data-dir", data_dir] if data_dir else [])
     there = all((out / name).exists() for name in ("last.pkl", "config.json"))  # or it was killed between
     same = there and settings.items() <= train.load_settings(out / "config.json").items()
     train.main([*words, "--out", str(out), "--quiet", *["--resume"] * same])
     return data.command_text("python", "train.py", *words)
-
-
-def count_workers(flags):
-    """The number of processes on this machine; default: one for each core that this one may use."""
-    if flags.workers is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if flags.scheduler:
-        raise ValueError("--workers: is for this machine; the cluster of --scheduler has its own")
-    return check_count("--workers", flags.workers)
 
 
 def add_flags(parser):
@@ -1035,8 +1012,13 @@ def main(argv=None):
     parser = data.make_parser(what, examples)
     add_flags(parser)
     flags = data.parse_flags(parser, argv)
-    given = {n: v for n, v in vars(flags).items() if n in {**DEFAULT_SEARCH, **train.SETTINGS, "best": 0}}
-    out, count, known = pathlib.Path(flags.out), count_workers(flags), None
+    names = {*DEFAULT_SEARCH, *train.SETTINGS, "best"}
+    given = {name: value for name, value in vars(flags).items() if name in names}
+    if flags.workers is not None and flags.scheduler:
+        raise ValueError("--workers: is for this machine; the cluster of --scheduler has its own")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = check_count("--workers", cores if flags.workers is None else flags.workers)
+    out, known = pathlib.Path(flags.out), None
     if flags.resume:
         train.check_resumable(out, "search.json", "search")
         definition, known = resumed(out, given)

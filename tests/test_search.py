@@ -56,6 +56,12 @@ def table(out):
     return rows_of(out / "trials.csv")
 
 
+def check_same_params(out, other, *folders):
+    """The same bits in folders of two searches."""
+    for name in folders:
+        assert (out / name / "params.pkl").read_bytes() == (other / name / "params.pkl").read_bytes()
+
+
 def definition(space=SPACE, **more):
     return search.define({"space": space.split(), "val_size": 12, **more}, search.DEFAULT_SEARCH)
 
@@ -80,24 +86,22 @@ def test_space_has_ranges_and_lists():
     }
 
 
-@pytest.mark.parametrize(
-    "text, name",
-    [
-        ("", ""),
-        ("=0.1", ""),
-        ("learning_rate=0.1", "learning_rate"),
-        ("hiden=3", "hidden"),  # the nearest
-        ("activation=relu,tahn", "tanh"),
-        *((text, "lr") for text in ("lr", "lr=", "lr=0.2:0.1", "lr=0.1:0.1", "lr=0:0.1", "lr=nan:0.1")),
-        *((text, "lr") for text in ("lr=0.1:inf", "lr=0.1:0.2:lin", "lr=0.1:0.2:0.3", "lr=1:2:log:log")),
-        *((text, "lr") for text in ("lr=0.1,0.1", "lr=0.1 lr=0.2")),
-        *((f"hidden={values}", "hidden") for values in ("300:200", "0:300", "8x4:9", "2.5:9")),
-        ("weight_decay=0:1e-4:log", "weight_decay"),
-        ("activation=relu:tanh", "activation"),
-        ("nesterov=false:true", "nesterov"),
-        ("momentum=0,1", "momentum"),
-    ],
-)
+NO_SPACE = {  # what the error names -> spaces
+    "": ["", "=0.1"],
+    "learning_rate": ["learning_rate=0.1"],
+    "hidden": ["hiden=3", *(f"hidden={values}" for values in ("300:200", "0:300", "8x4:9", "2.5:9"))],
+    "tanh": ["activation=relu,tahn"],
+    "lr": ["lr", "lr=0.1 lr=0.2"]
+    + [f"lr={ends}" for ends in ("", "0.2:0.1", "0.1:0.1", "0:0.1", "nan:0.1", "0.1:inf", "0.1,0.1")]
+    + [f"lr={ends}" for ends in ("0.1:0.2:lin", "0.1:0.2:0.3", "1:2:log:log")],
+    "weight_decay": ["weight_decay=0:1e-4:log"],
+    "activation": ["activation=relu:tanh"],
+    "nesterov": ["nesterov=false:true"],
+    "momentum": ["momentum=0,1"],
+}
+
+
+@pytest.mark.parametrize("text, name", [(text, name) for name, texts in NO_SPACE.items() for text in texts])
 def test_space_that_cannot_be_is_refused(text, name):
     with refused("--space", name, error=ValueError):
         search.parse_space(text)
@@ -111,23 +115,18 @@ def test_choices_may_have_a_number_of_their_own():
 ONE_FOR_ALL = ["size", "transpose", "folds", "fold"]  # how data sets are read, and split for a search
 
 
+EXAMPLES = (  # of the others: 1:9
+    "dataset=mnist,glyphs loss=mse,cross_entropy optimizer=sgd,adam init=he,lecun dtype=float32,float64 "
+    "lr_schedule=constant,cosine activation=relu,tanh nesterov=true,false preprocess=scale,center "
+    "augment=none,elastic+flip holdout=random,last class_weight=none,balanced dropout=0.1:0.5 "
+    "beta1=0.8:0.9 beta2=0.9:0.99 input_dropout=0.1:0.5 label_smoothing=0.1:0.5 ema=0.1:0.5 "
+    "adversarial=0.1:0.5 max_scaling=0.1:0.5 momentum=0.1:0.9 min_delta=0.1:0.2"
+)
+
+
 @pytest.mark.parametrize("name", [name for name in train.SETTINGS if name not in ONE_FOR_ALL])
 def test_every_setting_can_be_searched(name):
-    shares = ["dropout", "input_dropout", "label_smoothing", "ema", "adversarial", "max_scaling"]
-    examples = dict.fromkeys([*shares, "momentum", "beta1", "beta2", "min_delta"], "0.1:0.5") | {
-        "dataset": "mnist,glyphs",
-        "loss": "mse,cross_entropy",
-        "optimizer": "sgd,adam",
-        "init": "he,lecun",
-        "lr_schedule": "constant,cosine",
-        "dtype": "float32,float64",
-        "activation": "relu,tanh",
-        "nesterov": "true,false",
-        "preprocess": "scale,center",
-        "augment": "none,elastic+flip",
-        "holdout": "random,last",
-        "class_weight": "none,balanced",
-    }
+    examples = dict(example.split("=") for example in EXAMPLES.split())
     dimension = search.parse_space(f"{name}={examples.get(name, '1:9')}")[name]
     value = search.draw(dimension, np.random.default_rng(0))
     checked = train.check_setting(name, value)
@@ -186,30 +185,45 @@ def test_grid_has_every_combination():
     assert len({(s["lr"], tuple(s["hidden"]), s["momentum"]) for s in settings}) == 12
 
 
+GRID = ["--strategy", "grid"]
+
+
 @pytest.mark.parametrize(
-    "given, name",
+    "more, names",
     [
-        ({"strategy": "rnadom"}, "random"),
-        ({"trials": "0"}, "--trials"),
-        ({"trials": "x"}, "--trials"),
-        ({"lr": "0.1"}, "--lr"),
-        ({"epochs": "0"}, "--epochs"),
-        ({"seed": "-1"}, "--seed"),
-        ({"strategy": "grid"}, "lr"),  # a range
-        ({"strategy": "grid", "space": ["lr=1,2"], "trials": 3}, "--trials"),
-        ({"strategy": "halving", "space": ["epochs=1:5"]}, "--epochs"),
+        (["--spaces", "lr=1:2"], ["--spaces", "--space"]),
+        (["--space", "lr=2:1"], ["--space", "lr"]),
+        (["--space", "folds=2,3"], ["--folds"]),
+        (["--strategy", "rnadom"], ["random"]),
+        (["--strategy", "halving", "--space", "epochs=1:5"], ["--epochs"]),
+        (["--trials", 0], ["--trials"]),
+        (["--trials", "x"], ["--trials"]),
+        ([*GRID, "--space", "lr=1,2", "--trials", 3], ["--trials"]),
+        (GRID, ["lr"]),  # a range
+        ([*GRID, "--space", "lr=0.1,0.2", "--nesterov"], ["trial 1", "--nesterov"]),
+        (["--lr", 0.1], ["--lr"]),
+        (["--epochs", 0], ["--epochs"]),
+        (["--seed", -1], ["--seed"]),
+        (["--repeat", 0], ["--repeat"]),
+        (["--repeat", 21], ["--repeat"]),
+        (["--repeat", 2, "--space", "seed=1,2"], ["--repeat"]),
+        (["--folds", 1], ["--folds"]),
+        (["--folds", 21], ["--folds"]),
+        (["--folds", 3, "--repeat", 2], ["--repeat"]),
+        (["--fold", 2], ["--fold"]),
+        (["--best", 1, "--epochs", 9], ["--resume"]),
+        (["--workers", 0], ["--workers"]),
+        (["--workers", 2, "--scheduler", "tcp://x:1"], ["--workers"]),
+        (["--val-size", 0], ["trial 1", "--val-size"]),
+        (["--val-size", 60], ["--val-size"]),  # from here on it does not fit the data
+        (["--class-weight", 1, 2], ["--class-weight"]),
+        (["--preprocess", "pca:900"], ["--preprocess"]),
+        (["--space", "preprocess=scale,pca:900"], ["pca:900"]),
     ],
 )
-def test_impossible_search_is_refused(given, name):
-    with refused(name, error=ValueError):
-        search.define(given, search.DEFAULT_SEARCH)
-
-
-def test_impossible_trial_is_refused_before_any_runs():
-    with refused("trial 1", "--nesterov", error=ValueError):
-        search.trial_settings(definition("lr=0.1,0.2", strategy="grid", nesterov=True))
-    with refused("trial 1", "--val-size", error=ValueError):
-        search.trial_settings(definition(val_size=0))
+def test_what_cannot_be_is_one_clear_line_before_anything_is_written(small_set, tmp_path, more, names):
+    done = run("search.py", "--dataset", small_set, "--out", tmp_path / "out", *more, check=2)
+    assert is_one_clear_line(done.stderr, *names) and not (tmp_path / "out").exists()
 
 
 SYSTEMS = {  # the searches of the reference systems B to E -> number of trials
@@ -313,9 +327,7 @@ def test_results_do_not_depend_on_the_number_of_workers(done, tmp_path, processe
     search.main(flags(folder, tmp_path / "two", "--trials", 5, "--workers", 2))
     assert mine.read_text() == "mine" and not (tmp_path / "two" / ".split").exists()
     assert table(tmp_path / "two") == table(out)
-    for number in range(1, 6):
-        params = f"trials/00{number}/params.pkl"
-        assert (tmp_path / "two" / params).read_bytes() == (out / params).read_bytes()
+    check_same_params(tmp_path / "two", out, ".", *(f"trials/00{number}" for number in range(1, 6)))
 
 
 def test_table_is_the_ranking_with_settings_and_figures(done):
@@ -349,7 +361,7 @@ def test_best_is_trained_again_on_all_images_and_so_is_the_printed_command(done,
     command = shlex.split(printed.rsplit("to train it again: ", 1)[1])
     assert command[:2] == ["python", "train.py"]
     run("train.py", *command[2:], "--out", tmp_path)
-    assert (tmp_path / "params.pkl").read_bytes() == (out / "params.pkl").read_bytes()
+    check_same_params(tmp_path, out, ".")
     config, best = data.load_json(out / "config.json"), table(out)[0]
     assert (config["seed"], config["lr"], config["val_size"]) == (best["seed"], best["lr"], 0)
     assert "20 test images" in run("test.py", out).stdout
@@ -379,7 +391,7 @@ def test_resume_runs_what_is_missing(done, copy):
     shutil.rmtree(copy / "trials" / f"{int(lines[1].split(',')[0]):03}")
     search.main(["--resume", "--out", str(copy)])
     assert table(copy) == table(done[1])
-    assert (copy / "params.pkl").read_bytes() == (done[1] / "params.pkl").read_bytes()
+    check_same_params(copy, done[1], ".")
 
 
 def test_random_search_can_be_resumed_with_more_trials(done, copy):
@@ -393,19 +405,24 @@ def test_random_search_can_be_resumed_with_more_trials(done, copy):
     "more, names",
     [
         ([], ["--resume"]),
-        (["--trials", "6"], ["--resume"]),
-        (["--resume", "--trials", "4"], ["trials", "5", "4"]),
-        (["--resume", "--seed", "1"], ["seed", "0", "1"]),
+        (["--trials", 6], ["--resume"]),
+        (["--resume", "--trials", 4], ["trials", "5", "4"]),
+        (["--resume", "--seed", 1], ["seed", "0", "1"]),
         (["--resume", "--strategy", "halving"], ["strategy", "random", "halving"]),
         (["--resume", "--space", "lr=0.1:0.2"], ["space", "lr=0.05:0.2", "lr=0.1:0.2"]),
-        (["--resume", "--epochs", "9"], ["epochs", "3", "9"]),
-        (["--resume", "--momentum", "0.9"], ["momentum", "0.0", "0.9"]),
+        (["--resume", "--epochs", 9], ["epochs", "3", "9"]),
+        (["--resume", "--momentum", 0.9], ["momentum", "0.0", "0.9"]),
+        (["--resume", "--best", 2], ["--best", "--epochs"]),
+        (["--resume", "--best", 2, "--epochs", 3], ["--best", "--epochs"]),
+        (["--resume", "--best", 6, "--epochs", 9], ["--best"]),
+        (["--resume", "--best", "x", "--epochs", 9], ["--best"]),
+        (["--resume", "--best", 1, "--epochs", "x"], ["--epochs"]),
     ],
 )
-def test_another_search_into_the_same_folder_is_refused(done, more, names):
-    folder, out = done
-    with refused(out, *names, error=ValueError):
-        search.main(flags(folder, out, *["--trials", 5, *more]))
+def test_a_search_that_is_there_is_not_changed(done, more, names):
+    """By a new one, or by going on with it as another one, or with more epochs that cannot be."""
+    with refused(done[1], *names, error=ValueError):
+        search.main(["--out", str(done[1]), *map(str, more)])
 
 
 @pytest.mark.parametrize(
@@ -439,21 +456,6 @@ def test_other_data_are_refused(done, copy):
     (copy / "search.json").write_text(json.dumps(record))
     with refused(done[0], error=ValueError):
         search.main(["--resume", "--out", str(copy)])
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        ["--val-size", 60],
-        ["--class-weight", 1, 2],
-        ["--preprocess", "pca:900"],
-        ["--space", "preprocess=scale,pca:900"],
-    ],
-)
-def test_what_does_not_fit_the_data_is_refused_before_anything_is_written(small_set, tmp_path, given):
-    with refused(given[0] if given[0] != "--space" else "pca:900", error=ValueError):
-        search.main(flags(small_set, tmp_path / "out", *given))
-    assert not (tmp_path / "out").exists()
 
 
 def test_two_searches_in_one_folder_are_refused(done):
@@ -634,8 +636,6 @@ def test_many_trials_are_named_shortly():
 
 # --- repeats and folds ----------------------------------------------------------------------------
 
-GRID = ["--strategy", "grid"]
-
 
 @pytest.fixture(scope="module")
 def repeated(tmp_path_factory):
@@ -703,16 +703,14 @@ def test_more_repeats_end_as_if_asked_for_at_once(repeated, tmp_path):
     search.main(flags(folder, tmp_path, *GRID, "--repeat", 2, space="lr=0.01,0.2"))
     search.main(["--resume", "--out", str(tmp_path), "--repeat", "3"])
     assert table(tmp_path) == table(out) and groups(tmp_path) == groups(out)
-    for name in ("trials/001-2", "trials/002-3", "."):
-        assert (tmp_path / name / "params.pkl").read_bytes() == (out / name / "params.pkl").read_bytes()
+    check_same_params(tmp_path, out, "trials/001-2", "trials/002-3", ".")
 
 
 def test_repeats_can_be_added_to_single_runs(done, copy):
     search.main(["--resume", "--out", str(copy), "--repeat", "2"])
     rows = table(copy)
-    assert {row["trial"]: row["seed"] for row in rows if row["repeat"] == 1} == {
-        row["trial"]: row["seed"] for row in table(done[1])
-    }
+    seeds = {row["trial"]: row["seed"] for row in table(done[1])}
+    assert {row["trial"]: row["seed"] for row in rows if row["repeat"] == 1} == seeds
     assert len(rows) == 10 and len({row["seed"] for row in rows if row["repeat"] == 2}) == 1
 
 
@@ -730,41 +728,6 @@ def test_more_epochs_for_the_best(done, copy, tmp_path):
     assert all(row == expected[row["trial"]] for row in rows[:2])
     search.main(["--resume", "--out", str(copy), "--best", "1", "--epochs", "7"])
     assert [row["epochs"] for row in table(copy)] == [7, 6, 3, 3, 3]
-
-
-@pytest.mark.parametrize(
-    "more, names",
-    [
-        (["--best", 2], ["--best", "--epochs"]),
-        (["--best", 2, "--epochs", 3], ["--best", "--epochs"]),
-        (["--best", 6, "--epochs", 9], ["--best"]),
-        (["--best", "x", "--epochs", 9], ["--best"]),
-        (["--best", 1, "--epochs", "x"], ["--epochs"]),
-    ],
-)
-def test_more_epochs_that_cannot_be(done, more, names):
-    with refused(*names, error=ValueError):
-        search.main(["--resume", "--out", str(done[1]), *map(str, more)])
-
-
-@pytest.mark.parametrize(
-    "more, name",
-    [
-        (["--repeat", 0], "--repeat"),
-        (["--repeat", 21], "--repeat"),
-        (["--folds", 1], "--folds"),
-        (["--folds", 21], "--folds"),
-        (["--folds", 3, "--repeat", 2], "--repeat"),
-        (["--fold", 2], "--fold"),
-        (["--repeat", 2, "--space", "seed=1,2"], "--repeat"),
-        (["--space", "folds=2,3"], "--folds"),
-        (["--best", 1, "--epochs", 9], "--resume"),
-    ],
-)
-def test_repeats_and_folds_that_cannot_be(small_set, tmp_path, more, name):
-    words = ["--dataset", small_set, "--out", tmp_path / "out"]
-    done = run("search.py", *words, *more, check=2)
-    assert is_one_clear_line(done.stderr, name) and not (tmp_path / "out").exists()
 
 
 def test_every_image_is_predicted_by_the_run_that_did_not_train_on_it(small_set, tmp_path, capsys):
@@ -861,17 +824,17 @@ def die_half_written():
     return bytes(10_000_000), DiesHalfWritten()
 
 
-def die_once(config, *rest):
+def die_once(trial, *rest):
     """In place of run_trial: the worker of the second trial dies the first time."""
     marker = pathlib.Path(os.environ["MARKER"])
-    if config["seed"] == int(os.environ["VICTIM"]) and not marker.exists():
+    if trial["number"] == 2 and not marker.exists():
         marker.touch()
         die()
-    return search.run_trial(config, *rest)
+    return search.run_trial(trial, *rest)
 
 
-def die_always(config, *rest):
-    return die() if config["seed"] == int(os.environ["VICTIM"]) else search.run_trial(config, *rest)
+def die_always(trial, *rest):
+    return die() if trial["number"] == 2 else search.run_trial(trial, *rest)
 
 
 def test_workers_have_one_thread_each(tmp_path, monkeypatch, processes):
@@ -899,7 +862,7 @@ def test_the_last_row_of_a_trial_is_that_of_the_same_run(small_set, tmp_path):
     trials, datasets = search.make_trials(definition(dataset=str(small_set), ema=0.9, epochs=2), None, None)
     config = trials[0]["config"]
     sets = train.prepare(datasets[str(small_set)], config)
-    row = search.run_trial(config, None, [], 2, lambda: sets)["rows"][-1]
+    row = search.run_trial(trials[0], None, 2, lambda: sets)[0]["rows"][-1]
     *_, (_, expected) = train.fit(train.init_state(sets, config), sets, config)
     assert {name: row[name] for name in search.FIGURES} == {name: expected[name] for name in search.FIGURES}
 
@@ -939,19 +902,18 @@ def is_mapped(array):
 def test_search_survives_dead_workers(done, tmp_path, monkeypatch, worker, statuses, processes):
     folder, out = done
     monkeypatch.setenv("MARKER", str(tmp_path / "marker"))
-    monkeypatch.setenv("VICTIM", str(search.trial_settings(definition())[1]["seed"]))
     (tmp_path / "out").mkdir()
     trials, datasets = search.make_trials(definition(dataset=str(folder), epochs=3, trials=5), None, None)
     monkeypatch.setattr(search, "run_trial", worker)
+    names = ["lr", "weight_decay", "hidden"]
     with search.local_workers(2, tmp_path / "split", datasets) as workers:
-        search.run_search(
-            trials, [(5, None)], workers, tmp_path / "out", ["lr", "weight_decay", "hidden"], print
-        )
-    rows = table(tmp_path / "out")
+        search.run_search(trials, [(5, None)], workers, tmp_path / "out", names, print)
+    rows, expected = table(tmp_path / "out"), table(out)
     assert {row["status"] for row in rows} == statuses
-    assert [row for row in rows if row["status"] == "finished"] == [
-        row for row in table(out) if row["trial"] != 2 or statuses == {"finished"}
-    ]
+    if "failed" in statuses:
+        assert rows.pop()["trial"] == 2
+        expected = [row for row in expected if row["trial"] != 2]
+    assert rows == expected
 
 
 CTRL_C_ALL_THE_WHILE = """
@@ -1030,21 +992,6 @@ def test_workers_know_the_script_they_work_for_and_no_module_of_the_folder_they_
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("True\n", "on standard output\n")
-
-
-@pytest.mark.parametrize(
-    "arguments, name",
-    [
-        (["--spaces", "lr=1:2"], "--space"),
-        (["--space", "lr=2:1"], "lr"),
-        (["--workers", "0"], "--workers"),
-        (["--workers", "2", "--scheduler", "tcp://x:1"], "--workers"),
-    ],
-)
-def test_bad_input_gives_one_clear_line_and_status_2(tmp_path, arguments, name):
-    done = run("search.py", *arguments, "--out", tmp_path / "out", check=2)
-    assert is_one_clear_line(done.stderr, arguments[0], name)
-    assert not (tmp_path / "out").exists()
 
 
 def test_search_does_not_import_matplotlib_or_dask():
@@ -1187,9 +1134,7 @@ def test_cluster_search_is_interrupted_and_resumed_though_a_worker_dies(small_se
         kill(another)
     run("search.py", *grid(small_set, whole, space=SHORT_SPACE))
     assert table(out) == table(whole)
-    for number in (1, 2, 3):
-        params = f"trials/00{number}/params.pkl"
-        assert (out / params).read_bytes() == (whole / params).read_bytes()
+    check_same_params(out, whole, *(f"trials/00{number}" for number in (1, 2, 3)))
 
 
 @needs_dask
