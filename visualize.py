@@ -47,13 +47,10 @@ import test as judging
 import train
 
 STYLE = {  # one look for every figure, on top of Matplotlib's defaults, whatever a matplotlibrc says
-    "figure.dpi": 100,
     "savefig.dpi": 150,
     "font.size": 9,
     "axes.titlesize": 10,
-    "axes.labelsize": 9,
     "figure.titlesize": 11,
-    "legend.fontsize": 9,
     "legend.frameon": False,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
@@ -86,6 +83,7 @@ LOSS_LABELS = {
     "mse": "half squared error (per image)",
 }
 INK = {"cmap": "gray_r", "vmin": 0, "vmax": 255}  # of an image on paper
+BARE = {"frame_on": False, "xticks": [], "yticks": []}  # axes of a picture
 RING = {"ls": "", "marker": "o", "ms": 10, "mfc": "none", "mew": 1.5, "clip_on": False}  # at what was kept
 ROUND = {"integer": True, "steps": [1, 2, 5, 10]}  # of ticks
 SATURATED = {"tanh": (-0.95, 0.95), "sigmoid": (0.025, 0.975)}  # beyond them the slope is below a tenth
@@ -436,9 +434,7 @@ def saliency_figure(run):
     facts, shown = run["config"]["data"], run["explained"]
     heading = "What speaks for the likeliest class (light), and what against it (dark)"
     figure = new_figure(heading, run["title"])
-    axes = figure.subplots(4, -(-len(shown) // 2), squeeze=False)
-    for ax in axes.ravel():
-        ax.set_axis_off()
+    axes = figure.subplots(4, -(-len(shown) // 2), squeeze=False, subplot_kw=BARE)
     for i, above, below in zip(shown, axes[::2].ravel(), axes[1::2].ravel()):
         above.imshow(run["images"][i].reshape(facts["image_shape"]), **INK)
         above.set_title(printable(facts["class_names"][run["estimates"][i].argmax()], 11), fontsize=8)
@@ -493,21 +489,11 @@ def calibration_figure(run):
 
 
 def calibration(confidence, correct, bins=10):
-    """Accuracy by confidence, and the expected calibration error (Guo et al. 2017).
+    """Accuracy by confidence, in bins of equal width, and the expected calibration error (Guo et al. 2017).
 
-    Parameters
-    ----------
-    confidence : float array (n,)
-        Probability of each prediction; the bins between 0 and 1 are of equal width.
-    correct : bool array (n,)
-
-    Returns
-    -------
-    counts : int array (bins,)
-    mean_confidence, accuracy : float arrays (bins,)
-        nan in an empty bin.
-    error : float
-        Mean distance between confidence and accuracy, weighted by counts.
+    Takes the confidence (n,) of each prediction, and whether it is correct. Returns three arrays (bins,), the
+    counts, the mean confidence and the accuracy (nan in an empty bin), and the mean distance between the
+    last two, weighted by the counts.
     """
     which = np.clip((confidence * bins).astype(int), 0, bins - 1)
     counts = np.bincount(which, minlength=bins)
@@ -681,13 +667,12 @@ def summary_figure(run):
 def summary_blocks(run):
     """Heading -> lines; the settings first."""
     definition, facts, rows = run.get("definition", {}), run["config"]["data"], run.get("rows", [])
+    blocks = {"Settings": name_lines(run["settings"])}
     if "trials" in run:
         told = {**definition, **(definition.get("settings") or {}), **run["space"]}
         apart = ("data", "versions", "settings", "space")
         blocks = {"Search": name_lines({name: value for name, value in told.items() if name not in apart})}
         blocks["The best trial"] = name_lines(run["trials"][0])
-    else:
-        blocks = {"Settings": name_lines(run["settings"])}
     if facts.get("image_shape") and facts.get("class_names"):
         shape, names = " × ".join(map(str, facts["image_shape"])), facts["class_names"]
         about = f"{len(names)} classes of images of {shape} pixels: {', '.join(names)}"
@@ -701,8 +686,9 @@ def summary_blocks(run):
                 lines.append([name, f"{loss:.4f}", judging.percent(accuracy)])
         if words:
             blocks[f"Epoch {row['epoch']}, {' and '.join(words)}"] = table_lines(lines)
-    versions = run["config"].get("versions") or definition.get("versions") or {}
-    return blocks | ({"Made with": name_lines(versions)} if versions else {})
+    if versions := run["config"].get("versions") or definition.get("versions"):
+        blocks["Made with"] = name_lines(versions)
+    return blocks
 
 
 def name_lines(values):
@@ -900,8 +886,7 @@ def picture_grid(figure, count, shape, lines=1):
         return min(0.95 * width / shape[1], (height - text) / shape[0])
 
     across = max(range(1, count + 1), key=scale)
-    bare = {"frame_on": False, "xticks": [], "yticks": []}
-    return [figure.add_subplot(-(-count // across), across, place + 1, **bare) for place in range(count)]
+    return [figure.add_subplot(-(-count // across), across, place + 1, **BARE) for place in range(count)]
 
 
 # --- from folders to figures to files ---------------------------------------------------------
@@ -1038,21 +1023,11 @@ OUT_OF_FOLD = {"index": int, "label": int, "prediction": int, "probability": (in
 
 
 def load_folder(path):
-    """What a folder holds of a run or of a search, as a dict.
+    """What a folder holds of a run or of a search, as a dict; ValueError where a file of it is damaged.
 
-    Returns
-    -------
-    dict
-        ``path``, ``config``, ``date``, ``chosen`` (the epoch whose params were kept), ``title`` and, where
-        the folder has them, ``settings`` (what it was told), ``rows`` (the history), ``params`` and
-        ``trials`` (see ``load_search``). ``why`` there is nothing that needs the data set.
-
-    Raises
-    ------
-    ValueError
-        A file that is there is damaged.
-    OSError
-        There is no such folder.
+    It has ``path``, ``config``, ``date``, ``chosen`` (the epoch whose params were kept), ``title`` and, as
+    far as the folder has them, ``settings`` (what it was told), ``rows`` (the history), ``params`` and
+    ``trials`` (see ``load_search``). ``why`` says why there is nothing that needs the data set.
     """
     path = pathlib.Path(path)
     if not path.is_dir():
@@ -1120,13 +1095,10 @@ def titles_of(run):
 def load_search(path):
     """What a folder holds of a search: a part of the dict of ``load_folder``.
 
-    Returns
-    -------
-    dict
-        ``trials``: the ranked rows of trials.csv, the best first; ``definition``: search.json;
-        ``space``: searched setting -> its range or choices as text; ``histories``: trial -> rows;
-        ``oof``: the rows of oof.csv, what is least likely first; ``search_title``. Nothing where no trial
-        has ended well; no histories where no trial has one. Repeats are one trial: their means.
+    ``trials``: the ranked rows of trials.csv, the best first, repeats as one trial; ``definition``:
+    search.json; ``space``: searched setting -> its range or choices as text; ``search_title``; where there
+    are any, ``histories``: trial -> rows, and ``oof``: the rows of oof.csv, what is least likely first.
+    Nothing where no trial has ended well.
     """
     rows = load_file(path / "trials.csv", [TRIAL])
     ended = [row for row in rows if row["status"] in ENDED_WELL]
@@ -1178,11 +1150,8 @@ def mean_trial(rows):
 def load_committee(paths, data_dir):
     """Several runs as one, for a page: their networks are judged as the committee that test.py makes of them.
 
-    Returns
-    -------
-    dict
-        ``runs``, ``title``, ``config``; as far as there are any ``members``, ``images``, ``labels``,
-        ``estimates`` and ``mistakes``; ``why`` there are no members.
+    The dict has ``runs``, ``title``, ``config``, and as far as there are any ``members``, ``images``,
+    ``labels``, ``estimates`` and ``mistakes``; or ``why`` there are no members.
     """
     runs = [load_folder(folder) for path in paths for folder in judging.runs_in(path)]
     runs = [run for run in runs if "rows" in run]
@@ -1276,24 +1245,13 @@ def open_drawing(path):
 
 
 def drawing_window(figure, params, config, title=""):
-    """Make a figure one to draw in with the mouse: the probabilities follow each stroke.
+    """Make an empty figure one to draw in with the mouse: the probabilities follow each stroke.
 
-    Parameters
-    ----------
-    figure : matplotlib.figure.Figure
-        Empty; on the canvas of any interactive backend.
-    params, config
-        From ``data.load_run``.
-
-    Returns
-    -------
-    dict
-        ``pad`` (the axes to draw in), ``ink``, ``seen`` (images), ``bars``, ``button``; to be kept
-        as long as the window is: Matplotlib itself does not keep the button.
+    Takes what ``data.load_run`` returns, and any interactive canvas. Returns the dict of ``drawing_axes``, to
+    be kept as long as the window is: Matplotlib itself does not keep the button.
     """
     facts, canvas = config["data"], figure.canvas
     window = drawing_axes(figure, facts["class_names"], facts["image_shape"], title)
-    changing = [window["ink"], window["seen"], *window["bars"]]
     state = {"drawing": np.zeros(DRAWING), "last": None, "background": None}
 
     def show(drawing):
@@ -1312,7 +1270,7 @@ def drawing_window(figure, params, config, title=""):
             canvas.blit(figure.bbox)
 
     def draw_changing():
-        for artist in changing:
+        for artist in (window["ink"], window["seen"], *window["bars"]):
             figure.draw_artist(artist)
 
     def drawn(event):  # all of the window, as when its size has changed
@@ -1320,55 +1278,48 @@ def drawing_window(figure, params, config, title=""):
             state["background"] = canvas.copy_from_bbox(figure.bbox)
         draw_changing()
 
-    def press(event):
-        if event.inaxes is window["pad"] and event.button == 1:
-            state["last"] = (event.xdata, event.ydata)
-            show(stroke(state["drawing"], state["last"], state["last"]))
-
-    def move(event):
-        if state["last"] and event.inaxes is window["pad"]:
-            start, state["last"] = state["last"], (event.xdata, event.ydata)
-            show(stroke(state["drawing"], start, state["last"]))
+    def point(event):
+        here = (event.xdata, event.ydata)
+        if event.inaxes is window["pad"] and event.name == "button_press_event" and event.button == 1:
+            state["last"] = here
+        if event.inaxes is window["pad"] and state["last"]:
+            start, state["last"] = state["last"], here
+            show(stroke(state["drawing"], start, here))
 
     def release(event):
         state["last"] = None
 
     def clear(event):
-        show(np.zeros(DRAWING))
-
-    def key(event):
-        if event.key == "c":
-            clear(event)
+        if event.name != "key_press_event" or event.key == "c":
+            show(np.zeros(DRAWING))
 
     canvas.mpl_connect("draw_event", drawn)
-    canvas.mpl_connect("button_press_event", press)
-    canvas.mpl_connect("motion_notify_event", move)
+    canvas.mpl_connect("button_press_event", point)
+    canvas.mpl_connect("motion_notify_event", point)
     canvas.mpl_connect("button_release_event", release)
-    canvas.mpl_connect("key_press_event", key)
+    canvas.mpl_connect("key_press_event", clear)
     window["button"].on_clicked(clear)
     return window
 
 
 def drawing_axes(figure, class_names, image_shape, title=""):
-    """Lay out a figure to draw in; returns its ``pad`` and ``button``, and what changes in it."""
+    """Lay out a figure to draw in: its ``pad``, its ``button``, and what changes in it."""
     from matplotlib.widgets import Button
 
     figure.suptitle(f"Draw with the mouse; c or the button clears\n{title}")
     grid = figure.add_gridspec(2, 2, width_ratios=[1.3, 1], height_ratios=[1, 0.09])
-    pad, right = figure.add_subplot(grid[0, 0]), grid[0, 1].subgridspec(2, 1, height_ratios=[1, 2])
-    small, chances = figure.add_subplot(right[0]), figure.add_subplot(right[1])
+    right = grid[0, 1].subgridspec(2, 1, height_ratios=[1, 2])
+    pad = figure.add_subplot(grid[0, 0], xticks=[], yticks=[])
+    small = figure.add_subplot(right[0], xticks=[], yticks=[], title="what the network sees")
+    for ax in (pad, small):
+        ax.spines[:].set_visible(True)
     ink = pad.imshow(np.zeros(DRAWING), cmap="gray_r", vmin=0, vmax=1, animated=True)
     seen = small.imshow(np.zeros(image_shape), cmap="gray", vmin=0, vmax=255, animated=True)
-    small.set_title("what the network sees")
     places = range(len(class_names))
+    chances = figure.add_subplot(right[1], xlim=(0, 100), xlabel="probability (%)")
     bars = chances.barh(places, [0] * len(places), color=BLUE, animated=True)
-    chances.set(xlim=(0, 100), ylim=(len(places) - 0.5, -0.5), xlabel="probability (%)")
+    chances.set_ylim(len(places) - 0.5, -0.5)
     chances.set_yticks(places, class_names)
-    for ax in (pad, small):
-        ax.set(xticks=[], yticks=[])
-        ax.grid(False)
-        for spine in ax.spines.values():
-            spine.set_visible(True)
     button = Button(figure.add_subplot(grid[1, 0]), "clear")
     figure.draw_without_rendering()
     figure.set_layout_engine(None)  # laid out once: to do it at each stroke is slow
@@ -1376,13 +1327,7 @@ def drawing_axes(figure, class_names, image_shape, title=""):
 
 
 def stroke(drawing, start, end, radius=PEN):
-    """A drawing with a line from start to end, both (x, y), of a round pen; the drawing is left alone.
-
-    Parameters
-    ----------
-    drawing : float array (rows, columns)
-        Ink in [0, 1].
-    """
+    """A drawing, ink in [0, 1], with a line of a round pen from start to end, both (x, y): a new array."""
     rows, columns = drawing.shape
     y, x = np.ogrid[:rows, :columns]
     (x0, y0), (dx, dy) = start, np.subtract(end, start)
@@ -2089,14 +2034,6 @@ document.querySelectorAll(".sortable").forEach((table) => {
 # --- command line -----------------------------------------------------------------------------
 
 
-def check_only(text):
-    """Names of figures from ``loss,confusion``; none of them for all."""
-    names = text.split(",") if text is not None else []
-    for name in names:
-        nn.choose("figure", name, FIGURES)
-    return names
-
-
 def note_missing_letters(figures):
     """Say once which letters of names the font does not have, where Matplotlib would say it for each."""
     warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -2109,29 +2046,22 @@ def note_missing_letters(figures):
 
 def main(argv=None):
     parser = data.make_parser("Draw what a run or a search has left, as PNG, SVG and report.pdf.")
-    parser.add_argument(
-        "folders",
-        nargs="*",
-        metavar="FOLDER",
-        default=["results"],
-        help="folder of a run or a search (default: results); the curves of several runs are overlaid",
-    )
+    folders = "folder of a run or a search (default: results); the curves of several runs are overlaid"
+    out = "folder for the files (default: FOLDER/figures; of several, comparison/ beside or in the first)"
+    drawing = "open a window to draw in, and watch the probabilities"
+    parser.add_argument("folders", nargs="*", metavar="FOLDER", default=["results"], help=folders)
     parser.add_argument("--only", metavar="NAMES", help=f"with commas between: {', '.join(FIGURES)}")
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        help="folder for the files (default: FOLDER/figures; of several, comparison/ beside or in the first)",
-    )
+    parser.add_argument("--out", metavar="DIR", help=out)
     parser.add_argument("--show", action="store_true", help="open windows and write no files")
-    parser.add_argument(
-        "--draw", action="store_true", help="open a window to draw in, and watch the probabilities"
-    )
+    parser.add_argument("--draw", action="store_true", help=drawing)
     flags = data.parse_flags(parser, argv)
     if flags.draw and (flags.only or flags.out or flags.show or len(flags.folders) > 1):
         raise ValueError("--draw: goes with one FOLDER and nothing else")
     if flags.show and flags.out:
         raise ValueError("--out: has no meaning with --show")
-    only = check_only(flags.only)
+    only = flags.only.split(",") if flags.only is not None else []  # none of them: all that belong
+    for name in only:
+        nn.choose("figure", name, FIGURES)
     # a warning ignored here is not ignored elsewhere, and params beyond all reason overflow
     with matplotlib.style.context(LOOK), warnings.catch_warnings(), np.errstate(over="ignore"):
         if flags.draw:
@@ -2160,14 +2090,14 @@ def draw(flags, only):
     note_missing_letters(figures)
     if flags.show:
         open_windows(figures)
-    else:
-        out = pathlib.Path(flags.out or out)
-        pictures = save_figures(figures, out)
-        if not only:
-            run = run or load_committee(flags.folders, flags.data_dir)
-            headings = [figure._suptitle.get_text().partition("\n")[0] for figure in figures.values()]
-            shown = dict(zip(figures, zip(headings, pictures)))
-            save_file(out / "report.html", page_of(run, shown).encode())
+        return
+    out = pathlib.Path(flags.out or out)
+    pictures = save_figures(figures, out)
+    if not only:
+        run = run or load_committee(flags.folders, flags.data_dir)
+        headings = [figure._suptitle.get_text().partition("\n")[0] for figure in figures.values()]
+        shown = dict(zip(figures, zip(headings, pictures)))
+        save_file(out / "report.html", page_of(run, shown).encode())
 
 
 if __name__ == "__main__":
