@@ -210,13 +210,17 @@ def test_every_activation_and_step_is_computed_as_the_program_does(opened, activ
     assert images > 30 and largest < 1e-3 and others == 0
 
 
-@pytest.mark.parametrize("fit, shape", [("digit", (28, 28)), ("digit", (20, 31)), ("whole", (12, 9))])
+@pytest.mark.parametrize(
+    "fit, shape, edge",
+    [("digit", (28, 28), 0), ("digit", (20, 31), 0), ("whole", (12, 9), 0), ("whole", (12, 9), 127)],
+)
 @pytest.mark.parametrize(
     "places",
     [[(30, 20), (100, 110), (90, 30)], [(70, 60), (70, 64), (75, 66)], [(5, 5), (135, 135), (9, 20)]],
 )
-def test_a_drawing_becomes_the_image_that_the_program_makes_of_it(opened, fit, shape, places, tmp_path):
+def test_a_drawing_becomes_what_the_program_makes_of_it(opened, fit, shape, edge, places, tmp_path):
     run = made_up(fit=fit, shape=shape)
+    run["config"]["data"]["edge"] = edge
     open_text(opened, visualize.page_of(run, {}), tmp_path)
     drawing = np.zeros(visualize.DRAWING)
     for start, end in zip(places, places[1:]):
