@@ -34,7 +34,10 @@ import train
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HANG = 600  # seconds: what is not done by then, on any machine, will never be
 ENDLESS = 10**9  # epochs of a run that lasts until it is stopped, however quick the machine
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & would ignore it
+
+
+def pytest_configure():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & would ignore it
 
 
 def write_dataset(folder, train=60, test=20, shape=(4, 5), classes=3, seed=0, zipped=False):

@@ -4,13 +4,12 @@ import os
 
 import numpy as np
 import pytest
-from conftest import ROOT, is_one_clear_line, refused, run, write_dataset
+from conftest import ROOT, is_one_clear_line, make_run, refused, run, write_dataset
 from PIL import Image
 
 import data
 import nn
 import test as judging
-import train
 
 
 def grown(image, times, margin=0):
@@ -54,9 +53,7 @@ FORMS = [inverted, larger, off_centre, ink_on_paper, lit_photo]
 
 
 def save(path, pixels):
-    Image.fromarray(pixels).save(path, quality=40) if path.suffix == ".jpg" else Image.fromarray(pixels).save(
-        path
-    )
+    Image.fromarray(pixels).save(path, **({"quality": 40} if path.suffix == ".jpg" else {}))
     return path
 
 
@@ -249,20 +246,14 @@ def runs(tmp_path_factory):
     """Three runs on one data set of 28x28, of different layers, preprocessing and losses."""
     folder = tmp_path_factory.mktemp("runs")
     dataset = write_dataset(folder / "set", train=90, test=60, shape=(28, 28))
-    common = ["--dataset", dataset, "--val-size", 0, "--batch-size", 16, "--epochs", 2, "--quiet"]
     kinds = {
         "plain": ["--hidden", 8],
         "deep": ["--hidden", 9, 7, "--preprocess", "scale", "center", "--activation", "tanh"],
         "mse": ["--hidden", 0, "--loss", "mse", "--lr", 0.001],
     }
     for name, more in kinds.items():
-        train.main([str(word) for word in [*common, *more, "--out", folder / name]])
+        make_run(folder / name, dataset, "--epochs", 2, *more)
     return folder
-
-
-def train_briefly(dataset, out):
-    given = ["--dataset", dataset, "--out", out, "--val-size", 0, "--hidden", 0, "--epochs", 1, "--quiet"]
-    train.main(list(map(str, given)))
 
 
 def test_a_committee_is_the_mean_of_its_members(runs, capsys):
@@ -292,14 +283,14 @@ def test_a_committee_may_have_an_mse_member(runs, capsys):
 
 def test_members_must_know_the_same_classes(runs, tmp_path):
     other = write_dataset(tmp_path / "other", classes=4, shape=(28, 28))
-    train_briefly(other, tmp_path / "r")
+    make_run(tmp_path / "r", other, "--hidden", 0, "--epochs", 1)
     with refused(error=ValueError):
         judging.main([str(runs / "plain"), str(tmp_path / "r")])
 
 
 def test_members_of_different_data_sets_need_a_choice(runs, tmp_path, capsys):
     other = write_dataset(tmp_path / "other", shape=(28, 28))
-    train_briefly(other, tmp_path / "r")
+    make_run(tmp_path / "r", other, "--hidden", 0, "--epochs", 1)
     both = [str(runs / "plain"), str(tmp_path / "r")]
     with refused("--dataset", error=ValueError):
         judging.main(both)
