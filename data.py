@@ -151,7 +151,7 @@ def _load_source(name, data_dir, download, form):
             if digest != source["sha256"][part]:
                 raise ValueError(f"{folder}: {FILES[part]} is not that of {source['title']} (its SHA-256)")
     except ValueError as error:
-        hint = "delete it to download it anew, or name its folder as --dataset to use it as it is"
+        hint = "if it is damaged, delete it to download it anew; or name its folder as --dataset to use it"
         raise ValueError(f"{error}; {hint}") from error
     return dataset
 
@@ -239,7 +239,7 @@ def _as_pictures(images, what, size, transpose):
             images = images.reshape(len(images), *sides)
     if images.ndim == 2 or (images.ndim == 3 and sides and images.shape[1:] != tuple(sides)):
         pixels, wanted = (setting_text(list(one)) for one in (images.shape[1:], sides))
-        raise ValueError(f"{what} have {pixels} pixels, not {wanted}; see --size of train.py")
+        raise ValueError(f"{what} have {pixels} pixels, not the expected {wanted}; see --size of train.py")
     if images.ndim != 3 or 0 in images.shape[1:]:
         raise ValueError(f"{what} have the shape {shape}, not (n, rows, columns) with one channel")
     return images.swapaxes(1, 2) if transpose else images
@@ -273,9 +273,13 @@ def _as_bytes(images, where):
 
 
 def _in_blocks(function, images, *more):
-    """What a function makes of images (n, ...), 1,000 at a time: what it needs meanwhile stays small."""
+    """What a function makes of images (n, ...), 1,000 at a time: what it needs meanwhile stays small.
+
+    Each image lies in one piece of memory, in whatever order the function has left them.
+    """
     starts = range(0, len(images) or 1, 1000)  # none are one block without any
-    return np.concatenate([function(images[start : start + 1000], *more) for start in starts])
+    made = [function(images[start : start + 1000], *more) for start in starts]
+    return np.ascontiguousarray(np.concatenate(made))
 
 
 def _note(text):
@@ -343,25 +347,18 @@ def _is_whole(text):
     return text.removeprefix("-").isdecimal() and len(text) < 19 and str(int(text)) == text
 
 
-def load_dataset_of(config, data_dir=None, name=None, transpose=None):
+def load_dataset_of(config, data_dir=None, name=None):
     """The data set that a network is judged on: the one that its config says, or the one named.
 
     Its labels are the network's class numbers. Where it has no test images, ``test_images`` are the
     validation images of the run, or all images of another data set; ``judged`` says which: ``test images``,
-    ``validation images`` or ``images``. ``data_dir`` and ``name`` are as for ``load_dataset``, and so are
-    the errors; ``transpose`` is by default as for the training, or False for the one named. ValueError as
-    well for images or classes that do not fit the network, and where there are no images to judge it on.
+    ``validation images`` or ``images``. ``data_dir``, ``name`` and the errors are as for ``load_dataset``;
+    ValueError as well for images or classes that do not fit the network, or no images to judge it on.
     """
     own, trained_on = config["dataset"], config["data"]
-    shape, size = trained_on["image_shape"], config["size"]
-    if name not in (None, own):
-        size = tuple(reversed(shape) if transpose else shape)
-    elif transpose is None:
-        transpose = config["transpose"]
-    dataset = load_dataset(name or own, data_dir, size=size, transpose=bool(transpose))
-    if dataset["train_images"].shape[1] != math.prod(shape):
-        pixels = " and ".join(setting_text(list(sides)) for sides in (shape, dataset["image_shape"]))
-        raise ValueError(f"{dataset['title']} does not fit: the pixels of network and images are {pixels}")
+    transpose = name in (None, own) and config["transpose"]
+    size = tuple(trained_on["image_shape"][:: -1 if transpose else 1])  # before rows and columns are swapped
+    dataset = load_dataset(name or own, data_dir, size=size, transpose=transpose)
     dataset = with_classes(dataset, trained_on["class_names"])
     same = dataset["sha256"] == trained_on.get("sha256")
     if name is None and not same:
@@ -386,9 +383,6 @@ def load_images(path, image_shape, transpose=False):
         raise ValueError(f"{path} holds no images")
     images = arrays[f"{part}_images"]
     images = images[None] if images.shape in (shape, (pixels,)) else images  # it is one
-    if math.prod(images.shape[1:]) != pixels:
-        sizes = [setting_text(list(sides)) for sides in (images.shape[1:], shape)]
-        raise ValueError(f"{path} has images of {sizes[0]} pixels, but the network takes {sizes[1]}")
     images = _as_pictures(images, f"{path}: the images", shape, transpose)
     if f"{part}_labels" in arrays:
         _note(f"the labels in {path} are not looked at; to judge by them, see --dataset")
@@ -1073,7 +1067,7 @@ def sort_pixels(images, columns=None):
     if columns is None:
         used = _in_blocks(lambda block: np.count_nonzero(block, axis=0)[None], images).sum(axis=0)  # (d,)
         columns = np.argsort(-used, kind="stable")
-    ordered = _in_blocks(lambda block: block[:, columns], images)
+    ordered = images.take(columns, axis=1)  # unlike images[:, columns] row by row in memory
     return {"images": ordered, "columns": columns, "inked": _in_blocks(_last_ink, ordered)}
 
 

@@ -343,6 +343,7 @@ def test_sorted_pixels_leave_only_blank_columns_behind_the_ink():
     images = images.astype(np.uint8)
     pixels = data.sort_pixels(images)
     np.testing.assert_array_equal(pixels["images"], images[:, pixels["columns"]])
+    assert pixels["images"].flags.c_contiguous, "or taking rows of it would be far slower"
     used = (pixels["images"] > 0).sum(axis=0)
     assert (np.diff(used) <= 0).all()
     for row, inked in zip(pixels["images"], pixels["inked"]):

@@ -581,7 +581,7 @@ def test_images_that_cannot_be_meant(images, words):
 def test_a_size_that_does_not_fit():
     with pytest.raises(ValueError, match="--size"):
         data.as_dataset(FLAT, LABELS, size=(4, 6))
-    with pytest.raises(ValueError, match="4x5 pixels, not 5x4"):
+    with pytest.raises(ValueError, match=r"4x5 pixels.*5x4"):
         data.as_dataset(IMAGES, LABELS, size=(5, 4))
     for text in ("28", "28x", "0x5", "28x28x1", "-1x3", 28, "28X28", "٣x٣"):
         with pytest.raises(ValueError, match="rows x columns"):
