@@ -169,19 +169,8 @@ class Disk:
 
 EDGES = [b"\0", b"\xff", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\x80", b"\xff" * 8]
 TOKENS = [
-    b"nan",
-    b"-inf",
-    b"1e999",
-    b"-1",
-    b"",
-    b"9" * 30,
-    b"null",
-    b"[]",
-    b"{",
-    b'"',
-    b"\xef\xbb\xbf",
-    b"\r",
-]
+    b"nan", b"-inf", b"1e999", b"-1", b"", b"9" * 30, b"null", b"[]", b"{", b'"', b"\xef\xbb\xbf", b"\r",
+]  # fmt: skip
 
 
 def damaged(content, rng):
