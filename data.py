@@ -1809,10 +1809,11 @@ def _grey(picture, shape):
     return np.asarray(picture.convert("L").resize(tuple(shape)[::-1], Image.Resampling.BOX))
 
 
-def _edges(images, width=1):
-    """The pixels along the edges (..., number) of images (..., rows, columns)."""
+def _edges(images, share=0.0):
+    """The pixels (..., number) along the edges of images (..., rows, columns), or in a share of each side."""
     frame = np.ones(images.shape[-2:], bool)
-    frame[width:-width, width:-width] = False
+    rows, columns = (max(1, int(share * n)) for n in frame.shape)
+    frame[rows:-rows, columns:-columns] = False
     return images[..., frame]
 
 
@@ -1896,15 +1897,14 @@ def prepare_ink(ink, image_shape=(28, 28)):
 
 def find_ink(picture):
     """How much ink there is at each pixel of the part of a picture where there is most: see ``_find_ink``."""
-    pixels = _shrunk(picture)
-    ink = _find_ink(pixels)
-    box, scale = _box_of(ink), max(picture.shape) / max(pixels.shape)
+    ink = _find_ink(picture)
+    box, scale = _box_of(ink), max(picture.shape) / max(ink.shape)
     found, extent = ink[box], max(ink[box].shape)
-    filled = _edges(found > 0.4, max(1, min(found.shape) // 10)).mean() > 0.5
+    filled = _edges(found > 0.4, share=0.1).mean() > 0.5
     if filled and found.size > 0.2 * ink.size:  # up to its edges, as by a sheet of paper on a desk
         return find_ink(picture[_grown_box(box, -extent / 12, scale)])
     if scale > 1 and extent < SEARCHED_SIDE / 2:  # a small digit on a large picture: look again, closer
-        ink = _find_ink(_shrunk(picture[_grown_box(box, extent / 2, scale)]))
+        ink = _find_ink(picture[_grown_box(box, extent / 2, scale)])
     return ink
 
 
@@ -1919,17 +1919,16 @@ def _grown_box(box, margin, scale):
     return tuple(slice(int(start), math.ceil(stop)) for start, stop in edges)
 
 
-def _shrunk(picture):
-    """float32 (rows, columns, 3) of at most SEARCHED_SIDE pixels a side."""
+def _find_ink(picture):
+    """How much ink there is at each pixel, (rows, columns) in [0, 1]; ValueError if there is none.
+
+    Of a large picture it is found on a smaller one of SEARCHED_SIDE pixels.
+    """
     from PIL import Image
 
     scale = max(1, max(picture.shape) / SEARCHED_SIDE)
     size = [max(1, round(n / scale)) for n in picture.shape[1::-1]]
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX), np.float32)
-
-
-def _find_ink(pixels):
-    """How much ink there is at each pixel, (rows, columns) in [0, 1]; ValueError if there is none."""
+    pixels = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX), np.float32)
     difference = pixels - _paper(pixels)
     distance = np.linalg.norm(difference, axis=2)
     rank = min(8, 1 + distance.size // 100)  # the very strongest pixels of a large picture may be dust

@@ -995,7 +995,7 @@ def npy_array(content):
 # may name the functions of CONSTRUCTORS and no others, and may make no more bytes than twice its own
 # size. Nothing out of it is hashed or printed before it is known to be a text.
 
-MOST_OPCODES = 200_000  # far above what a run writes, and of items in all
+MOST_OPCODES = 200_000  # of a pickle, and items of any file: far above what a run writes
 MOST_DEPTH = 50  # of dicts and lists in each other
 PLAIN_OPCODES = frozenset(
     """

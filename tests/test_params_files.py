@@ -166,12 +166,7 @@ def test_a_cut_file_is_an_error(tmp_path, params, suffix):
 
 
 def test_npz_with_objects_or_text_instead_of_config(tmp_path, params):
-    for extra in (
-        {"config": np.array([None])},
-        {},
-        {"config": np.array("no json")},
-        {"config": np.array("[]")},
-    ):
+    for extra in ({"config": np.array(value)} if value else {} for value in ([None], "no json", "[]", None)):
         buffer = io.BytesIO()
         np.savez(buffer, **params, **extra)
         (tmp_path / "p.npz").write_bytes(buffer.getvalue())

@@ -53,7 +53,7 @@ FORMS = [inverted, larger, off_centre, ink_on_paper, lit_photo]
 
 
 def save(path, pixels):
-    Image.fromarray(pixels).save(path, **({"quality": 40} if path.suffix == ".jpg" else {}))
+    Image.fromarray(pixels).save(path, quality=40)  # which is for JPEG only
     return path
 
 
