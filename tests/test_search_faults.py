@@ -335,7 +335,8 @@ def use_search(out):
         if trial["rows"]:
             train.load_last(search.trial_folder(out, trial))
     searched = list(search.parse_space(definition["space"]))
-    if ranked := search.ranking(trials):
+    runs = search.runs_of(definition)  # of a group that lacks some these would run first
+    if ranked := [group for group in search.ranking(trials) if len(group) == runs]:
         search.ranking_text(ranked, search.compare(ranked), searched)
     search.save_table(out, trials, searched)
 
