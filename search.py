@@ -713,7 +713,7 @@ def cluster_workers(address, data_dir):
     except ModuleNotFoundError as error:
         error.msg = "--scheduler needs Dask on every machine: pip install distributed"
         raise
-    for name in ("distributed.client", "tornado.application"):  # their errors are raised, too
+    for name in ("distributed.client", "tornado.application", "asyncio"):  # their errors are raised, too
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = distributed.Client(address, timeout=ANSWER_SECONDS)
