@@ -561,9 +561,7 @@ def draw(dimension, rng):
 
 SPLIT_SETTINGS = ("dataset", "val_size", "train_size", "holdout", "folds", "fold", "split_seed", "preprocess")
 SPLIT_PARTS = ("train", "val")
-ONE_THREAD = dict.fromkeys(
-    [f"{library}_THREADS" for library in ("OPENBLAS_NUM", "OMP_NUM", "MKL_NUM", "VECLIB_MAXIMUM")], "1"
-)
+ONE_THREAD = {f"{name}_THREADS": "1" for name in ("OPENBLAS_NUM", "OMP_NUM", "MKL_NUM", "VECLIB_MAXIMUM")}
 TRIES = 2  # so many workers may die before a trial has failed
 
 
@@ -644,12 +642,9 @@ def start_process():
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     main = getattr(sys.modules["__main__"], "__file__", None)
     code = f"import sys; sys.path[:] = {sys.path!r}; import search; search.answer_calls({main!r})"
+    pipe, environment = subprocess.PIPE, {**os.environ, **ONE_THREAD}
     return subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, **ONE_THREAD},
-        start_new_session=True,
+        [sys.executable, "-c", code], stdin=pipe, stdout=pipe, env=environment, start_new_session=True
     )
 
 
@@ -718,7 +713,7 @@ def cluster_workers(address, data_dir):
     except ModuleNotFoundError as error:
         error.msg = "--scheduler needs Dask on every machine: pip install distributed"
         raise
-    for name in ("distributed.client", "tornado.application"):  # their errors are raised, too
+    for name in ("distributed.client", "tornado.application", "asyncio"):  # their errors are raised, too
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = distributed.Client(address, timeout=ANSWER_SECONDS)
@@ -993,23 +988,23 @@ def add_flags(parser):
     strategies = "; ".join(f"{name}: {what}" for name, what in STRATEGIES.items())
     add("--strategy", metavar="NAME", help=f"{strategies} (default: random)")
     add("--trials", metavar="N", help="trials of random and halving (default: 50)")
-    enough = "with 6 a difference can be beyond chance"
-    add("--repeat", metavar="N", help=f"run every trial with so many seeds (default: 1); {enough}")
+    add("--repeat", metavar="N", help="runs of every trial, with other seeds (default: 1); 6 can show more")
     add("--best", metavar="N", help="with --resume: so many of the best go on to --epochs")
     add = group.add_argument
     add("--test", action="store_true", help="at the end, the test accuracy of every trial, too")
     add("--workers", metavar="N", help="processes on this machine (default: one for each core)")
     add("--scheduler", metavar="ADDRESS", help="run on this Dask cluster: tcp://host:8786")
-    more = "or more --trials or --repeat"
-    add("--resume", action="store_true", help=f"run what the search in --out is missing, {more}")
-    folder = "results/search"
-    add("--out", metavar="DIR", default=folder, help=f"folder of the search (default: {folder})")
+    add(
+        "--resume",
+        action="store_true",
+        help="run what the search in --out lacks, or more --trials or --repeat",
+    )
+    add("--out", metavar="DIR", default="results/search", help="folder of the search (default: %(default)s)")
     train.add_settings(parser, {"val_size": 0.2, "seed": "0, of the whole search"})
 
 
 def main(argv=None):
-    what, examples, *_ = __doc__.split("\n\n")
-    parser = data.make_parser(what, examples)
+    parser = data.make_parser(*__doc__.split("\n\n")[:2])
     add_flags(parser)
     flags = data.parse_flags(parser, argv)
     names = {*DEFAULT_SEARCH, *train.SETTINGS, "best"}

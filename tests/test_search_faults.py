@@ -50,20 +50,21 @@ def flags(folder, out, *more, space="lr=0.05:0.2 hidden=3:9"):
     return [*words, "--epochs", 2, "--trials", 4, "--space", *space.split(), *more]
 
 
-@pytest.fixture
-def here(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def here():
     """Trials run in this process one after the other, and files need not reach the disk: for speed."""
-    monkeypatch.setattr(search, "_processes", no_processes)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_processes", no_processes)
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="module")
 def whole(small, tmp_path_factory):
     """A folder with a search of two trials, ``run``, and the first of them alone, ``half``."""
     folder = tmp_path_factory.mktemp("whole")
+    assert call(search.main, *flags(small, folder / "run", "--trials", 2))[0] == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "_processes", no_processes)
-        assert call(search.main, *flags(small, folder / "run", "--trials", 2))[0] == 0
         patch.setattr(search, "retrain", lambda *_: "")
         assert call(search.main, *flags(small, folder / "half", "--trials", 1))[0] == 0
     return folder
@@ -102,11 +103,9 @@ STRATEGIES = {
 def unbroken(small, tmp_path_factory):
     """Finished searches by name: a ``grid`` of SHORT_SPACE and each of STRATEGIES."""
     folder = tmp_path_factory.mktemp("unbroken")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "_processes", no_processes)
-        assert call(search.main, *grid(small, folder / "grid", SHORT_SPACE))[0] == 0
-        for name, more in STRATEGIES.items():
-            assert call(search.main, *flags(small, folder / name, *more))[0] == 0
+    assert call(search.main, *grid(small, folder / "grid", SHORT_SPACE))[0] == 0
+    for name, more in STRATEGIES.items():
+        assert call(search.main, *flags(small, folder / name, *more))[0] == 0
     return folder
 
 
@@ -128,7 +127,7 @@ def go_on_to_the_end(out):
 )
 @pytest.mark.parametrize("moments", [1, pytest.param(10, marks=EXTENDED)])
 def test_stopped_at_any_moment_a_search_leaves_no_process_and_resumes(
-    small, unbroken, tmp_path, here, number, status, moments
+    small, unbroken, tmp_path, number, status, moments
 ):
     """After its first line (its workers start), or when some or all of the trials that end have ended."""
     rng = np.random.default_rng([number, moments])
@@ -180,7 +179,7 @@ def test_stopped_while_its_workers_start_a_search_leaves_no_process(small, tmp_p
     ],
 )
 def test_killed_again_and_again_a_search_ends_with_the_same_bits(
-    small, unbroken, tmp_path, here, strategy, seed, kills
+    small, unbroken, tmp_path, strategy, seed, kills
 ):
     """100 moments in the extended run: soon after the start, the first line (its workers start), the next."""
     out, rng = tmp_path / "out", np.random.default_rng([seed, kills])
@@ -209,7 +208,7 @@ def test_resume_without_a_search_is_refused_and_names_those_nearby(whole, tmp_pa
     assert not (tmp_path / "here").exists()
 
 
-def test_a_second_search_is_refused_while_the_first_lives(small, whole, tmp_path, here):
+def test_a_second_search_is_refused_while_the_first_lives(small, whole, tmp_path):
     words = flags(small, tmp_path, "--trials", 2, "--epochs", ENDLESS)
     with started("search.py", *words, stdout=subprocess.DEVNULL) as first:
         wait_until((tmp_path / "search.json").exists, first)
@@ -222,7 +221,7 @@ def test_a_second_search_is_refused_while_the_first_lives(small, whole, tmp_path
     check_same_search(tmp_path, whole / "run")
 
 
-def test_a_search_that_came_first_is_not_overwritten(small, whole, tmp_path, here, monkeypatch):
+def test_a_search_that_came_first_is_not_overwritten(small, whole, tmp_path, monkeypatch):
     """Another one has taken the folder and ended while this one loaded its data."""
     load = data.load_dataset
 
@@ -259,7 +258,7 @@ def test_a_search_whose_lines_nobody_reads_on_ends_quietly(small, tmp_path):
         pytest.param(errno.EIO, True, 1, marks=EXTENDED),
     ],
 )
-def test_a_write_that_fails_loses_no_trial(small, tmp_path, here, error, once, every):
+def test_a_write_that_fails_loses_no_trial(small, tmp_path, error, once, every):
     """Two trials are there; a search for two more meets the error at its first write, a later one, ..."""
     given = flags(small, tmp_path / "two", "--trials", 2, "--epochs", 1)
     assert call(search.main, *given)[0] == 0
@@ -290,7 +289,7 @@ def test_a_write_that_fails_loses_no_trial(small, tmp_path, here, error, once, e
     assert number > 50
 
 
-def test_a_search_folder_that_is_a_file_below_one_or_read_only(small, whole, tmp_path, here, monkeypatch):
+def test_a_search_folder_that_is_a_file_below_one_or_read_only(small, whole, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("kept")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         call_refused(search.main, *flags(small, out), names=[str(tmp_path / "file")])
@@ -314,7 +313,7 @@ def test_a_space_with_a_hidden_layer_of_a_million_is_refused_before_anything_run
     assert not (tmp_path / "out").exists()
 
 
-def test_trials_that_fit_into_memory_one_by_one_may_not_fit_together(small, tmp_path, here, monkeypatch):
+def test_trials_that_fit_into_memory_one_by_one_may_not_fit_together(small, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "available_memory", lambda: 9e6)
     space = "hidden=2000:2100"
     together = flags(small, tmp_path / "together", space=space)
@@ -336,7 +335,8 @@ def use_search(out):
         if trial["rows"]:
             train.load_last(search.trial_folder(out, trial))
     searched = list(search.parse_space(definition["space"]))
-    if ranked := search.ranking(trials):
+    runs = search.runs_of(definition)  # of a group that lacks some these would run first
+    if ranked := [group for group in search.ranking(trials) if len(group) == runs]:
         search.ranking_text(ranked, search.compare(ranked), searched)
     search.save_table(out, trials, searched)
 
@@ -348,10 +348,8 @@ DAMAGED = ["trials.csv", "search.json", "trials/001/history.csv", "trials/001/la
 def with_repeats(small, tmp_path_factory):
     """As ``whole``: a search of two trials with two repeats, of which one has gone on."""
     folder = tmp_path_factory.mktemp("repeats")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "_processes", no_processes)
-        assert call(search.main, *flags(small, folder / "run", "--trials", 2, "--repeat", 2))[0] == 0
-        assert call(search.main, "--resume", "--out", folder / "run", "--best", 1, "--epochs", 3)[0] == 0
+    assert call(search.main, *flags(small, folder / "run", "--trials", 2, "--repeat", 2))[0] == 0
+    assert call(search.main, "--resume", "--out", folder / "run", "--best", 1, "--epochs", 3)[0] == 0
     return folder
 
 
@@ -365,7 +363,7 @@ def with_repeats(small, tmp_path_factory):
         ("with_repeats", "search.json", "altered"),
     ],
 )
-def test_damaged_searches_are_resumed_or_refused(request, tmp_path, here, kind, file, way, count):
+def test_damaged_searches_are_resumed_or_refused(request, tmp_path, kind, file, way, count):
     rng = np.random.default_rng([6, len(file), count, len(kind), len(way)])
     out = shutil.copytree(request.getfixturevalue(kind) / "run", tmp_path / "out")
     honest = {name: (out / name).read_bytes() for name in ("trials.csv", file)}  # trials.csv is written
@@ -439,7 +437,7 @@ def test_a_grid_beyond_any_machine_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("dtype", train.DTYPES)
 @pytest.mark.parametrize("name", EDGE_SETS)
-def test_data_sets_at_the_edge_are_searched(tmp_path, here, name, dtype):
+def test_data_sets_at_the_edge_are_searched(tmp_path, name, dtype):
     folder = make_set(tmp_path / "set", *EDGE_SETS[name])
     words = flags(folder, tmp_path / "out", "--val-size", 2, "--dtype", dtype, "--space", "lr=0.01,1e4")
     words += ["hidden=3", "preprocess=scale,scale+center+standardize", "--momentum", 0]
@@ -454,7 +452,7 @@ def test_data_sets_at_the_edge_are_searched(tmp_path, here, name, dtype):
         assert np.isfinite(figures).all()
 
 
-def test_a_search_in_which_all_diverges_says_so(small, tmp_path, here):
+def test_a_search_in_which_all_diverges_says_so(small, tmp_path):
     words = flags(small, tmp_path, "--space", "lr=1e30:1e37:log", "--loss", "mse")
     call_refused(search.main, *words, names=["trials.csv"])
     check_whole(tmp_path)
