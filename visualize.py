@@ -119,14 +119,13 @@ def twin_figure(run):
     figure = new_figure("Loss and test accuracy by epoch", run["title"])
     left = figure.add_subplot()
     right = left.twinx()
-    lines, clipped = [], []
-    for side, ax, quantity, parts in (
-        ("left axis", left, "loss", {"train": PARTS["train"], "test": PARTS["val"]}),
-        ("right axis", right, "accuracy", {"test": PARTS["test"]}),
-    ):
-        for part, (_, *style) in parts.items():
-            lines.append(plot_part(ax, run, quantity, part, f"{part} {quantity} ({side})", *style))
-        clipped += [side] * quantity_axis(ax, [run], quantity, parts)
+    lines = [
+        plot_part(left, run, "loss", "train", "train loss (left axis)", *PARTS["train"][1:]),
+        plot_part(left, run, "loss", "test", "test loss (left axis)", *PARTS["val"][1:]),
+        plot_part(right, run, "accuracy", "test", "test accuracy (right axis)", *PARTS["test"][1:]),
+    ]
+    clipped = ["left axis"] * quantity_axis(left, [run], "loss", ["train", "test"])
+    clipped += ["right axis"] * quantity_axis(right, [run], "accuracy", ["test"])
     right.set_ylabel("test accuracy (%)")
     right.grid(False)
     right.spines["right"].set_visible(True)
