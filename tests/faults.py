@@ -371,7 +371,7 @@ LOAD = {"pkl": nn.load_params, "npz": nn.load_params, "json": data.load_json, "c
 LOAD |= {"set": data.load_dataset, "new": lambda path: data.load_images(path, (28, 28))}
 for path in sys.argv[1:]:
     start, _, end = os.path.basename(path).partition(".")
-    before = peak_memory() and peak_memory()
+    before = peak_memory() and peak_memory()  # the first sets the peak back
     try:
         LOAD.get(start, LOAD.get(end, data.load_idx))(path)
     except (ValueError, OSError) as error:

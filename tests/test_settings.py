@@ -179,7 +179,7 @@ TRAIN_AND_MEASURE = """
 import sys, train
 from faults import peak_memory
 
-before = peak_memory() and peak_memory()
+before = peak_memory() and peak_memory()  # the first sets the peak back
 train.main(sys.argv[1:])
 print(peak_memory() - before)
 """
