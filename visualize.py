@@ -513,18 +513,17 @@ def search_figure(run):
     across = min(3, len(space))
     down = -(-len(space) // across)
     upper, lower = figure.subfigures(2, 1, height_ratios=[down, 0.1])
-    values = {trial["trial"]: 100 * trial["val_accuracy"] for trial in trials}
-    floor = floor_of(list(values.values()))
+    accuracy = 100 * np.array([trial["val_accuracy"] for trial in trials])
+    floor = floor_of(accuracy)
     axes = upper.subplots(down, across, sharey=True, squeeze=False)
     for ax in axes.ravel()[len(space) :]:
         ax.set_axis_off()
     for ax, (name, spec) in zip(axes.ravel(), space.items()):
-        place = setting_axis(ax, name, spec, trials)
-        plot_trials(ax, trials, place, lambda trial: max(floor, values[trial["trial"]]))
+        plot_trials(ax, trials, setting_axis(ax, name, spec, trials), np.maximum(floor, accuracy))
     for ax in axes[:, 0]:
         ax.set_ylabel("validation accuracy (%)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    if below := sum(value < floor for value in values.values()):
+    if below := np.count_nonzero(accuracy < floor):
         handles.append(Line2D([], [], ls=""))
         labels.append(f"{below} at the bottom lie lower still")
     legend_below(lower, handles, labels, ncol=4)
@@ -532,23 +531,21 @@ def search_figure(run):
 
 
 def plot_trials(ax, trials, x, y):
-    """A mark for each trial (the best first) at (x(trial), y(trial)): the best, all epochs, fewer of them."""
-    longest = max(trial["epochs"] for trial in trials)
-    whole = [trial for trial in trials[1:] if trial["epochs"] == longest]
-    shorter = [trial for trial in trials[1:] if trial["epochs"] < longest]
+    """A mark for each trial (the best first) at x and y, two arrays: the best, all epochs, fewer of them."""
+    epochs, others = np.array([trial["epochs"] for trial in trials]), np.arange(len(trials)) > 0
     for label, chosen, marker, colour, inside, size in (
-        ("the best", trials[:1], "*", ORANGE, ORANGE, 14),
-        ("all epochs", whole, "o", BLUE, BLUE, 5),
-        ("fewer epochs", shorter, "o", BLUE, "none", 5),
+        ("the best", ~others, "*", ORANGE, ORANGE, 14),
+        ("all epochs", others & (epochs == epochs.max()), "o", BLUE, BLUE, 5),
+        ("fewer epochs", others & (epochs < epochs.max()), "o", BLUE, "none", 5),
     ):
-        if chosen:
-            places = [x(trial) for trial in chosen], [y(trial) for trial in chosen]
+        if chosen.any():
             order = 3 if colour == ORANGE else 2  # the best in front
-            ax.plot(*places, marker, color=colour, mfc=inside, ms=size, label=label, zorder=order)
+            style = {"color": colour, "mfc": inside, "ms": size, "zorder": order}
+            ax.plot(x[chosen], y[chosen], marker, label=label, **style)
 
 
 def setting_axis(ax, name, spec, trials):
-    """Set up an x-axis for a setting; returns the function from a trial to its place on the axis.
+    """Set up an x-axis for a setting; returns the places of the trials on it.
 
     ``spec`` is its range, as ``0.1:1`` or ``1e-7:1e-4:log``, or its choices, as ``0,0.9``.
     """
@@ -560,18 +557,18 @@ def setting_axis(ax, name, spec, trials):
         else:
             ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
             ax.margins(x=0.1)
-        return lambda trial: trial[name]
+        return np.array(values)
     choices = sorted(set(values), key=lambda v: (0, v) if isinstance(v, (int, float)) else (1, str(v)))
     most = max(4, 30 // len(choices))  # letters of a choice, so that they do not touch
     ax.set_xticks(range(len(choices)), [printable(short(choice), most) for choice in choices])
     ax.set_xlim(-0.5, len(choices) - 0.5)
-    return lambda trial: choices.index(trial[name])
+    return np.array([choices.index(value) for value in values])
 
 
 def floor_of(values):
     """The lowest value that is worth the space on an axis: outliers lie below."""
     low, high = np.percentile(values, [25, 75])
-    return max(min(values), low - 3 * (high - low))
+    return max(np.min(values), low - 3 * (high - low))
 
 
 def ranking_figure(run):
@@ -583,11 +580,11 @@ def ranking_figure(run):
     heading = f"The best {len(shown)} of {len(trials)} trials" if len(shown) < len(trials) else "All trials"
     figure = new_figure(f"{heading}, ranked by validation accuracy", run["search_title"])
     ax = figure.add_subplot()
-    places = {trial["trial"]: place for place, trial in enumerate(shown, start=1)}
-    plot_trials(ax, shown, lambda trial: 100 * trial["val_accuracy"], lambda trial: places[trial["trial"]])
+    accuracy, sd = (100 * np.array([t.get(key, 0) for t in shown]) for key in ("val_accuracy", "val_sd"))
+    places = np.arange(1, len(shown) + 1)
+    plot_trials(ax, shown, accuracy, places)
     legend_above(ax, ax.lines, side="right")
-    spread = [[100 * (t["val_accuracy"] + sign * t.get("val_sd", 0)) for t in shown] for sign in (-1, 1)]
-    ax.hlines(list(places.values()), *spread, color=GREY, lw=1)
+    ax.hlines(places, accuracy - sd, accuracy + sd, color=GREY, lw=1)
     lines = ranking_lines(shown, names)
     ax.set_yticks(range(len(lines)), lines, family="monospace")
     ax.set_ylim(len(shown) + 0.7, -0.5)
