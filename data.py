@@ -938,7 +938,7 @@ def redraw(images, steps):
 
 def _redrawn(images, step):
     pictures = PICTURE_STEPS[step["name"]](images.reshape(-1, *step["shape"]), step)
-    return np.rint(pictures).astype(np.uint8).reshape(len(images), math.prod(pictures.shape[1:]))
+    return pictures.reshape(len(images), math.prod(pictures.shape[1:]))
 
 
 def to_numbers(images, steps, dtype=np.float32, out=None, times=1.0):
@@ -1111,7 +1111,7 @@ def _pool(pictures, step):
     n, rows, columns = pictures.shape
     even = np.pad(pictures, ((0, 0), (0, rows % 2), (0, columns % 2)))
     blocks = even.reshape(n, (rows + 1) // 2, 2, (columns + 1) // 2, 2)
-    return blocks.mean(axis=(2, 4), dtype=np.float32)
+    return np.rint(blocks.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
 
 
 def _resampled_columns(pictures, start, scale):
@@ -1123,7 +1123,8 @@ def _resampled_columns(pictures, start, scale):
     right_share = at - left
     padded = np.pad(pictures, ((0, 0), (0, 0), (1, 2)))  # blank beyond the edges
     mixed = np.take_along_axis(padded, left + 1, axis=2) * (1 - right_share)
-    return mixed + np.take_along_axis(padded, left + 2, axis=2) * right_share
+    mixed += np.take_along_axis(padded, left + 2, axis=2) * right_share
+    return np.rint(mixed).astype(np.uint8)
 
 
 # --- preprocess: histograms of gradients ------------------------------------------------------
@@ -1189,7 +1190,7 @@ def _windows(side, cells, dtype):
 
 GRADIENT_STEPS = ("hog", "pixels-and-hog")
 PICTURE_STEPS = {"deskew": _deskew, "width": _normalize_width, "pool": _pool}
-PICTURE_STEPS |= dict.fromkeys(GRADIENT_STEPS, gradients)
+PICTURE_STEPS |= dict.fromkeys(GRADIENT_STEPS, lambda *given: np.rint(gradients(*given)).astype(np.uint8))
 
 # --- augment ----------------------------------------------------------------------------------
 
