@@ -328,8 +328,8 @@ def _as_classes(labels, class_names, where):
         together = together.astype(np.int64)
     values, index = np.unique(together, return_inverse=True)
     names = list(map(str, values if class_names is None else class_names))
-    if max(len(values), len(names)) > MOST_CLASSES:
-        raise ValueError(f"{where} has {len(values):,} different labels; at most {MOST_CLASSES:,} can be")
+    if (most := max(len(values), len(names))) > MOST_CLASSES:
+        raise ValueError(f"{where} has {most:,} different labels or classes, more than {MOST_CLASSES:,}")
     if len(names) != len(values):  # there is one for each number from 0 on
         if values.dtype.kind != "i" or values[0] < 0 or values[-1] >= len(names):
             raise ValueError(f"{where} has {len(values)} classes, but {len(names)} are named")
