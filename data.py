@@ -1583,14 +1583,10 @@ def download_file(urls, path, sha256, size):
     Both are of the uncompressed content. Nothing is written before it is complete and right. OSError where
     none of the URLs worked: the message lists what was tried and what happened.
     """
-    from multiprocessing.pool import ThreadPool  # late, as it takes some time to import
-
-    path, failures, seconds = pathlib.Path(path), [], ANSWER_SECONDS + size / SLOWEST
+    path, failures = pathlib.Path(path), []
     for url in urls:
         try:
-            deadline = time.monotonic() + seconds
-            with ThreadPool(1) as pool:  # in a thread even a name look-up that hangs has an end
-                content = pool.apply_async(_read_url, (url, size, deadline)).get(seconds)
+            content = _fetch(url, size)
             _check_download(content, sha256, size)
             path.parent.mkdir(parents=True, exist_ok=True)
             nn.save_bytes(path, content)
@@ -1598,6 +1594,15 @@ def download_file(urls, path, sha256, size):
         except Exception as error:  # whatever goes wrong with one mirror, the next one is tried
             failures.append(f"{url}: {message_of(error)}")
     raise OSError(f"could not download {path.name} ({'; '.join(failures)})")
+
+
+def _fetch(url, size):
+    """``_read_url`` in a thread, so that even a name look-up that hangs has an end."""
+    from multiprocessing.pool import ThreadPool  # late, as it takes some time to import
+
+    seconds = ANSWER_SECONDS + size / SLOWEST
+    with ThreadPool(1) as pool:
+        return pool.apply_async(_read_url, (url, size, time.monotonic() + seconds)).get(seconds)
 
 
 def _read_url(url, size, deadline):

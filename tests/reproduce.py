@@ -87,10 +87,8 @@ LEAKY = "--activation leaky_relu --loss mse --preprocess scale standardize --bat
 LEAKY += (
     " --lr-schedule inverse --momentum 0.9 --weight-decay 0.001 --epochs 30 --patience 10 --holdout random"
 )
-SOFTMAX = "--hidden 0 --preprocess scale center --batch-size 100 --lr 0.1 --momentum 0.9"
-SOFTMAX += (
-    " --lr-schedule exponential --lr-decay 0.9 --epochs 30 --patience 2 --min-delta 0.0002 --holdout random"
-)
+SOFTMAX = "--hidden 0 --preprocess scale center --batch-size 100 --lr 0.2 --momentum 0.9"
+SOFTMAX += " --lr-schedule exponential --lr-decay 0.9 --epochs 30 --holdout random"
 FASHION = "--dataset fashion-mnist --hidden 512 256 --preprocess scale standardize --batch-size 32"
 FASHION += " --lr 0.1 --lr-schedule cosine --epochs 10 --val-size 0"
 THREE = "--hidden 512 256 --batch-size 64 --lr 0.01 --epochs 10 --val-size 0"
