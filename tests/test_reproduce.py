@@ -17,7 +17,7 @@ def rows(small_set, monkeypatch):
     seeds = ["--seed 0", "--seed 1"]
     made = {
         "plain": ("4", "90 %", flags, seeds, reproduce.test_accuracy),
-        "both": ("4", "91 %", flags, seeds, reproduce.committee_accuracy),
+        "both": ("4", "91 %", flags, seeds, reproduce.alone_and_together),
         "fast": ("4", "92 %", flags, seeds, reproduce.seconds_to(0.0)),
         "never": ("4", "93 %", flags, seeds, reproduce.seconds_to(1.1)),
     }
@@ -39,7 +39,7 @@ def test_rows_are_trained_once_and_shown_from_their_files(rows, tmp_path, monkey
         for seed in "01"
     ]
     assert f"({accuracy[0]:.2f}, {accuracy[1]:.2f})" in shown
-    assert re.search(r"\| both \| .*\*\*\d+\.\d\d %\*\*; its members", shown)
+    assert re.search(r"\| both \| .*\); as a committee \*\*\d+\.\d\d %\*\*", shown)
     assert "not reached to 110 % in 0 of 2 runs" in shown and "to 0 % in 2 of 2 runs" in shown
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/params.pkl")}
     monkeypatch.setattr("sys.argv", ["reproduce.py", "--out", str(tmp_path)])
