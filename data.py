@@ -680,6 +680,7 @@ def _read_pictures(folder, size):
 def _class_pictures(folder):
     """The pictures in the folders of a folder; a note says what else lies there."""
     files = [file for file in sorted(folder.glob("[!.]*/[!.]*")) if file.is_file()]
+    files = [file for file in files if not file.name.endswith(WRITTEN)]
     others = [file.name for file in files if not _is_picture(file)]
     if 0 < len(others) < len(files):
         left_out = f"{count(len(others), 'file')} left out, such as {others[0]}"
@@ -1720,6 +1721,7 @@ PICTURES = {  # Pillow's name -> suffixes; of its other formats some run what is
     "PNG": [".png"], "JPEG": [".jpg", ".jpeg"], "BMP": [".bmp"], "GIF": [".gif"], "TIFF": [".tif", ".tiff"],
     "WEBP": [".webp"], "PPM": [".ppm", ".pgm", ".pbm"],
 }  # fmt: skip
+WRITTEN = (".seen.png", ".why.png")  # what test.py writes beside pictures
 MOST_PICTURE_BYTES = 1 << 28
 
 
@@ -1740,7 +1742,7 @@ def expand_pictures(paths, flag="--images"):
         else:
             found = [] if os.path.exists(path) else glob.glob(path)  # cmd and PowerShell leave it to us
         files += sorted(found) or [path]
-    return [path for path in files if not path.endswith((".seen.png", ".why.png"))] or files
+    return [path for path in files if not path.endswith(WRITTEN)] or files
 
 
 def load_picture(path):

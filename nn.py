@@ -318,6 +318,11 @@ def predict(params, x, activation="relu", loss="cross_entropy"):
     return estimates(outputs_of(params, [{"x": x}], activation), loss)
 
 
+def accuracy(outputs, y):
+    """Share of rows whose largest output is that of the label."""
+    return float(np.mean(outputs.argmax(axis=1) == _checked_labels(outputs, y)))
+
+
 # --- activations: each works in place on z, each slope is read off its own output -------------
 
 
@@ -560,11 +565,6 @@ def estimates(outputs, loss="cross_entropy"):
     """What ``predict`` makes of linear outputs (n, k): their softmax, or for mse themselves."""
     choose("loss", loss, LOSSES)
     return softmax(outputs) if loss == "cross_entropy" else outputs
-
-
-def accuracy(outputs, y):
-    """Share of rows whose largest output is that of the label."""
-    return float(np.mean(outputs.argmax(axis=1) == _checked_labels(outputs, y)))
 
 
 def mean_and_sd(values):

@@ -266,7 +266,7 @@ def verdict(compared, kind):
         f"{first} was better than {{}} in each {kind}, which is a hint but may be chance": [
             row for row in others if LIKELY < row["p"] == least
         ],
-        f"that it is better than {{}} is not shown: the {kind}s differ by as much": [
+        f"that {first} is better than {{}} is not shown: the {kind}s differ by as much": [
             row for row in others if row["p"] > max(LIKELY, least)
         ],
     }
@@ -988,7 +988,7 @@ def add_flags(parser):
     strategies = "; ".join(f"{name}: {what}" for name, what in STRATEGIES.items())
     add("--strategy", metavar="NAME", help=f"{strategies} (default: random)")
     add("--trials", metavar="N", help="trials of random and halving (default: 50)")
-    add("--repeat", metavar="N", help="runs of every trial, with other seeds (default: 1); 6 can show more")
+    add("--repeat", metavar="N", help="runs of every trial, with other seeds (default: 1)")
     add("--best", metavar="N", help="with --resume: so many of the best go on to --epochs")
     add = group.add_argument
     add("--test", action="store_true", help="at the end, the test accuracy of every trial, too")
@@ -1004,7 +1004,8 @@ def add_flags(parser):
 
 
 def main(argv=None):
-    parser = data.make_parser(*__doc__.split("\n\n")[:2])
+    title, examples, *_ = __doc__.split("\n\n")
+    parser = data.make_parser(title, f"examples:\n{examples}")
     add_flags(parser)
     flags = data.parse_flags(parser, argv)
     names = {*DEFAULT_SEARCH, *train.SETTINGS, "best"}
@@ -1026,7 +1027,8 @@ def main(argv=None):
     titles = " and ".join(dataset["title"] for dataset in datasets.values())
     what = f"{definition['strategy']} search on {titles}: {data.count(definition['trials'], 'trial')}"
     each = f", {runs_of(definition)} {run_column(trials[0])}s of each" if runs_of(definition) > 1 else ""
-    data.say(f"{what} of {definition['space']}{each}")
+    folded = {"subsequent_indent": "  ", "break_on_hyphens": False, "break_long_words": False}
+    data.say(textwrap.fill(f"{what} of {definition['space']}{each}", 79, **folded))
     if flags.scheduler:
         opened = cluster_workers(flags.scheduler, flags.data_dir)
     else:

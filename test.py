@@ -333,7 +333,7 @@ def compare_groups(names, first, other_names, second):
 
 def comparison_text(row, first):
     if row["p"] is None:
-        return f"no test: the runs in {row['run']} and {first} are not pairs, their folders have other names"
+        return f"no test: the runs in {row['run']} and {first} have other names, so they are no pairs"
     verdict = "that is hardly chance" if row["p"] < 0.05 else "that may well be chance"
     if "difference" in row:
         more = "less" if row["difference"] < 0 else "more"

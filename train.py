@@ -935,7 +935,7 @@ def describe(config, sets, params):
     rows, columns = config["data"]["image_shape"]
     layers = "-".join(map(str, nn.layer_sizes(params)))
     lines = [
-        f"{config['data']['title']}: {counted} images of {rows}x{columns}, {sets['classes']} classes",
+        f"{config['data']['title']}: {counted} images of {rows}x{columns}",
         f"{layers}, {config['activation'] if config['hidden'] else 'softmax regression'}, "
         f"{sum(w.size for w in params.values()):,} params",
     ]
@@ -966,7 +966,7 @@ def summary(rows, best, config, sets):
         lines.insert(0, f"stopped early: no gain in {data.count(config['patience'], 'epoch')}")
     commonest = np.bincount(sets["train"]["labels"]).max() / len(sets["train"]["labels"])
     if kept["train_accuracy"] <= commonest + 0.05 * (1 - commonest):
-        lines.append("note: it is no better than guessing; try a smaller --lr, or look at the data")
+        lines.append("note: it is no better than guessing; try a smaller --lr, or --preprocess scale center")
     return "\n".join(lines)
 
 
@@ -1041,8 +1041,8 @@ def main(argv=None):
         say(describe(config, sets, state["params"]))
         state, rows = see_through(out, run, say, goes_on=bool({"epochs", "patience"} & set(given)))
     data.say(summary(rows, state["best"], config, sets))
-    judging = data.command_text("python", "test.py", out)
-    data.say(f"its params are in {out / 'params.pkl'}; judge them with: {judging}")
+    data.say(f"its params are in {out / 'params.pkl'}; judge them with:")
+    data.say(f"  {data.command_text('python', 'test.py', out)}")
 
 
 def check_resumable(out, file="last.pkl", what="run"):

@@ -415,6 +415,14 @@ def test_pictures_of_several_sizes_become_one(tmp_path):
     assert load(tmp_path, size="28x14")["image_shape"] == (28, 14)
 
 
+def test_what_test_py_writes_beside_pictures_is_no_data(tmp_path):
+    save_pictures(tmp_path)
+    before = data.load_dataset(tmp_path)
+    for suffix in (".seen.png", ".why.png"):
+        shutil.copy(next(tmp_path.glob("a/*.png")), tmp_path / "a" / f"1.png{suffix}")
+    assert data.load_dataset(tmp_path)["sha256"] == before["sha256"]
+
+
 def test_files_beside_pictures_that_are_none_are_named(tmp_path, capsys):
     save_pictures(tmp_path)
     for name in ("a/1.heic", "only/1.svg", "a/._1.png"):
@@ -485,7 +493,7 @@ def test_more_than_256_classes(tmp_path):
     np.testing.assert_array_equal(dataset["train_labels"], labels)
     assert dataset["train_labels"].dtype == np.uint16 and len(dataset["class_names"]) == 300
     flags = ("--dataset", tmp_path / "many.npz", "--hidden", 4, "--epochs", 2, "--out", tmp_path / "run")
-    assert "300 classes" in run("train.py", *flags).stdout
+    assert "-300, " in run("train.py", *flags).stdout
     run("train.py", "--resume", "--epochs", 3, "--out", tmp_path / "run")
     run("test.py", tmp_path / "run")
 
