@@ -155,9 +155,8 @@ def epoch_batches(epoch, sets, config):
     """Yield the batches of an epoch (from 1) in their random order.
 
     Each is a dict: ``x`` (n, inputs) and ``blank`` for ``nn.forward``, ``y`` (n,), ``rng``, ``lr``,
-    ``step`` (from 1), ``done``, the number of images up to its end, and of ``step_factors`` ``times``,
-    which is in x, ``scale``, which is lr, and ``lazy``. All x share one buffer: a batch is gone when the
-    next one is taken.
+    ``step`` (from 1), ``done``, the number of images up to its end, and three that are only for speed, see
+    ``step_factors``. All x share one buffer: a batch is gone when the next one is taken.
     """
     part, total = sets["train"], len(sets["train"]["labels"])
     size = min(config["batch_size"], total)
@@ -984,7 +983,7 @@ EXAMPLES = """examples:
 def add_settings(parser, shown=()):
     """A flag for each of SETTINGS, in groups; only flags that are given appear in what is parsed.
 
-    ``shown`` are the defaults that are not those of a run, as the help says them.
+    ``shown``: what the help says of defaults that are other ones here than in a run.
     """
     for title, settings in GROUPS.items():
         group = parser.add_argument_group(title)
@@ -1104,7 +1103,8 @@ def ink_width(part, row):
 def step_factors(lrs, config):
     """For each step of an epoch the factors that ``lazy_step`` needs.
 
-    ``times`` goes into the inputs, ``scale`` into the gradients, ``lazy`` is None for plain steps.
+    ``times`` is a factor on the inputs and ``scale`` one on the gradients, both 1 for plain steps, and
+    ``lazy`` is None for those.
     """
     decays, momentum = [lr * config["weight_decay"] for lr in lrs], config["momentum"]
     slow = max(decays) < (0.1 * (1 - momentum) if momentum else 0.5)  # or the factors fall too fast
