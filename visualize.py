@@ -115,18 +115,25 @@ def curves_figure(run, quantity):
 
 
 def twin_figure(run):
-    """Train and test loss on the left axis, test accuracy on the right one."""
-    figure = new_figure("Loss and test accuracy by epoch", run["title"])
+    """Train and test loss on the left axis, test accuracy on the right one.
+
+    A run without test images shows those of validation, or else of training.
+    """
+    part = (parts_with(run["rows"], "accuracy") or ["train"])[-1]
+    name = PARTS[part][0]
+    figure = new_figure(f"Loss and {name} accuracy by epoch", run["title"])
     left = figure.add_subplot()
     right = left.twinx()
+    losses = list(dict.fromkeys(["train", part]))
     lines = [
-        plot_part(left, run, "loss", "train", "train loss (left axis)", *PARTS["train"][1:]),
-        plot_part(left, run, "loss", "test", "test loss (left axis)", *PARTS["val"][1:]),
-        plot_part(right, run, "accuracy", "test", "test accuracy (right axis)", *PARTS["test"][1:]),
+        plot_part(left, run, "loss", each, f"{PARTS[each][0]} loss (left axis)", *PARTS[style][1:])
+        for each, style in zip(losses, ("train", "val"))
     ]
-    clipped = ["left axis"] * quantity_axis(left, [run], "loss", ["train", "test"])
-    clipped += ["right axis"] * quantity_axis(right, [run], "accuracy", ["test"])
-    right.set_ylabel("test accuracy (%)")
+    label = f"{name} accuracy (right axis)"
+    lines.append(plot_part(right, run, "accuracy", part, label, *PARTS["test"][1:]))
+    clipped = ["left axis"] * quantity_axis(left, [run], "loss", losses)
+    clipped += ["right axis"] * quantity_axis(right, [run], "accuracy", [part])
+    right.set_ylabel(f"{name} accuracy (%)")
     right.grid(False)
     right.spines["right"].set_visible(True)
     epoch_axis(left, [run], " and the ".join(clipped))

@@ -121,6 +121,19 @@ def test_twin_axes_hold_losses_left_and_test_accuracy_right():
     assert "accuracy (%)" in right.get_ylabel()
 
 
+@pytest.mark.parametrize(
+    "there, name, losses", [({}, "validation", ["train", "validation"]), ({"val": None}, "train", ["train"])]
+)
+def test_twin_of_a_run_without_test_images_shows_what_there_is(there, name, losses):
+    rows = [row(1, test=None, **there), row(2, 0.4, test=None, **there)]
+    figure = visualize.twin_figure(held(rows=rows))
+    left, right = figure.axes
+    assert list(lines_of(left)) == [f"{loss} loss (left axis)" for loss in losses]
+    (label, line), *others = lines_of(right).items()
+    assert label == f"{name} accuracy (right axis)" and not others and np.isfinite(line.get_ydata()).all()
+    assert f"{name} accuracy" in right.get_ylabel() and f"{name} accuracy" in title_of(figure)
+
+
 def test_twin_says_which_of_its_axes_leaves_out_the_first_epoch_and_what_its_rings_are():
     rows = [{**row(e, 0.5 - e / 50), "test_accuracy": 0.5 if e == 1 else 0.9 + e / 1000} for e in range(1, 9)]
     left, right = visualize.twin_figure(held(rows=rows, chosen=2)).axes
