@@ -82,7 +82,6 @@ LOSS_LABELS = {
     "cross_entropy": "cross-entropy (nats per image)",
     "mse": "half squared error (per image)",
 }
-INK = {"cmap": "gray_r", "vmin": 0, "vmax": 255}  # of an image on paper
 BARE = {"frame_on": False, "xticks": [], "yticks": []}  # axes of a picture
 RING = {"ls": "", "marker": "o", "ms": 10, "mfc": "none", "mew": 1.5, "clip_on": False}  # at what was kept
 ROUND = {"integer": True, "steps": [1, 2, 5, 10]}  # of ticks
@@ -430,9 +429,15 @@ def pictures_figure(heading, title, images, texts, run):
     figure = new_figure(heading, title)
     axes = picture_grid(figure, len(images), shape, 1 + texts[0].count("\n"))
     for ax, image, text in zip(axes, images, texts):
-        ax.imshow(image.reshape(shape), **INK)
+        ax.imshow(image.reshape(shape), **picture_style(run))
         ax.set_title(text, fontsize=8, pad=2)
     return figure
+
+
+def picture_style(run):
+    """How images are drawn: digits, light on dark for a network, as ink on paper, all else as it is."""
+    is_digit = run["config"]["data"].get("fit") == "digit"
+    return {"cmap": "gray_r" if is_digit else "gray", "vmin": 0, "vmax": 255}
 
 
 def saliency_figure(run):
@@ -442,7 +447,7 @@ def saliency_figure(run):
     figure = new_figure(heading, run["title"])
     axes = figure.subplots(4, -(-len(shown) // 2), squeeze=False, subplot_kw=BARE)
     for i, above, below in zip(shown, axes[::2].ravel(), axes[1::2].ravel()):
-        above.imshow(run["images"][i].reshape(facts["image_shape"]), **INK)
+        above.imshow(run["images"][i].reshape(facts["image_shape"]), **picture_style(run))
         above.set_title(printable(facts["class_names"][run["estimates"][i].argmax()], 11), fontsize=8)
         evidence = judging.evidence(run["params"], run["config"], run["images"][i])
         image = signed_image(below, evidence / (np.abs(evidence).max() or 1), 1)
@@ -467,11 +472,11 @@ def augment_figure(run):
     how = data.make_augment(config["augment"], shape, **strengths)
     _, first = np.unique(run["labels"], return_index=True)
     images = data.redraw(run["images"][first[:10]], steps)
-    blank = np.zeros_like(images)
+    blank = np.full(images.shape, np.nan, np.float32)
     shown = np.stack([images, blank, *(data.augment(images, how, rng) for _ in range(14))], axis=1)
     figure = new_figure("An image of each class, and as distorted for fourteen epochs", run["title"])
     ax = figure.add_subplot()
-    ax.imshow(mosaic(shown.reshape(-1, *shape), across=16), **INK)
+    ax.imshow(mosaic(shown.reshape(-1, *shape), across=16), **picture_style(run))
     ax.set_axis_off()
     return figure
 
@@ -1977,7 +1982,8 @@ const buttons = (chosen) => chosen.map((i) => {
     $("answer").scrollIntoView({block: "nearest"});
   };
   const about = {type: "button", ariaLabel: `i${number}: ${says}`, disabled: Boolean(why), onclick};
-  return element("button", about, painted(element("canvas"), testImage(i), inked), says);
+  const drawn = painted(element("canvas"), testImage(i), page.fit === "digit" ? inked : grey);
+  return element("button", about, drawn, says);
 });
 
 function sort(table, column) {

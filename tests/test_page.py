@@ -284,6 +284,16 @@ def test_a_test_image_and_a_cell_of_the_matrix_can_be_clicked(opened, page):
     assert sum(counts) == 40
 
 
+@pytest.mark.parametrize("fit", ["digit", "whole"])
+def test_images_to_click_on_are_ink_on_paper_only_where_they_are_digits(opened, fit, tmp_path):
+    run = made_up(fit=fit)
+    open_text(opened, visualize.page_of(run, {}), tmp_path)
+    levels = "document.querySelector('#clicked canvas').getContext('2d').getImageData(0, 0, 8, 9).data"
+    shown = np.array(value_of(opened, f"[...{levels}]")).reshape(-1, 4)[:, 0]
+    image = np.array(value_of(opened, "[...testImage(page.clicked[0]).p]"))
+    np.testing.assert_array_equal(shown, 255 - image if fit == "digit" else image)
+
+
 def test_a_ranking_sorts_by_each_column(opened, searched):
     assert open_page(opened, searched) == []
 

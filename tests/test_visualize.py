@@ -339,6 +339,22 @@ def test_mistakes_come_most_confident_first():
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), images[2])
 
 
+@pytest.mark.parametrize("fit, white", [("digit", 0), ("whole", 255)])
+def test_digits_are_ink_on_paper_and_other_pictures_are_shown_as_they_are(fit, white):
+    run = held(images=np.uint8([[0] * 6, [255] * 6]), labels=np.array([0, 1]), explained=[0, 1])
+    run |= {"estimates": np.eye(3)[:2], "mistakes": [0, 1], "search_title": "T"}
+    run |= {"params": {"W1": np.ones((6, 3)), "b1": np.zeros(3)}}
+    row = {"index": 1, "label": 0, "prediction": 1, "probability": 0.1}
+    run["suspects"] = [{**row, "image": image} for image in run["images"]]
+    run["config"]["data"]["fit"] = fit
+    run["config"] |= {"loss": "cross_entropy", "augment": ["flip"]}
+    for draw in (visualize.mistakes_figure, visualize.suspects_figure, visualize.saliency_figure):
+        drawn = [image for ax in draw(run).axes for image in ax.images if image.norm.vmax == 255]
+        assert [image.to_rgba(white)[:3] for image in drawn] == [(1, 1, 1)] * 2
+    (sheet,) = visualize.augment_figure(run).axes[0].images
+    assert sheet.to_rgba(white)[:3] == (1, 1, 1) and np.isnan(sheet.get_array()[:, 5:9].filled(np.nan)).all()
+
+
 def test_long_names_of_templates_do_not_touch():
     weights, names = np.eye(64, 20), [f"a name of many letters {number}" for number in range(20)]
     facts = {"image_shape": [8, 8], "class_names": names}
