@@ -596,11 +596,13 @@ def ranking_figure(run):
     places = np.arange(1, len(shown) + 1)
     plot_trials(ax, shown, accuracy, places)
     legend_above(ax, ax.lines, side="right")
-    ax.hlines(places, accuracy - sd, accuracy + sd, color=GREY, lw=1)
-    lines = ranking_lines(shown, names)
-    ax.set_yticks(range(len(lines)), lines, family="monospace")
-    ax.set_ylim(len(shown) + 0.7, -0.5)
-    ax.tick_params(axis="y", length=0)
+    ax.hlines(places, accuracy - sd, accuracy + sd, color=GREY, lw=1, zorder=1)
+    head, *lines = ranking_lines(shown, names)
+    ax.set_yticks(places, lines, family="monospace")
+    ax.set_ylim(len(shown) + 0.6, 0.4)
+    ax.tick_params(axis="y", length=0, pad=4)
+    above = {"xytext": (-4, 4), "textcoords": "offset points", "ha": "right"}  # in line with the labels
+    ax.annotate(head, (0, 1), xycoords="axes fraction", family="monospace", size=8, **above)
     repeats = "; lines: one standard deviation of the runs" if "runs" in trials[0] else ""
     ax.set_xlabel(f"validation accuracy (%){repeats}")
     return figure

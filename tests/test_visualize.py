@@ -460,8 +460,9 @@ def test_a_search_shows_each_setting_the_ranking_and_the_curves(tmp_path):
 
     ranking = figures["ranking"].axes[0]
     np.testing.assert_allclose([line.get_xdata()[0] for line in ranking.lines], [87.5, 77.5, 65])
-    heading, first, *_, last = [label.get_text().split() for label in ranking.get_yticklabels()]
-    assert heading == ["trial", "epochs", "lr", "weight_decay", "hidden"]
+    first, *_, last = [label.get_text().split() for label in ranking.get_yticklabels()]
+    (heading,) = ranking.texts
+    assert heading.get_text().split() == ["trial", "epochs", "lr", "weight_decay", "hidden"]
     assert first == ["1", "4", "0.2", "1e-07", "30"] and last[1] == "2"
     assert [line.get_markerfacecolor() == "none" for line in ranking.lines] == [False, False, True]
 
@@ -494,6 +495,7 @@ def test_repeats_are_drawn_as_their_mean_and_a_band(tmp_path):
     assert band.min() == pytest.approx(75 - sd) and band.max() == pytest.approx(82.5 + sd)
     (lines,) = figures["ranking"].axes[0].collections
     np.testing.assert_allclose(lines.get_segments()[0][:, 0], [82.5 - sd, 82.5 + sd])
+    assert lines.zorder < min(mark.zorder for mark in figures["ranking"].axes[0].lines)
     assert "4 trials, 7 runs, 1 failed" in title_of(figures["search"])
 
 
@@ -629,7 +631,7 @@ def test_a_ranking_of_many_settings_leaves_a_third_of_the_page_to_its_marks(recw
     figure = visualize.ranking_figure(run)
     figure.draw_without_rendering()
     ax, legend = figure.axes[0], figure.axes[0].get_legend().get_window_extent()
-    heading = ax.get_yticklabels()[0].get_text()
+    heading = ax.texts[0].get_text()
     assert "setting_0" in heading and "…" in heading and not recwarn.list
     assert ax.get_position().width > 0.33 and 0 < legend.x0 < legend.x1 < figure.bbox.x1
 
