@@ -525,13 +525,17 @@ def search_figure(run):
     across = min(3, len(space))
     down = -(-len(space) // across)
     upper, lower = figure.subfigures(2, 1, height_ratios=[down, 0.1])
-    accuracy = 100 * np.array([trial["val_accuracy"] for trial in trials])
-    floor = floor_of(accuracy)
+    accuracy, sd = accuracies_of(trials)
+    floor = floor_of(accuracy - sd)
     axes = upper.subplots(down, across, sharey=True, squeeze=False)
     for ax in axes.ravel()[len(space) :]:
         ax.set_axis_off()
     for ax, (name, spec) in zip(axes.ravel(), space.items()):
-        plot_trials(ax, trials, setting_axis(ax, name, spec, trials), np.maximum(floor, accuracy))
+        places = setting_axis(ax, name, spec, trials)
+        plot_trials(ax, run, trials, places, np.maximum(floor, accuracy))
+        if sd.any():
+            ends = np.maximum(floor, [accuracy - sd, accuracy + sd])
+            ax.vlines(places, *ends, color=GREY, lw=1, zorder=1, label="one standard deviation of the runs")
     for ax in axes[:, 0]:
         ax.set_ylabel("validation accuracy (%)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -542,13 +546,20 @@ def search_figure(run):
     return figure
 
 
-def plot_trials(ax, trials, x, y):
-    """A mark for each trial (the best first) at x and y, two arrays: the best, all epochs, fewer of them."""
+def accuracies_of(trials):
+    """Validation accuracy of each trial in percent, and its deviation over runs, 0 where there is none."""
+    return (100 * np.array([trial.get(key, 0) for trial in trials]) for key in ("val_accuracy", "val_sd"))
+
+
+def plot_trials(ax, run, trials, x, y):
+    """A mark for each trial (the best first) at x and y, two arrays; halving ends some after fewer epochs."""
+    halving = run.get("definition", {}).get("strategy") == "halving"
     epochs, others = np.array([trial["epochs"] for trial in trials]), np.arange(len(trials)) > 0
+    fewer = others & halving & (epochs < epochs.max())
     for label, chosen, marker, colour, inside, size in (
         ("the best", ~others, "*", ORANGE, ORANGE, 14),
-        ("all epochs", others & (epochs == epochs.max()), "o", BLUE, BLUE, 5),
-        ("fewer epochs", others & (epochs < epochs.max()), "o", BLUE, "none", 5),
+        ("all epochs" if halving else "the others", others & ~fewer, "o", BLUE, BLUE, 5),
+        ("fewer epochs", fewer, "o", BLUE, "none", 5),
     ):
         if chosen.any():
             order = 3 if colour == ORANGE else 2  # the best in front
@@ -592,9 +603,9 @@ def ranking_figure(run):
     heading = f"The best {len(shown)} of {len(trials)} trials" if len(shown) < len(trials) else "All trials"
     figure = new_figure(f"{heading}, ranked by validation accuracy", run["search_title"])
     ax = figure.add_subplot()
-    accuracy, sd = (100 * np.array([t.get(key, 0) for t in shown]) for key in ("val_accuracy", "val_sd"))
+    accuracy, sd = accuracies_of(shown)
     places = np.arange(1, len(shown) + 1)
-    plot_trials(ax, shown, accuracy, places)
+    plot_trials(ax, run, shown, accuracy, places)
     legend_above(ax, ax.lines, side="right")
     ax.hlines(places, accuracy - sd, accuracy + sd, color=GREY, lw=1, zorder=1)
     head, *lines = ranking_lines(shown, names)

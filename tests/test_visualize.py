@@ -423,7 +423,7 @@ def test_figures_of_a_run_agree_with_its_network(trained, small):
 # --- searches ---
 
 
-def make_search(folder, epochs=(4, 4, 2)):
+def make_search(folder, epochs=(4, 4, 2), strategy="halving"):
     """A search of three trials and one that failed, as search.py leaves it."""
     columns = ["trial", "status", "seed", "lr", "weight_decay", "hidden", "epochs", *SCORES, "seconds"]
     trials = []
@@ -441,7 +441,7 @@ def make_search(folder, epochs=(4, 4, 2)):
     failed = {**trials[0], "trial": 4, "status": "diverged", **dict.fromkeys(SCORES)}
     data.save_rows(folder / "trials.csv", [*trials, failed], columns)
     space = "lr=0.15:0.25 weight_decay=1e-7:1e-4:log hidden=30,30x20,64"
-    data.save_json(folder / "search.json", {"space": space})
+    data.save_json(folder / "search.json", {"space": space, "strategy": strategy})
     return folder
 
 
@@ -474,7 +474,7 @@ def test_a_search_shows_each_setting_the_ranking_and_the_curves(tmp_path):
 
 
 def test_repeats_are_drawn_as_their_mean_and_a_band(tmp_path):
-    make_search(tmp_path, epochs=(4, 4, 4))
+    make_search(tmp_path, epochs=(4, 4, 3), strategy="random")
     rows = data.load_rows(tmp_path / "trials.csv", words=True)
     again = [{**row, "seed": 9, "val_accuracy": row["val_accuracy"] - 0.1} for row in rows[:3]]
     data.save_rows(tmp_path / "trials.csv", rows + again, list(rows[0]))
@@ -495,6 +495,13 @@ def test_repeats_are_drawn_as_their_mean_and_a_band(tmp_path):
     assert band.min() == pytest.approx(75 - sd) and band.max() == pytest.approx(82.5 + sd)
     (lines,) = figures["ranking"].axes[0].collections
     np.testing.assert_allclose(lines.get_segments()[0][:, 0], [82.5 - sd, 82.5 + sd])
+    searched = figures["search"].axes[0]
+    (bars,) = searched.collections
+    bars = {segment[0, 0]: segment[:, 1] for segment in bars.get_segments()}
+    np.testing.assert_allclose(bars[0.2], [82.5 - sd, 82.5 + sd])
+    assert set(lines_of(searched)) == {"the best", "the others"}, "epochs differ, but by no halving"
+    legend = figures["search"].subfigs[1].legends[0].get_texts()
+    assert "standard deviation" in legend[-1].get_text()
     assert lines.zorder < min(mark.zorder for mark in figures["ranking"].axes[0].lines)
     assert "4 trials, 7 runs, 1 failed" in title_of(figures["search"])
 
