@@ -441,18 +441,21 @@ def picture_style(run):
 
 
 def saliency_figure(run):
-    """A test image of each class, and what in it speaks for and against the likeliest class."""
+    """A test image of each class, and below it what speaks for and against the likeliest class."""
     facts, shown = run["config"]["data"], run["explained"]
-    heading = "What speaks for the likeliest class (light), and what against it (dark)"
+    rows, columns = facts["image_shape"]
+    heading = "What speaks for the likeliest class (orange), and what against it (blue)"
     figure = new_figure(heading, run["title"])
-    axes = figure.subplots(4, -(-len(shown) // 2), squeeze=False, subplot_kw=BARE)
-    for i, above, below in zip(shown, axes[::2].ravel(), axes[1::2].ravel()):
-        above.imshow(run["images"][i].reshape(facts["image_shape"]), **picture_style(run))
-        above.set_title(printable(facts["class_names"][run["estimates"][i].argmax()], 11), fontsize=8)
+    axes = picture_grid(figure, len(shown), (2.1 * rows, columns))
+    for ax, i in zip(axes, shown):
+        above, below = (0, columns, 0, rows), (0, columns, -1.1 * rows, -0.1 * rows)
+        ax.imshow(run["images"][i].reshape(rows, columns), **picture_style(run), extent=above)
+        ax.set_title(printable(facts["class_names"][run["estimates"][i].argmax()], 11), fontsize=8)
         evidence = judging.evidence(run["params"], run["config"], run["images"][i])
-        image = signed_image(below, evidence / (np.abs(evidence).max() or 1), 1)
+        image = signed_image(ax, evidence / (np.abs(evidence).max() or 1), 1, extent=below)
+        ax.set_ylim(below[2], rows)
     label = "slope of the log probability × grey level, as a share of the largest"
-    figure.colorbar(image, label=label, location="bottom", aspect=50, ax=list(axes.ravel()))
+    figure.colorbar(image, label=label, location="bottom", aspect=50, ax=axes)
     return figure
 
 
