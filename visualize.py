@@ -1451,7 +1451,7 @@ def page_facts(run):
     changed = [(name, value) for name, value in known.items() if value != train.DEFAULTS[name]]
     facts = [("network", run["title"])] * bool(definition and "params" in run)
     facts += [(name, short(value)) for name, value in [*told.items(), *changed]]
-    facts += [("made again by", made_by(told, known))] * bool(told or known)
+    facts += [("to repeat it", made_by(told, known))] * bool(told or known)
     versions = run["config"].get("versions") or definition.get("versions") or {}
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
     return [*facts, *[("made with", made)] * bool(made), ("files of", run["date"])]
@@ -2016,8 +2016,9 @@ function check() {  // that this page computes what the program does
   const largest = most(found.flatMap((mean, n) => mean.map((v, k) => Math.abs(v - page.expected[n][k]))));
   const others = page.checked.filter((i, n) => order(found[n])[0] !== page.predicted[i]).length;
   Object.assign($("check").dataset, {images: found.length, largest, others});
-  $("check").textContent = `Checked as this page was opened, with ${found.length} images: the ` +
-    `largest difference from the program is ${largest.toExponential(1)}, ${others} get another class.`;
+  const agree = others ? `${found.length - others} of ${found.length}` : `all ${found.length}`;
+  $("check").textContent = "Checked when this page was opened: it gives the same class as the Python " +
+    `program for ${agree} images; their estimates differ by ${largest.toExponential(1)} at most.`;
 }
 
 const needed = members.flatMap(({activation, steps}) => [activation, ...steps.map(({name}) => name)]);
