@@ -418,8 +418,8 @@ def suspects_figure(run):
     texts = []
     for row in rows:
         label, prediction = (printable(names[row[key]], 11) for key in ("label", "prediction"))
-        texts.append(f"{row['index']}\n{label} ({100 * row['probability']:.1g} %)\n→ {prediction}")
-    heading = "Suspects: training image, label (its probability) → prediction"
+        texts.append(f"{row['index']}: {100 * row['probability']:.2f} %\n{label}\n→ {prediction}")
+    heading = "Suspects: training image, probability of its label, label → prediction"
     return pictures_figure(heading, run["search_title"], [row["image"] for row in rows], texts, run)
 
 

@@ -550,7 +550,8 @@ def test_suspects_are_the_training_images_whose_label_is_least_likely(trained, s
     assert len(shown) == len(worst)
     for image, row in zip(shown, worst):
         np.testing.assert_array_equal(image.ravel(), dataset["train_images"][row["index"]])
-    assert str(worst[0]["index"]) in figures["suspects"].axes[0].get_title()
+    title = figures["suspects"].axes[-1].get_title()
+    assert title.startswith(f"{worst[-1]['index']}: {100 * worst[-1]['probability']:.2f} %\n")
     (tmp_path / "oof.csv").write_text("index,label\n1,x\n")
     with pytest.raises(ValueError, match=r"oof\.csv"):
         visualize.load_folder(tmp_path)
