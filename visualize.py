@@ -82,7 +82,6 @@ LOSS_LABELS = {
     "cross_entropy": "cross-entropy (nats per image)",
     "mse": "half squared error (per image)",
 }
-INK = {"cmap": "gray_r", "vmin": 0, "vmax": 255}  # of an image on paper
 BARE = {"frame_on": False, "xticks": [], "yticks": []}  # axes of a picture
 RING = {"ls": "", "marker": "o", "ms": 10, "mfc": "none", "mew": 1.5, "clip_on": False}  # at what was kept
 ROUND = {"integer": True, "steps": [1, 2, 5, 10]}  # of ticks
@@ -115,18 +114,25 @@ def curves_figure(run, quantity):
 
 
 def twin_figure(run):
-    """Train and test loss on the left axis, test accuracy on the right one."""
-    figure = new_figure("Loss and test accuracy by epoch", run["title"])
+    """Train and test loss on the left axis, test accuracy on the right one.
+
+    A run without test images shows those of validation, or else of training.
+    """
+    part = (parts_with(run["rows"], "accuracy") or ["train"])[-1]
+    name = PARTS[part][0]
+    figure = new_figure(f"Loss and {name} accuracy by epoch", run["title"])
     left = figure.add_subplot()
     right = left.twinx()
+    losses = list(dict.fromkeys(["train", part]))
     lines = [
-        plot_part(left, run, "loss", "train", "train loss (left axis)", *PARTS["train"][1:]),
-        plot_part(left, run, "loss", "test", "test loss (left axis)", *PARTS["val"][1:]),
-        plot_part(right, run, "accuracy", "test", "test accuracy (right axis)", *PARTS["test"][1:]),
+        plot_part(left, run, "loss", each, f"{PARTS[each][0]} loss (left axis)", *PARTS[style][1:])
+        for each, style in zip(losses, ("train", "val"))
     ]
-    clipped = ["left axis"] * quantity_axis(left, [run], "loss", ["train", "test"])
-    clipped += ["right axis"] * quantity_axis(right, [run], "accuracy", ["test"])
-    right.set_ylabel("test accuracy (%)")
+    label = f"{name} accuracy (right axis)"
+    lines.append(plot_part(right, run, "accuracy", part, label, *PARTS["test"][1:]))
+    clipped = ["left axis"] * quantity_axis(left, [run], "loss", losses)
+    clipped += ["right axis"] * quantity_axis(right, [run], "accuracy", [part])
+    right.set_ylabel(f"{name} accuracy (%)")
     right.grid(False)
     right.spines["right"].set_visible(True)
     epoch_axis(left, [run], " and the ".join(clipped))
@@ -412,8 +418,8 @@ def suspects_figure(run):
     texts = []
     for row in rows:
         label, prediction = (printable(names[row[key]], 11) for key in ("label", "prediction"))
-        texts.append(f"{row['index']}\n{label} ({100 * row['probability']:.1g} %)\n→ {prediction}")
-    heading = "Suspects: training image, label (its probability) → prediction"
+        texts.append(f"{row['index']}: {100 * row['probability']:.2f} %\n{label}\n→ {prediction}")
+    heading = "Suspects: training image, probability of its label, label → prediction"
     return pictures_figure(heading, run["search_title"], [row["image"] for row in rows], texts, run)
 
 
@@ -423,24 +429,33 @@ def pictures_figure(heading, title, images, texts, run):
     figure = new_figure(heading, title)
     axes = picture_grid(figure, len(images), shape, 1 + texts[0].count("\n"))
     for ax, image, text in zip(axes, images, texts):
-        ax.imshow(image.reshape(shape), **INK)
+        ax.imshow(image.reshape(shape), **picture_style(run))
         ax.set_title(text, fontsize=8, pad=2)
     return figure
 
 
+def picture_style(run):
+    """How images are drawn: digits, light on dark for a network, as ink on paper, all else as it is."""
+    is_digit = run["config"]["data"].get("fit") == "digit"
+    return {"cmap": "gray_r" if is_digit else "gray", "vmin": 0, "vmax": 255}
+
+
 def saliency_figure(run):
-    """A test image of each class, and what in it speaks for and against the likeliest class."""
+    """A test image of each class, and below it what speaks for and against the likeliest class."""
     facts, shown = run["config"]["data"], run["explained"]
-    heading = "What speaks for the likeliest class (light), and what against it (dark)"
+    rows, columns = facts["image_shape"]
+    heading = "What speaks for the likeliest class (orange), and what against it (blue)"
     figure = new_figure(heading, run["title"])
-    axes = figure.subplots(4, -(-len(shown) // 2), squeeze=False, subplot_kw=BARE)
-    for i, above, below in zip(shown, axes[::2].ravel(), axes[1::2].ravel()):
-        above.imshow(run["images"][i].reshape(facts["image_shape"]), **INK)
-        above.set_title(printable(facts["class_names"][run["estimates"][i].argmax()], 11), fontsize=8)
+    axes = picture_grid(figure, len(shown), (2.1 * rows, columns))
+    for ax, i in zip(axes, shown):
+        above, below = (0, columns, 0, rows), (0, columns, -1.1 * rows, -0.1 * rows)
+        ax.imshow(run["images"][i].reshape(rows, columns), **picture_style(run), extent=above)
+        ax.set_title(printable(facts["class_names"][run["estimates"][i].argmax()], 11), fontsize=8)
         evidence = judging.evidence(run["params"], run["config"], run["images"][i])
-        image = signed_image(below, evidence / (np.abs(evidence).max() or 1), 1)
+        image = signed_image(ax, evidence / (np.abs(evidence).max() or 1), 1, extent=below)
+        ax.set_ylim(below[2], rows)
     label = "slope of the log probability × grey level, as a share of the largest"
-    figure.colorbar(image, label=label, location="bottom", aspect=50, ax=list(axes.ravel()))
+    figure.colorbar(image, label=label, location="bottom", aspect=50, ax=axes)
     return figure
 
 
@@ -460,11 +475,11 @@ def augment_figure(run):
     how = data.make_augment(config["augment"], shape, **strengths)
     _, first = np.unique(run["labels"], return_index=True)
     images = data.redraw(run["images"][first[:10]], steps)
-    blank = np.zeros_like(images)
+    blank = np.full(images.shape, np.nan, np.float32)
     shown = np.stack([images, blank, *(data.augment(images, how, rng) for _ in range(14))], axis=1)
     figure = new_figure("An image of each class, and as distorted for fourteen epochs", run["title"])
     ax = figure.add_subplot()
-    ax.imshow(mosaic(shown.reshape(-1, *shape), across=16), **INK)
+    ax.imshow(mosaic(shown.reshape(-1, *shape), across=16), **picture_style(run))
     ax.set_axis_off()
     return figure
 
@@ -513,13 +528,17 @@ def search_figure(run):
     across = min(3, len(space))
     down = -(-len(space) // across)
     upper, lower = figure.subfigures(2, 1, height_ratios=[down, 0.1])
-    accuracy = 100 * np.array([trial["val_accuracy"] for trial in trials])
-    floor = floor_of(accuracy)
+    accuracy, sd = accuracies_of(trials)
+    floor = floor_of(accuracy - sd)
     axes = upper.subplots(down, across, sharey=True, squeeze=False)
     for ax in axes.ravel()[len(space) :]:
         ax.set_axis_off()
     for ax, (name, spec) in zip(axes.ravel(), space.items()):
-        plot_trials(ax, trials, setting_axis(ax, name, spec, trials), np.maximum(floor, accuracy))
+        places = setting_axis(ax, name, spec, trials)
+        plot_trials(ax, run, trials, places, np.maximum(floor, accuracy))
+        if sd.any():
+            ends = np.maximum(floor, [accuracy - sd, accuracy + sd])
+            ax.vlines(places, *ends, color=GREY, lw=1, zorder=1, label="one standard deviation of the runs")
     for ax in axes[:, 0]:
         ax.set_ylabel("validation accuracy (%)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -530,13 +549,20 @@ def search_figure(run):
     return figure
 
 
-def plot_trials(ax, trials, x, y):
-    """A mark for each trial (the best first) at x and y, two arrays: the best, all epochs, fewer of them."""
+def accuracies_of(trials):
+    """Validation accuracy of each trial in percent, and its deviation over runs, 0 where there is none."""
+    return (100 * np.array([trial.get(key, 0) for trial in trials]) for key in ("val_accuracy", "val_sd"))
+
+
+def plot_trials(ax, run, trials, x, y):
+    """A mark for each trial (the best first) at x and y, two arrays; halving ends some after fewer epochs."""
+    halving = run.get("definition", {}).get("strategy") == "halving"
     epochs, others = np.array([trial["epochs"] for trial in trials]), np.arange(len(trials)) > 0
+    fewer = others & halving & (epochs < epochs.max())
     for label, chosen, marker, colour, inside, size in (
         ("the best", ~others, "*", ORANGE, ORANGE, 14),
-        ("all epochs", others & (epochs == epochs.max()), "o", BLUE, BLUE, 5),
-        ("fewer epochs", others & (epochs < epochs.max()), "o", BLUE, "none", 5),
+        ("all epochs" if halving else "the others", others & ~fewer, "o", BLUE, BLUE, 5),
+        ("fewer epochs", fewer, "o", BLUE, "none", 5),
     ):
         if chosen.any():
             order = 3 if colour == ORANGE else 2  # the best in front
@@ -580,15 +606,17 @@ def ranking_figure(run):
     heading = f"The best {len(shown)} of {len(trials)} trials" if len(shown) < len(trials) else "All trials"
     figure = new_figure(f"{heading}, ranked by validation accuracy", run["search_title"])
     ax = figure.add_subplot()
-    accuracy, sd = (100 * np.array([t.get(key, 0) for t in shown]) for key in ("val_accuracy", "val_sd"))
+    accuracy, sd = accuracies_of(shown)
     places = np.arange(1, len(shown) + 1)
-    plot_trials(ax, shown, accuracy, places)
+    plot_trials(ax, run, shown, accuracy, places)
     legend_above(ax, ax.lines, side="right")
-    ax.hlines(places, accuracy - sd, accuracy + sd, color=GREY, lw=1)
-    lines = ranking_lines(shown, names)
-    ax.set_yticks(range(len(lines)), lines, family="monospace")
-    ax.set_ylim(len(shown) + 0.7, -0.5)
-    ax.tick_params(axis="y", length=0)
+    ax.hlines(places, accuracy - sd, accuracy + sd, color=GREY, lw=1, zorder=1)
+    head, *lines = ranking_lines(shown, names)
+    ax.set_yticks(places, lines, family="monospace")
+    ax.set_ylim(len(shown) + 0.6, 0.4)
+    ax.tick_params(axis="y", length=0, pad=4)
+    above = {"xytext": (-4, 4), "textcoords": "offset points", "ha": "right"}  # in line with the labels
+    ax.annotate(head, (0, 1), xycoords="axes fraction", family="monospace", size=8, **above)
     repeats = "; lines: one standard deviation of the runs" if "runs" in trials[0] else ""
     ax.set_xlabel(f"validation accuracy (%){repeats}")
     return figure
@@ -1423,7 +1451,7 @@ def page_facts(run):
     changed = [(name, value) for name, value in known.items() if value != train.DEFAULTS[name]]
     facts = [("network", run["title"])] * bool(definition and "params" in run)
     facts += [(name, short(value)) for name, value in [*told.items(), *changed]]
-    facts += [("made again by", made_by(told, known))] * bool(told or known)
+    facts += [("to repeat it", made_by(told, known))] * bool(told or known)
     versions = run["config"].get("versions") or definition.get("versions") or {}
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
     return [*facts, *[("made with", made)] * bool(made), ("files of", run["date"])]
@@ -1970,7 +1998,8 @@ const buttons = (chosen) => chosen.map((i) => {
     $("answer").scrollIntoView({block: "nearest"});
   };
   const about = {type: "button", ariaLabel: `i${number}: ${says}`, disabled: Boolean(why), onclick};
-  return element("button", about, painted(element("canvas"), testImage(i), inked), says);
+  const drawn = painted(element("canvas"), testImage(i), page.fit === "digit" ? inked : grey);
+  return element("button", about, drawn, says);
 });
 
 function sort(table, column) {
@@ -1987,8 +2016,9 @@ function check() {  // that this page computes what the program does
   const largest = most(found.flatMap((mean, n) => mean.map((v, k) => Math.abs(v - page.expected[n][k]))));
   const others = page.checked.filter((i, n) => order(found[n])[0] !== page.predicted[i]).length;
   Object.assign($("check").dataset, {images: found.length, largest, others});
-  $("check").textContent = `Checked as this page was opened, with ${found.length} images: the ` +
-    `largest difference from the program is ${largest.toExponential(1)}, ${others} get another class.`;
+  const agree = others ? `${found.length - others} of ${found.length}` : `all ${found.length}`;
+  $("check").textContent = "Checked when this page was opened: it gives the same class as the Python " +
+    `program for ${agree} images; their estimates differ by ${largest.toExponential(1)} at most.`;
 }
 
 const needed = members.flatMap(({activation, steps}) => [activation, ...steps.map(({name}) => name)]);

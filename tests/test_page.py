@@ -53,6 +53,11 @@ def checked(send):
     return value_of(send, "(({images, largest, others}) => [+images, +largest, +others])($('check').dataset)")
 
 
+def note_of(send):
+    """What the page says about that."""
+    return value_of(send, "$('check').textContent")
+
+
 def made_up(steps=(), activation="relu", loss="cross_entropy", hidden=(9,), shape=(9, 8), fit="digit"):
     """What a folder would hold of a network that nobody has trained, and its test set."""
     rng = np.random.default_rng(3)
@@ -144,7 +149,7 @@ def test_a_search_is_made_again_by_the_command_on_its_page(strategy, tmp_path):
     told = defined(given)
     settings = {"settings": told["settings"], **{name: told[name] for name in visualize.SEARCHED}}
     made = {"definition": settings, "config": {}, "date": "", "title": ""}
-    command = dict(visualize.page_facts(made))["made again by"]
+    command = dict(visualize.page_facts(made))["to repeat it"]
     python, script, *words = shlex.split(command)
     assert (python, script) == ("python", "search.py") and defined(words) == told
 
@@ -194,6 +199,9 @@ def test_the_page_computes_what_the_program_does(opened, page):
     assert open_page(opened, page) == []
     images, largest, others = checked(opened)
     assert 30 < images <= 40 and largest < 1e-3 and others == 0
+    assert f"the same class as the Python program for all {images:g} images" in note_of(opened)
+    value_of(opened, "page.predicted[page.checked[0]] += 1, check()")
+    assert f"for {images - 1:g} of {images:g} images" in note_of(opened)
 
 
 @pytest.mark.parametrize("activation", nn.ACTIVATIONS)
@@ -282,6 +290,16 @@ def test_a_test_image_and_a_cell_of_the_matrix_can_be_clicked(opened, page):
         opened, "[...document.querySelectorAll('.confusion button')].map((b) => +b.textContent)"
     )
     assert sum(counts) == 40
+
+
+@pytest.mark.parametrize("fit", ["digit", "whole"])
+def test_images_to_click_on_are_ink_on_paper_only_where_they_are_digits(opened, fit, tmp_path):
+    run = made_up(fit=fit)
+    open_text(opened, visualize.page_of(run, {}), tmp_path)
+    levels = "document.querySelector('#clicked canvas').getContext('2d').getImageData(0, 0, 8, 9).data"
+    shown = np.array(value_of(opened, f"[...{levels}]")).reshape(-1, 4)[:, 0]
+    image = np.array(value_of(opened, "[...testImage(page.clicked[0]).p]"))
+    np.testing.assert_array_equal(shown, 255 - image if fit == "digit" else image)
 
 
 def test_a_ranking_sorts_by_each_column(opened, searched):

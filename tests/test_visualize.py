@@ -121,6 +121,19 @@ def test_twin_axes_hold_losses_left_and_test_accuracy_right():
     assert "accuracy (%)" in right.get_ylabel()
 
 
+@pytest.mark.parametrize(
+    "there, name, losses", [({}, "validation", ["train", "validation"]), ({"val": None}, "train", ["train"])]
+)
+def test_twin_of_a_run_without_test_images_shows_what_there_is(there, name, losses):
+    rows = [row(1, test=None, **there), row(2, 0.4, test=None, **there)]
+    figure = visualize.twin_figure(held(rows=rows))
+    left, right = figure.axes
+    assert list(lines_of(left)) == [f"{loss} loss (left axis)" for loss in losses]
+    (label, line), *others = lines_of(right).items()
+    assert label == f"{name} accuracy (right axis)" and not others and np.isfinite(line.get_ydata()).all()
+    assert f"{name} accuracy" in right.get_ylabel() and f"{name} accuracy" in title_of(figure)
+
+
 def test_twin_says_which_of_its_axes_leaves_out_the_first_epoch_and_what_its_rings_are():
     rows = [{**row(e, 0.5 - e / 50), "test_accuracy": 0.5 if e == 1 else 0.9 + e / 1000} for e in range(1, 9)]
     left, right = visualize.twin_figure(held(rows=rows, chosen=2)).axes
@@ -326,6 +339,37 @@ def test_mistakes_come_most_confident_first():
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), images[2])
 
 
+@pytest.mark.parametrize("fit, white", [("digit", 0), ("whole", 255)])
+def test_digits_are_ink_on_paper_and_other_pictures_are_shown_as_they_are(fit, white):
+    run = held(images=np.uint8([[0] * 6, [255] * 6]), labels=np.array([0, 1]), explained=[0, 1])
+    run |= {"estimates": np.eye(3)[:2], "mistakes": [0, 1], "search_title": "T"}
+    run |= {"params": {"W1": np.ones((6, 3)), "b1": np.zeros(3)}}
+    row = {"index": 1, "label": 0, "prediction": 1, "probability": 0.1}
+    run["suspects"] = [{**row, "image": image} for image in run["images"]]
+    run["config"]["data"]["fit"] = fit
+    run["config"] |= {"loss": "cross_entropy", "augment": ["flip"]}
+    for draw in (visualize.mistakes_figure, visualize.suspects_figure, visualize.saliency_figure):
+        drawn = [image for ax in draw(run).axes for image in ax.images if image.norm.vmax == 255]
+        assert [image.to_rgba(white)[:3] for image in drawn] == [(1, 1, 1)] * 2
+    (sheet,) = visualize.augment_figure(run).axes[0].images
+    assert sheet.to_rgba(white)[:3] == (1, 1, 1) and np.isnan(sheet.get_array()[:, 5:9].filled(np.nan)).all()
+
+
+@pytest.mark.parametrize("count, shape", [(2, (32, 32)), (3, (32, 32)), (3, (20, 60)), (10, (28, 28))])
+def test_saliency_of_few_classes_fills_the_page_too(count, shape):
+    pixels = shape[0] * shape[1]
+    facts = {"image_shape": list(shape), "class_names": [f"class {k}" for k in range(count)]}
+    run = held(images=np.zeros((count, pixels), np.uint8), estimates=np.eye(count), explained=range(count))
+    run["config"] |= {"data": facts, "loss": "cross_entropy"}
+    run["params"] = {"W1": np.ones((pixels, count)), "b1": np.zeros(count)}
+    with matplotlib.style.context(visualize.LOOK):
+        figure = visualize.saliency_figure(run)
+        figure.draw_without_rendering()
+    boxes = [image.get_window_extent() for ax in figure.axes[:count] for image in ax.images]
+    assert len(boxes) == 2 * count and not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:]))
+    assert sum(box.width * box.height for box in boxes) > 0.3 * figure.bbox.width * figure.bbox.height
+
+
 def test_long_names_of_templates_do_not_touch():
     weights, names = np.eye(64, 20), [f"a name of many letters {number}" for number in range(20)]
     facts = {"image_shape": [8, 8], "class_names": names}
@@ -394,7 +438,7 @@ def test_figures_of_a_run_agree_with_its_network(trained, small):
 # --- searches ---
 
 
-def make_search(folder, epochs=(4, 4, 2)):
+def make_search(folder, epochs=(4, 4, 2), strategy="halving"):
     """A search of three trials and one that failed, as search.py leaves it."""
     columns = ["trial", "status", "seed", "lr", "weight_decay", "hidden", "epochs", *SCORES, "seconds"]
     trials = []
@@ -412,7 +456,7 @@ def make_search(folder, epochs=(4, 4, 2)):
     failed = {**trials[0], "trial": 4, "status": "diverged", **dict.fromkeys(SCORES)}
     data.save_rows(folder / "trials.csv", [*trials, failed], columns)
     space = "lr=0.15:0.25 weight_decay=1e-7:1e-4:log hidden=30,30x20,64"
-    data.save_json(folder / "search.json", {"space": space})
+    data.save_json(folder / "search.json", {"space": space, "strategy": strategy})
     return folder
 
 
@@ -431,8 +475,9 @@ def test_a_search_shows_each_setting_the_ranking_and_the_curves(tmp_path):
 
     ranking = figures["ranking"].axes[0]
     np.testing.assert_allclose([line.get_xdata()[0] for line in ranking.lines], [87.5, 77.5, 65])
-    heading, first, *_, last = [label.get_text().split() for label in ranking.get_yticklabels()]
-    assert heading == ["trial", "epochs", "lr", "weight_decay", "hidden"]
+    first, *_, last = [label.get_text().split() for label in ranking.get_yticklabels()]
+    (heading,) = ranking.texts
+    assert heading.get_text().split() == ["trial", "epochs", "lr", "weight_decay", "hidden"]
     assert first == ["1", "4", "0.2", "1e-07", "30"] and last[1] == "2"
     assert [line.get_markerfacecolor() == "none" for line in ranking.lines] == [False, False, True]
 
@@ -444,7 +489,7 @@ def test_a_search_shows_each_setting_the_ranking_and_the_curves(tmp_path):
 
 
 def test_repeats_are_drawn_as_their_mean_and_a_band(tmp_path):
-    make_search(tmp_path, epochs=(4, 4, 4))
+    make_search(tmp_path, epochs=(4, 4, 3), strategy="random")
     rows = data.load_rows(tmp_path / "trials.csv", words=True)
     again = [{**row, "seed": 9, "val_accuracy": row["val_accuracy"] - 0.1} for row in rows[:3]]
     data.save_rows(tmp_path / "trials.csv", rows + again, list(rows[0]))
@@ -465,6 +510,14 @@ def test_repeats_are_drawn_as_their_mean_and_a_band(tmp_path):
     assert band.min() == pytest.approx(75 - sd) and band.max() == pytest.approx(82.5 + sd)
     (lines,) = figures["ranking"].axes[0].collections
     np.testing.assert_allclose(lines.get_segments()[0][:, 0], [82.5 - sd, 82.5 + sd])
+    searched = figures["search"].axes[0]
+    (bars,) = searched.collections
+    bars = {segment[0, 0]: segment[:, 1] for segment in bars.get_segments()}
+    np.testing.assert_allclose(bars[0.2], [82.5 - sd, 82.5 + sd])
+    assert set(lines_of(searched)) == {"the best", "the others"}, "epochs differ, but by no halving"
+    legend = figures["search"].subfigs[1].legends[0].get_texts()
+    assert "standard deviation" in legend[-1].get_text()
+    assert lines.zorder < min(mark.zorder for mark in figures["ranking"].axes[0].lines)
     assert "4 trials, 7 runs, 1 failed" in title_of(figures["search"])
 
 
@@ -497,7 +550,8 @@ def test_suspects_are_the_training_images_whose_label_is_least_likely(trained, s
     assert len(shown) == len(worst)
     for image, row in zip(shown, worst):
         np.testing.assert_array_equal(image.ravel(), dataset["train_images"][row["index"]])
-    assert str(worst[0]["index"]) in figures["suspects"].axes[0].get_title()
+    title = figures["suspects"].axes[-1].get_title()
+    assert title.startswith(f"{worst[-1]['index']}: {100 * worst[-1]['probability']:.2f} %\n")
     (tmp_path / "oof.csv").write_text("index,label\n1,x\n")
     with pytest.raises(ValueError, match=r"oof\.csv"):
         visualize.load_folder(tmp_path)
@@ -512,8 +566,8 @@ def test_saliency_shows_an_image_of_each_class_above_what_speaks_for_it(trained,
     dataset = data.load_dataset(str(small))
     images, labels = dataset["test_images"], dataset["test_labels"]
     first = [int(np.flatnonzero(labels == k)[0]) for k in range(3)]
-    pairs = [ax.images[0].get_array() for ax in figures["saliency"].axes[:-1] if ax.images]
-    assert len(pairs) == 6
+    pairs = images_of(figures["saliency"])[:6]
+    assert "orange" in title_of(figures["saliency"])
     for i in first:
         assert any((array.ravel() == images[i]).all() for array in pairs)
         x = data.preprocess(images[i : i + 1], config["steps"])
@@ -600,7 +654,7 @@ def test_a_ranking_of_many_settings_leaves_a_third_of_the_page_to_its_marks(recw
     figure = visualize.ranking_figure(run)
     figure.draw_without_rendering()
     ax, legend = figure.axes[0], figure.axes[0].get_legend().get_window_extent()
-    heading = ax.get_yticklabels()[0].get_text()
+    heading = ax.texts[0].get_text()
     assert "setting_0" in heading and "…" in heading and not recwarn.list
     assert ax.get_position().width > 0.33 and 0 < legend.x0 < legend.x1 < figure.bbox.x1
 
