@@ -158,9 +158,9 @@ def _load_source(name, data_dir, download, form):
 
 def _lacks(folder):
     """The parts of FILES that are not in a folder."""
-    names = [file.name for file in _data_files(folder)] if folder.is_dir() else []
-    found = {f"{_words_of(name, PARTS)}_{_words_of(name, KINDS)}" for name in names}
-    return [part for part in FILES if part not in found]
+    found = _data_files(folder, known=True) if folder.is_dir() else []
+    names = [_plain_name(file) for file in found]
+    return [part for part, name in FILES.items() if name not in names]
 
 
 def _places(name, data_dir):
@@ -452,7 +452,7 @@ def _locate(name, data_dir):
 
 
 def _load_path(path, name, title, form, class_names=None):
-    arrays, digests = _read_files(path)
+    arrays, digests = _read_files(path, known=class_names is not None)
     if not arrays and path.is_dir():
         arrays, digests = _read_pictures(path, form["size"])
     if len({key.partition("_")[0] for key in arrays}) == 1:  # mnist_test.csv alone: these are the images
@@ -479,17 +479,25 @@ def _read_class_names(path):
     return [line.strip() for line in lines if line.strip()]
 
 
-def _data_files(path):
-    """The files of a folder, or those whose names begin as path does, that make one data set."""
+def _data_files(path, known=False):
+    """The files of a folder, or those whose names begin as path does, that make one data set.
+
+    Of a known data set they are those of FILES, whatever else lies beside them.
+    """
     folder, start = (path, "") if path.is_dir() else (path.parent, f"{path.name}-".lower())
     found = {form: {} for form in READERS}
     for file in sorted(folder.iterdir()):  # a file comes before the same one with .gz
-        form, name = _form_of(file), file.name.lower()
-        if form and name.startswith(start) and file.is_file():
-            found[form].setdefault(name.removesuffix(".gz").replace(".idx", "-idx"), file)
+        form, name = _form_of(file), _plain_name(file)
+        wanted = name in FILES.values() if known else file.name.lower().startswith(start)
+        if form and wanted and file.is_file():
+            found[form].setdefault(name, file)
     files = next((list(files.values()) for files in found.values() if files), [])
     said = [file for file in files if _words_of(file.name, PARTS)]  # not Kaggle's sample_submission.csv
     return said if any(_words_of(file.name, PARTS) == "train" for file in said) else files
+
+
+def _plain_name(path):
+    return path.name.lower().removesuffix(".gz").replace(".idx", "-idx")
 
 
 def _form_of(path):
@@ -510,14 +518,14 @@ def _words_of(name, meanings):
     return next((meanings[word.lower()] for word in words if word.lower() in meanings), None)
 
 
-def _read_files(path, pixels=None):
+def _read_files(path, pixels=None, known=False):
     """``(arrays, sha256)`` of a file, or of the files of a folder; CSV rows of so many pixels have no label.
 
     Arrays by part: train_images, train_labels, and perhaps those of val and test. SHA-256 by part, or by
     file where that holds several.
     """
     arrays, digests, origins = {}, {}, {}
-    for file in [path] if path.is_file() else _data_files(path):
+    for file in [path] if path.is_file() else _data_files(path, known):
         found, digest = _read_file(file, pixels)
         parts = []
         for name, array in found.items():
