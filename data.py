@@ -914,8 +914,9 @@ def parse_steps(names):
         if name in GRADIENT_STEPS and not colon:  # the example's number is the default
             _, colon, number = example.partition(":")
         whole = number.isdecimal() and 1 <= int(number[:9]) == int(number)
-        if (":" in example and not whole) or (":" not in example and colon):
-            raise ValueError(f"must be as {example}, with any whole number behind a colon, not {text:.40}")
+        if not whole if ":" in example else colon:
+            kind = "with any whole number behind the colon" if ":" in example else "without a number"
+            raise ValueError(f"must be as {example}, {kind}, not {text:.40}")
         before = [one for one, _ in steps if one not in PICTURE_STEPS or one in GRADIENT_STEPS]
         if name in PICTURE_STEPS and before:
             raise ValueError(f"{name} works on pictures: put it before {before[0]}")
