@@ -263,7 +263,7 @@ def _as_bytes(images, where):
             )
     most = max(float(array.max(initial=0)) for array in images.values())
     white = next(level for level in LEVELS if most <= level)
-    if most < 1 and all((array * 256 % 1 == 0).all() for array in images.values()):
+    if most < 1 and all((array * 256.0 % 1 == 0).all() for array in images.values()):
         white = 255 / 256  # bytes divided by 256, as in deeplearning.net's mnist.pkl.gz
     if white != 255:
         _note(f"{where}: pixels from 0 to {white:g} were brought to 0 ... 255")
@@ -896,7 +896,8 @@ def _followed_by(steps, mean=None, factor=1.0, basis=None):
     if first["basis"] is not None:  # its columns are at right angles, and of length 1
         mean = first["basis"] @ np.broadcast_to(mean, first["basis"].shape[1:])
         basis = first["basis"] if basis is None else first["basis"] @ basis
-    mean = mean / first["factor"] + first["mean"]  # as much is subtracted before all that the first one does
+    # as much is subtracted before all that the first one does; of a file its factor may be 0
+    mean = np.divide(mean, first["factor"]) + first["mean"]
     return [{"name": "affine", "mean": mean, "factor": first["factor"] * factor, "basis": basis}]
 
 
