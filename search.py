@@ -495,8 +495,8 @@ def parse_range(text, check):
 
 def parse_choices(text, check):
     choices = [check(word) for word in text.split(",")]
-    if any(choices.count(choice) > 1 for choice in choices):
-        raise ValueError("a choice is in the list twice")
+    if twice := [data.setting_text(choice) for choice in choices if choices.count(choice) > 1]:
+        raise ValueError(f"{twice[0]:.80} is in the list twice")
     return choices
 
 
