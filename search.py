@@ -1004,7 +1004,7 @@ def add_flags(parser):
 
 
 def main(argv=None):
-    parser = data.make_parser(*__doc__.split("\n\n")[:2])
+    parser = data.make_parser(*(__doc__ or "").split("\n\n")[:2])  # python -OO has none
     add_flags(parser)
     flags = data.parse_flags(parser, argv)
     names = {*DEFAULT_SEARCH, *train.SETTINGS, "best"}
