@@ -158,9 +158,9 @@ def _load_source(name, data_dir, download, form):
 
 def _lacks(folder):
     """The parts of FILES that are not in a folder."""
-    names = [file.name for file in _data_files(folder)] if folder.is_dir() else []
-    found = {f"{_words_of(name, PARTS)}_{_words_of(name, KINDS)}" for name in names}
-    return [part for part in FILES if part not in found]
+    found = _data_files(folder, known=True) if folder.is_dir() else []
+    names = [_plain_name(file) for file in found]
+    return [part for part, name in FILES.items() if name not in names]
 
 
 def _places(name, data_dir):
@@ -263,7 +263,7 @@ def _as_bytes(images, where):
             )
     most = max(float(array.max(initial=0)) for array in images.values())
     white = next(level for level in LEVELS if most <= level)
-    if most < 1 and all((array * 256 % 1 == 0).all() for array in images.values()):
+    if most < 1 and all((array * 256.0 % 1 == 0).all() for array in images.values()):
         white = 255 / 256  # bytes divided by 256, as in deeplearning.net's mnist.pkl.gz
     if white != 255:
         _note(f"{where}: pixels from 0 to {white:g} were brought to 0 ... 255")
@@ -452,7 +452,7 @@ def _locate(name, data_dir):
 
 
 def _load_path(path, name, title, form, class_names=None):
-    arrays, digests = _read_files(path)
+    arrays, digests = _read_files(path, known=class_names is not None)
     if not arrays and path.is_dir():
         arrays, digests = _read_pictures(path, form["size"])
     if len({key.partition("_")[0] for key in arrays}) == 1:  # mnist_test.csv alone: these are the images
@@ -479,17 +479,25 @@ def _read_class_names(path):
     return [line.strip() for line in lines if line.strip()]
 
 
-def _data_files(path):
-    """The files of a folder, or those whose names begin as path does, that make one data set."""
+def _data_files(path, known=False):
+    """The files of a folder, or those whose names begin as path does, that make one data set.
+
+    Of a known data set they are those of FILES, whatever else lies beside them.
+    """
     folder, start = (path, "") if path.is_dir() else (path.parent, f"{path.name}-".lower())
     found = {form: {} for form in READERS}
     for file in sorted(folder.iterdir()):  # a file comes before the same one with .gz
-        form, name = _form_of(file), file.name.lower()
-        if form and name.startswith(start) and file.is_file():
-            found[form].setdefault(name.removesuffix(".gz").replace(".idx", "-idx"), file)
+        form, name = _form_of(file), _plain_name(file)
+        wanted = name in FILES.values() if known else file.name.lower().startswith(start)
+        if form and wanted and file.is_file():
+            found[form].setdefault(name, file)
     files = next((list(files.values()) for files in found.values() if files), [])
     said = [file for file in files if _words_of(file.name, PARTS)]  # not Kaggle's sample_submission.csv
     return said if any(_words_of(file.name, PARTS) == "train" for file in said) else files
+
+
+def _plain_name(path):
+    return path.name.lower().removesuffix(".gz").replace(".idx", "-idx")
 
 
 def _form_of(path):
@@ -510,14 +518,14 @@ def _words_of(name, meanings):
     return next((meanings[word.lower()] for word in words if word.lower() in meanings), None)
 
 
-def _read_files(path, pixels=None):
+def _read_files(path, pixels=None, known=False):
     """``(arrays, sha256)`` of a file, or of the files of a folder; CSV rows of so many pixels have no label.
 
     Arrays by part: train_images, train_labels, and perhaps those of val and test. SHA-256 by part, or by
     file where that holds several.
     """
     arrays, digests, origins = {}, {}, {}
-    for file in [path] if path.is_file() else _data_files(path):
+    for file in [path] if path.is_file() else _data_files(path, known):
         found, digest = _read_file(file, pixels)
         parts = []
         for name, array in found.items():
@@ -889,7 +897,8 @@ def _followed_by(steps, mean=None, factor=1.0, basis=None):
     if first["basis"] is not None:  # its columns are at right angles, and of length 1
         mean = first["basis"] @ np.broadcast_to(mean, first["basis"].shape[1:])
         basis = first["basis"] if basis is None else first["basis"] @ basis
-    mean = mean / first["factor"] + first["mean"]  # as much is subtracted before all that the first one does
+    # as much is subtracted before all that the first one does; of a file its factor may be 0
+    mean = np.divide(mean, first["factor"]) + first["mean"]
     return [{"name": "affine", "mean": mean, "factor": first["factor"] * factor, "basis": basis}]
 
 
@@ -907,8 +916,9 @@ def parse_steps(names):
         if name in GRADIENT_STEPS and not colon:  # the example's number is the default
             _, colon, number = example.partition(":")
         whole = number.isdecimal() and 1 <= int(number[:9]) == int(number)
-        if (":" in example and not whole) or (":" not in example and colon):
-            raise ValueError(f"must be as {example}, with any whole number behind a colon, not {text:.40}")
+        if not whole if ":" in example else colon:
+            kind = "with any whole number behind the colon" if ":" in example else "without a number"
+            raise ValueError(f"must be as {example}, {kind}, not {text:.40}")
         before = [one for one, _ in steps if one not in PICTURE_STEPS or one in GRADIENT_STEPS]
         if name in PICTURE_STEPS and before:
             raise ValueError(f"{name} works on pictures: put it before {before[0]}")

@@ -1,13 +1,5 @@
 """Many training runs: the best settings, and how far they can be told apart.
 
-  python search.py                       50 random trials of 50 epochs
-  python search.py --strategy halving    most end early: a sixth of the epochs
-  python search.py --space lr=0.01:0.5:log hidden=128,512x256 --trials 20
-  python search.py --strategy grid --space dropout=0,0.2 batch_size=32,128
-  python search.py --strategy grid --space init=he,xavier --repeat 5 --test
-  python search.py --resume --best 3 --epochs 100
-  python search.py --scheduler tcp://host:8786    the same on a Dask cluster
-
 A trial is a run of ``train.py`` in a folder of its own. Its settings and its seed come from the
 search's seed and the trial's number alone, so it does not matter where or when it runs. Trials
 are ranked by their accuracy on the same validation images; the best one is trained again on all
@@ -495,8 +487,8 @@ def parse_range(text, check):
 
 def parse_choices(text, check):
     choices = [check(word) for word in text.split(",")]
-    if any(choices.count(choice) > 1 for choice in choices):
-        raise ValueError("a choice is in the list twice")
+    if twice := [data.setting_text(choice) for choice in choices if choices.count(choice) > 1]:
+        raise ValueError(f"{twice[0]:.80} is in the list twice")
     return choices
 
 
@@ -976,6 +968,16 @@ def retrain(out, group, data_dir):
     return data.command_text("python", "train.py", *words)
 
 
+EXAMPLES = """examples:
+  python search.py                       50 random trials of 50 epochs
+  python search.py --strategy halving    most end early: a sixth of the epochs
+  python search.py --space lr=0.01:0.5:log hidden=128,512x256 --trials 20
+  python search.py --strategy grid --space dropout=0,0.2 batch_size=32,128
+  python search.py --strategy grid --space init=he,xavier --repeat 5 --test
+  python search.py --resume --best 3 --epochs 100
+  python search.py --scheduler tcp://host:8786    the same on a Dask cluster"""
+
+
 def add_flags(parser):
     group = parser.add_argument_group("search")
     add = functools.partial(group.add_argument, default=argparse.SUPPRESS)
@@ -1004,8 +1006,7 @@ def add_flags(parser):
 
 
 def main(argv=None):
-    title, examples, *_ = __doc__.split("\n\n")
-    parser = data.make_parser(title, f"examples:\n{examples}")
+    parser = data.make_parser("Train many networks and rank them by their validation accuracy.", EXAMPLES)
     add_flags(parser)
     flags = data.parse_flags(parser, argv)
     names = {*DEFAULT_SEARCH, *train.SETTINGS, "best"}

@@ -359,7 +359,7 @@ def read_pictures(paths, flags, facts):
                 picture, images, doubts = read_picture(path, facts, flags.fit, flags.split)
             except (ValueError, OSError) as error:
                 show("")
-                data.say(f"test.py: {data.message_of(error)}", sys.stderr)
+                complain(error)
                 continue
             show("")
             several += data.SEVERAL in doubts
@@ -367,6 +367,10 @@ def read_pictures(paths, flags, facts):
     if several:
         seem = f"{data.count(several, 'picture')} with several digits, it seems"
         data.say(f"note: {seem}; --split reads them as a number", sys.stderr)
+
+
+def complain(error):
+    data.say(f"test.py: {data.message_of(error)}", sys.stderr)
 
 
 def read_picture(path, facts, fit=None, split=False):
@@ -413,9 +417,13 @@ def report_pictures(flags, members):
     """Print the likeliest classes of each picture; returns 2 if one could not be read, else 0."""
     rows = []
     for path, picture, images, doubts in read_pictures(flags.images, flags, members[0][1]["data"]):
-        files = {"seen": data.save_seen(path, picture, np.hstack(images))} if flags.save else {}
-        if flags.explain:
-            files["why"] = save_evidence(path, evidence(*members[0], images[0]))
+        try:
+            files = {"seen": data.save_seen(path, picture, np.hstack(images))} if flags.save else {}
+            if flags.explain:
+                files["why"] = save_evidence(path, evidence(*members[0], images[0]))
+        except OSError as error:  # the other pictures are still to be read
+            complain(error)
+            continue
         best = [likeliest(members, image) for image in images]
         what = {**as_number(best), "digits": best} if flags.split else {"classes": best[0]}
         rows.append({"file": path, **what, "doubts": doubts, **files})

@@ -92,7 +92,8 @@ def test_steps_come_in_the_order_given():
         (["scale", "deskew"], "deskew"),
         *((["pca" + number], "pca") for number in ("", ":0", ":1.5", ":99999999999999999999", ":13")),
         (["width:x"], "width"),
-        (["scale:3"], "scale"),
+        (["scale:3"], "scale, without a number"),
+        (["pool:"], "pool, without a number"),
         (["pca:3", "pca:2"], ""),
     ],
 )

@@ -179,6 +179,25 @@ def test_a_damaged_file_of_a_known_data_set_is_to_be_deleted(tmp_path):
         data.load_dataset("mnist", tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["train-labels-idx1-ubyte (1)", "t10k-images-idx3-ubyte.bak", "val-labels-idx1-ubyte", "train-idx1"],
+)
+def test_what_else_lies_beside_a_known_data_set_is_left_alone(tmp_path, name):
+    expected = data.load_dataset(str(write_dataset(tmp_path / "glyphs")))
+    (tmp_path / "glyphs" / name).write_bytes(data.idx_bytes(np.zeros(3, np.uint8)))
+    found = data.load_dataset("glyphs", tmp_path)
+    assert found["sha256"] == expected["sha256"] and "val_images" not in found
+
+
+def test_other_files_are_not_those_of_a_known_data_set(tmp_path):
+    (tmp_path / "mnist").mkdir()
+    for name in ("X_train", "y_train", "X_test", "y_test"):
+        np.save(tmp_path / "mnist" / f"{name}.npy", np.zeros((2, 3, 3), np.uint8))
+    with pytest.raises(FileNotFoundError, match=f"lacks {data.FILES['train_labels']}"):
+        data.load_dataset("mnist", tmp_path, download=False)
+
+
 # --- glyphs -----------------------------------------------------------------------------------
 
 

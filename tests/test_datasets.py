@@ -564,6 +564,8 @@ def test_scikit_learns_digits(capsys):
     bits = np.eye(16, dtype=bool)
     white = np.uint8(255 * bits).reshape(16, 4, 4)
     check(data.as_dataset(bits, np.arange(16) % 3), white, np.arange(16) % 3, test=0)
+    faint = data.as_dataset(np.zeros((16, 16), np.uint8), np.arange(16) % 3, bits / 2, np.arange(16) % 3)
+    assert faint["train_images"].max() == 0 and faint["test_images"].max() == 128
 
 
 @pytest.mark.parametrize(

@@ -360,6 +360,14 @@ def test_bad_pictures_have_a_line_each_and_the_others_go_on(runs, seven, tmp_pat
     assert all(name in line for name, line in zip([*BAD, "missing.png"], lines)), lines
 
 
+def test_a_picture_beside_which_nothing_can_be_written_does_not_stop_the_others(runs, seven, tmp_path):
+    files = [save(tmp_path / name, larger(seven)[0]) for name in ("a.png", "b.png")]
+    (tmp_path / "a.png.seen.png").mkdir()
+    done = run("test.py", runs / "plain", "--save", "--images", *files, check=2)
+    assert is_one_clear_line(done.stderr, "a.png.seen.png")
+    assert done.stdout.count("\n") == 1 and done.stdout.startswith(f"{files[1]}: ")
+
+
 PROGRAM = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28\n%%EndComments\n{ } loop\n%%EOF\n"
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ENDLESS, HANG, call, is_one_clear_line, write_dataset
+from conftest import ENDLESS, HANG, call, is_one_clear_line, run_apart, write_dataset
 from faults import call_refused, check_whole, command, started, wait_until_gone
 
 import data
@@ -37,6 +37,11 @@ def test_help_fits_a_terminal(monkeypatch, capsys, script):
     with pytest.raises(SystemExit):
         main()
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 79
+
+
+@pytest.mark.parametrize("script", ["train.py", "search.py", "test.py", "visualize.py"])
+def test_scripts_do_without_their_docstrings(script):
+    assert "usage:" in run_apart(script, "--help", PYTHONOPTIMIZE="2").stdout
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")

@@ -91,6 +91,8 @@ NO_SPACE = {  # what the error names -> spaces
     "learning_rate": ["learning_rate=0.1"],
     "hidden": ["hiden=3", *(f"hidden={values}" for values in ("300:200", "0:300", "8x4:9", "2.5:9"))],
     "tanh": ["activation=relu,tahn"],
+    ": tanh is": ["activation=relu,tanh,tanh"],
+    ": 8x4 is": ["hidden=8x4,300,8x4"],
     "lr": ["lr", "lr=0.1 lr=0.2"]
     + [f"lr={ends}" for ends in ("", "0.2:0.1", "0.1:0.1", "0:0.1", "nan:0.1", "0.1:inf", "0.1,0.1")]
     + [f"lr={ends}" for ends in ("0.1:0.2:lin", "0.1:0.2:0.3", "1:2:log:log")],

@@ -263,6 +263,7 @@ def test_params_that_no_run_wrote_are_refused(tmp_path, change):
         ["scale"],
         [{"name": "center", "mean": np.zeros(3)}],
         [{"name": "standardize", "mean": 0.0, "std": 0.0}],
+        [{"name": "affine", "factor": 0.0}, {"name": "scale"}],
         [{"name": "standardize"}],
         [{"name": "deskew"}],
         [{"name": "deskew", "shape": [5, 4]}],
