@@ -960,9 +960,9 @@ def to_numbers(images, steps, dtype=np.float32, out=None, times=1.0):
     x = np.empty(images.shape, dtype) if out is None else out
     x[...] = images
     affine = affine_step(steps)
-    mean = np.asarray(affine["mean"], x.dtype)
-    if mean.ndim or mean:  # a pass over x is worth the question
-        x -= mean
+    mean = affine["mean"]
+    if mean.any() if isinstance(mean, np.ndarray) else mean:  # np.any takes long for a float
+        x -= np.asarray(mean, x.dtype)
     x *= affine["factor"] * times
     return x if affine["basis"] is None else x @ affine["basis"].astype(x.dtype)  # (n, k)
 

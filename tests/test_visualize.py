@@ -667,7 +667,7 @@ def test_runs_are_overlaid_with_the_settings_in_which_they_differ(small, tmp_pat
         make_run(tmp_path / f"m{m}", small, "--hidden", 0, "--epochs", 3, "--momentum", m) for m in (0, 0.9)
     ]
     assert not visualize.main([*map(str, runs)])
-    written = capsys.readouterr().out.splitlines()[2 * 3 :]  # after what training prints
+    written = capsys.readouterr().out.splitlines()[2 * 4 :]  # after what training prints
     assert written == [
         str(tmp_path / "comparison" / name)
         for name in ["loss.png", "loss.svg", "accuracy.png", "accuracy.svg", "error.png", "error.svg"]
