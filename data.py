@@ -215,7 +215,9 @@ def as_dataset(
     shape = images["train"].shape[1:]
     arrays = {f"{part}_images": array.reshape(-1, math.prod(shape)) for part, array in images.items()}
     arrays |= {f"{part}_labels": array for part, array in labels.items()}
-    sums = {key: hashlib.sha256(array.tobytes()).hexdigest() for key, array in arrays.items() if not sha256}
+    if not sha256:
+        whole = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+        sha256 = {key: hashlib.sha256(array).hexdigest() for key, array in whole.items()}
     return {
         "name": name,
         "title": printable(title or name),
@@ -224,7 +226,7 @@ def as_dataset(
         "test_images": arrays["train_images"][:0],
         "test_labels": arrays["train_labels"][:0],
         **arrays,
-        "sha256": sha256 or sums,
+        "sha256": sha256,
     }
 
 

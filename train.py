@@ -691,13 +691,12 @@ def load_last(out):
         check_state(state, settings)
     except ValueError as error:
         raise ValueError(f"{path} cannot be resumed: {error}") from error
-    return state, rows, {**settings, "data": stored["data"]}
+    return state, rows, {**settings, "data": stored["data"], "steps": stored["steps"]}
 
 
 def last_estimates(out, images):
     """Estimates (n, k) by the last params of a run's folder, or by their average with --ema."""
-    state, _, _ = load_last(out)
-    _, config = data.load_run(out / "last.pkl")
+    state, _, config = load_last(out)
     params = state["average"] or state["params"]
     batches = data.batches(images, None, config["steps"], dtype=params["W1"].dtype)
     return nn.estimates(nn.outputs_of(params, batches, config["activation"]), config["loss"])
@@ -827,6 +826,7 @@ def run_config(settings, dataset):
     facts = {key: dataset[key] for key in ("title", "image_shape", "class_names", "sha256")}
     facts |= data.picture_facts(dataset)
     held_out = data.held_out(settings, dataset)
+    settings = {name: settings[name] for name in SETTINGS}
     return {**settings, "val_size": held_out, "dataset": dataset["name"], "data": facts}
 
 

@@ -66,6 +66,16 @@ def quick_writes():
         yield
 
 
+@pytest.fixture(scope="module")
+def trials_here():
+    """Trials of a search run in this process one after the other: for speed."""
+    from faults import no_processes  # which needs this file
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("search._processes", no_processes)
+        yield
+
+
 @pytest.fixture
 def small_set(tmp_path):
     return write_dataset(tmp_path / "small")

@@ -18,7 +18,7 @@ import time
 import numpy as np
 import pytest
 from conftest import ENDLESS, HANG, ROOT, is_one_clear_line, refused, rows_of, run, run_apart, write_dataset
-from faults import living, no_processes, started, wait_until, wait_until_gone
+from faults import living, started, wait_until, wait_until_gone
 
 import data
 import nn
@@ -27,15 +27,7 @@ import train
 
 SPACE = "lr=0.05:0.2 weight_decay=1e-6:1e-3:log hidden=3:9"
 PROCESSES = search._processes
-
-
-@pytest.fixture(scope="module", autouse=True)
-def here():
-    """Trials run in this process one after the other, and files need not reach the disk: for speed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "_processes", no_processes)
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
+pytestmark = pytest.mark.usefixtures("trials_here")
 
 
 @pytest.fixture

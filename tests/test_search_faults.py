@@ -25,7 +25,6 @@ from faults import (
     count_fine,
     damaged,
     make_set,
-    no_processes,
     started,
     wait_until,
     wait_until_gone,
@@ -34,6 +33,8 @@ from faults import (
 import data
 import search
 import train
+
+pytestmark = pytest.mark.usefixtures("trials_here")
 
 EXTENDED = pytest.mark.extended
 windows_has_none = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
@@ -48,15 +49,6 @@ def flags(folder, out, *more, space="lr=0.05:0.2 hidden=3:9"):
     """Flags of a small search of four trials with two workers; of a flag given twice the last counts."""
     words = ["--dataset", folder, "--out", out, "--val-size", 12, "--batch-size", 16, "--workers", 2]
     return [*words, "--epochs", 2, "--trials", 4, "--space", *space.split(), *more]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def here():
-    """Trials run in this process one after the other, and files need not reach the disk: for speed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "_processes", no_processes)
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import errno
 import io
 import json
-import os
 import shutil
 
 import numpy as np
@@ -21,7 +20,6 @@ MANY = pytest.mark.extended
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # for speed
     monkeypatch.setenv("MPLBACKEND", "agg")
 
 
