@@ -885,7 +885,8 @@ def trial_line(trial, trials, searched, done):
     numbers = [group[0]["number"] for group in ranking(trials)]
     if trial["number"] in numbers:
         words.append(f"rank {numbers.index(trial['number']) + 1}")
-    line = "  ".join([*words, *(f"{name} {short(trial['config'][name], 3)}" for name in searched)])
+    used = {name: trial["config"][name] for name in searched if trial["config"][name] is not None}
+    line = "  ".join([*words, *(f"{name} {short(value, 3)}" for name, value in used.items())])
     return line if len(line) < 80 else textwrap.shorten(line, 79, placeholder=" ...")
 
 
@@ -901,18 +902,17 @@ def live_line(trials, done, running, until, seconds):
 
 
 def ranking_text(ranked, compared, searched, top=10):
-    """The first rows of the ranking as an aligned table, with as many settings as fit a terminal."""
+    """The first rows of the ranking as an aligned table, with as many columns as fit a terminal."""
     names = [name for name in searched if name != "epochs"]  # shown anyway: those done
     spread = ["sd", "to best", "p"] if len(ranked[0]) > 1 else []
-    lines = [["rank", "trial", "epochs", "train %", "val %", *spread, "val loss", *names]]
+    lines = [["rank", "trial", "epochs", "val %", *spread, *names, "train %", "val loss"]]
     for rank, (group, row) in enumerate(zip(ranked[:top], compared), start=1):
-        words = [str(rank), str(row["trial"]), str(row["epochs"])]
-        words += [f"{100 * row[name]:.2f}" for name in ("train_accuracy", "val_accuracy")]
+        words = [str(rank), str(row["trial"]), str(row["epochs"]), f"{100 * row['val_accuracy']:.2f}"]
         if spread:
             words.append(f"{100 * row['val_sd']:.2f}")
             words += ["", ""] if row["p"] is None else [f"{100 * row['difference']:+.2f}", f"{row['p']:.2g}"]
-        settings = [short(group[0]["config"][name]) for name in names]
-        lines.append([*words, f"{row['val_loss']:.4f}", *settings])
+        words += [short(group[0]["config"][name]) for name in names]
+        lines.append([*words, f"{100 * row['train_accuracy']:.2f}", f"{row['val_loss']:.4f}"])
     wide = [max(map(len, column)) for column in zip(*lines)]
     ends = list(itertools.accumulate(width + 2 for width in wide))
     count = len(ends) if ends[-1] < 82 else sum(end < 77 for end in ends)
