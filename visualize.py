@@ -166,7 +166,7 @@ def compare_figure(runs, quantity):
         clipped = quantity_axis(ax, runs, quantity, parts)
         epoch_axis(ax, runs, room=5)
         ax.label_outer()
-    note = "circle: the epoch whose params are kept, and its test accuracy"
+    note = "circle: the epoch whose params are kept" + ", and its test accuracy" * ("test" in parts)
     note += "; epoch 1 lies outside the range" * clipped
     legend_below(lower, handles, labels, title=note, ncol=columns, fontsize=8, alignment="left")
     return figure
@@ -467,17 +467,19 @@ def worst_mistakes(estimates, labels):
 
 
 def augment_figure(run):
-    """An image of each class beside distorted versions of it."""
+    """An image of each class, some of each where there are few, beside distorted versions of it."""
     config, rng = run["config"], np.random.default_rng(0)
     steps = data.without_gradients(config["steps"])
     shape = data.shape_after(steps, config["data"]["image_shape"])
     strengths = {name: config[name] for name in data.STRENGTHS if name in config}
     how = data.make_augment(config["augment"], shape, **strengths)
-    _, first = np.unique(run["labels"], return_index=True)
-    images = data.redraw(run["images"][first[:10]], steps)
+    classes = np.unique(run["labels"])[:10]
+    each = -(-5 // len(classes))
+    first = np.concatenate([np.flatnonzero(run["labels"] == k)[:each] for k in classes])
+    images = data.redraw(run["images"][first], steps)
     blank = np.full(images.shape, np.nan, np.float32)
     shown = np.stack([images, blank, *(data.augment(images, how, rng) for _ in range(14))], axis=1)
-    figure = new_figure("An image of each class, and as distorted for fourteen epochs", run["title"])
+    figure = new_figure("Images of each class, and as distorted for fourteen epochs", run["title"])
     ax = figure.add_subplot()
     ax.imshow(mosaic(shown.reshape(-1, *shape), across=16), **picture_style(run))
     ax.set_axis_off()

@@ -355,6 +355,14 @@ def test_digits_are_ink_on_paper_and_other_pictures_are_shown_as_they_are(fit, w
     assert sheet.to_rgba(white)[:3] == (1, 1, 1) and np.isnan(sheet.get_array()[:, 5:9].filled(np.nan)).all()
 
 
+@pytest.mark.parametrize("count, rows", [(1, 5), (2, 6), (3, 6), (10, 10), (12, 10)])
+def test_distortions_of_few_classes_fill_the_page_too(count, rows):
+    run = held(images=np.zeros((100, 4), np.uint8), labels=np.arange(100) % count)
+    run["config"] |= {"augment": ["flip"], "data": {"image_shape": [2, 2], "fit": "whole"}}
+    (sheet,) = visualize.augment_figure(run).axes[0].images
+    assert sheet.get_array().shape == (rows * 4 - 2, 16 * 4 - 2)
+
+
 @pytest.mark.parametrize("count, shape", [(2, (32, 32)), (3, (32, 32)), (3, (20, 60)), (10, (28, 28))])
 def test_saliency_of_few_classes_fills_the_page_too(count, shape):
     pixels = shape[0] * shape[1]
