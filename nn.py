@@ -649,7 +649,7 @@ def adam_step(params, grads, state, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight
     lr, root = float(lr), math.sqrt(1 - beta2 ** state["steps"])
     rate = lr * root / (1 - beta1 ** state["steps"])
     for key in params:
-        kept = params[key].dtype.type(1 - lr * weight_decay if key[0] == "W" else 1)
+        kept = 1 - float(lr * weight_decay) if key[0] == "W" else 1.0
         for block in blocks(params[key]):
             w, g, m, v = (arrays[key][block] for arrays in (params, grads, state["m"], state["v"]))
             m *= beta1
@@ -662,8 +662,7 @@ def adam_step(params, grads, state, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight
             step += eps * root
             np.divide(m, step, out=step)
             step *= rate
-            if kept != 1:  # in float32 it mostly is
-                w *= kept
+            w *= kept
             w -= step
     return params, state
 
