@@ -137,6 +137,8 @@ def _load_auto(data_dir, download, form):
 
 def _load_source(name, data_dir, download, form):
     source, places = SOURCES[name], _places(name, data_dir)
+    if form["size"] and tuple(form["size"]) != (28, 28):
+        raise ValueError(f"--size: the images of {source['title']} have 28x28 pixels, and are not resized")
     folder = next((place for place in places if not _lacks(place)), places[0])
     missing = _lacks(folder)
     if missing and not download:
@@ -239,6 +241,9 @@ def _as_pictures(images, what, size, transpose):
         sides = size or (math.isqrt(shape[1]),) * 2
         if math.prod(sides) == shape[1]:
             images = images.reshape(len(images), *sides)
+        elif not size:
+            hint = "see --size, or leave out a column that is no pixel"
+            raise ValueError(f"{what} have {shape[1]:,} numbers each, which make no square: {hint}")
     if images.ndim == 2 or (images.ndim == 3 and sides and images.shape[1:] != tuple(sides)):
         pixels, wanted = (setting_text(list(one)) for one in (images.shape[1:], sides))
         raise ValueError(f"{what} have {pixels} pixels, not the expected {wanted}; see --size of train.py")
@@ -416,6 +421,8 @@ def with_classes(dataset, names):
     if not any(name in places for name in own):
         if len(own) == len(names):
             places = {name: number for number, name in enumerate(own)}
+            pairs = ", ".join(f"{a} for {b}" for a, b in list(zip(own, names))[:3])
+            _note(f"{dataset['title']} has other class names; they are taken in order: {pairs}, ...")
         elif all(_is_whole(name) and 0 <= int(name) < len(names) for name in own):
             places = {name: int(name) for name in own}
     labels = {key: dataset[key] for key in dataset if key.endswith("_labels")}
@@ -462,6 +469,7 @@ def _load_path(path, name, title, form, class_names=None):
     for part, short in (("train_images", "X_train"), ("train_labels", "y_train")):
         if part not in arrays:
             names = f"a file or array with a name such as {FILES[part]}, {part} or {short}"
+            names += ", or pictures in a folder for each class"
             raise FileNotFoundError(f"{path} lacks the {part.replace('train_', 'training ')}: {names}")
     for part in ("val", "test"):
         if f"{part}_images" in arrays and f"{part}_labels" not in arrays:
@@ -2147,10 +2155,16 @@ def parse_flags(parser, argv):
     return flags
 
 
-def printable(text):
-    """Text without what could command a terminal or turn a line around: ``\\x1b`` is spelled out."""
+def printable(text, most=None):
+    """Text without what could command a terminal or turn a line around: ``\\x1b`` is spelled out.
+
+    Of one that is longer than ``most`` characters there are both ends.
+    """
     odd = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-    return re.sub(odd, lambda found: ascii(found[0])[1:-1], text)
+    text = re.sub(odd, lambda found: ascii(found[0])[1:-1], text)
+    if most is None or len(text) <= most:
+        return text
+    return f"{text[: most - most // 2 - 1]}…{text[-(most // 2) :]}"
 
 
 def count(number, what):

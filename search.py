@@ -453,9 +453,11 @@ def parse_space(text):
     """
     space = {}
     for part in text.split():
-        name, _, values = part.partition("=")
+        name, given, values = part.partition("=")
         try:
             nn.choose("setting", name, train.SETTINGS)
+            if not given:
+                raise ValueError("its values are missing; an example: lr=0.15:0.25")
             if name in space:
                 raise ValueError(f"{name} is in the space twice")
             if name in ("size", "transpose", "folds", "fold"):
@@ -1042,7 +1044,10 @@ def main(argv=None):
                 check_free(out)  # another one may have been there meanwhile
             begin(out, definition, datasets)
             searched = list(parse_space(definition["space"]))
+            before = trials
             trials = run_search(trials, rungs(definition), workers, out, searched, show)
+            if trials != before:
+                (out / "test.csv").unlink(missing_ok=True)  # it was of other params
             best = conclude(out, trials, datasets, searched, flags.test)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"every trial that has ended is in {out}; --resume runs the others") from None

@@ -166,7 +166,7 @@ WORST = 10  # classes, or pairs of classes, that are shown where there are too m
 
 def report_text(report, config, title, what="test images"):
     """The report as aligned text."""
-    names = [name[:20] for name in config["data"]["class_names"]]
+    names = [data.printable(name, 20) for name in config["data"]["class_names"]]
     figures = [f"loss {report['loss']:.4f}", f"accuracy {percent(report['accuracy'])}"]
     figures.append(f"errors {report['errors']:,}")
     figures += [f"top 3 {percent(report['top3'])}"] if "top3" in report else []
@@ -179,7 +179,7 @@ def report_text(report, config, title, what="test images"):
         {"name": name, "support": report["images"], **row} for name, row in report["averages"].items()
     ]
     cells = [
-        [row["name"][:20], *(percent(row[score]) for score in SCORES), f"{row['support']:,}"]
+        [data.printable(row["name"], 20), *(percent(row[score]) for score in SCORES), f"{row['support']:,}"]
         for row in [*rows, *averages]
     ]
     lines += table_lines([["class", "precision", "recall", "F1", "images"], *cells])
@@ -516,7 +516,8 @@ def answers_text(flags, members, answers):
     counted = collections.Counter(answers).most_common()
     shown = counted[: 3 * WORST]
     lines = [f"{what}, {who}: {data.count(len(answers), 'image')}", ""]
-    lines += table_lines([["class", "images"], *([name[:20], f"{number:,}"] for name, number in shown)])
+    cells = [[data.printable(name, 20), f"{number:,}"] for name, number in shown]
+    lines += table_lines([["class", "images"], *cells])
     lines += [f"and {len(counted) - len(shown):,} more"] if len(counted) > len(shown) else []
     return "\n".join([*lines, "", f"the answers are in {flags.out}"])
 

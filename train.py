@@ -373,8 +373,11 @@ def shown(value):
 
 
 def share_or_count(value):
-    result = number(0)(value)
-    return result if result < 1 else number(0, whole=True)(value)
+    try:
+        result = number(0)(value)
+        return result if result < 1 else number(0, whole=True)(value)
+    except ValueError:
+        raise ValueError(f"must be a share below 1, or a whole number from 0, not {shown(value)}") from None
 
 
 def fold_count(value):
@@ -438,7 +441,10 @@ def class_weight(value):
     given = words(value, "x")
     if given in ([], ["balanced"]):
         return given
-    weights = [LIMIT(weight) for weight in given]
+    try:
+        weights = [LIMIT(weight) for weight in given]
+    except ValueError:
+        raise ValueError(f"must be balanced, or numbers from 0, one a class, not {shown(value)}") from None
     if not any(weights):
         raise ValueError("must not be 0 for all classes")
     return weights
@@ -964,7 +970,7 @@ def summary(rows, best, config, sets):
     if len(rows) < config["epochs"]:
         lines.insert(0, f"stopped early: no gain in {data.count(config['patience'], 'epoch')}")
     commonest = np.bincount(sets["train"]["labels"]).max() / len(sets["train"]["labels"])
-    if kept["train_accuracy"] <= commonest + 0.05 * (1 - commonest):
+    if commonest < 1 and kept["train_accuracy"] <= commonest + 0.05 * (1 - commonest):
         lines.append("note: it is no better than guessing; try a smaller --lr, or --preprocess scale center")
     return "\n".join(lines)
 
@@ -1040,8 +1046,10 @@ def main(argv=None):
         say(describe(config, sets, state["params"]))
         state, rows = see_through(out, run, say, goes_on=bool({"epochs", "patience"} & set(given)))
     data.say(summary(rows, state["best"], config, sets))
-    data.say(f"its params are in {out / 'params.pkl'}; judge them with:")
-    data.say(f"  {data.command_text('python', 'test.py', out)}")
+    judged = any(len(sets[part]["labels"]) for part in ("val", "test"))
+    data.say(f"its params are in {out / 'params.pkl'}{'; judge them with:' if judged else ''}")
+    if judged:
+        data.say(f"  {data.command_text('python', 'test.py', out)}")
 
 
 def check_resumable(out, file="last.pkl", what="run"):

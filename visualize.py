@@ -94,7 +94,7 @@ SHOWN_MISTAKES = 24
 SALIENT_CLASSES = 10
 RANKED_TRIALS, RANKED_COLUMNS = 25, 60
 LABEL_SETTINGS = 4  # a label names no more of them
-LABELLED_CLASSES = 20  # classes that are up to so many are named at an axis, and their errors counted
+LABELLED_CLASSES = 20  # so many are named at an axis, and up to so many have their errors counted
 DRAWING = (140, 140)  # pixels of the pad to draw on
 PEN = 5.5  # radius of its pen in pixels: strokes as wide as MNIST's
 
@@ -280,7 +280,7 @@ def templates_figure(weights, shape, start, run):
     letters = 84 // axes[0].get_gridspec().ncols
     for ax, template, name in zip(axes, weights.T, names):
         image = signed_image(ax, template.reshape(shape), signed_limit(weights))
-        ax.set_title(printable(name, letters), fontsize=9)
+        ax.set_title(data.printable(name, letters), fontsize=9)
     label = f"weight from {start} to the class"
     weight_colourbar(figure, image, label, location="bottom", aspect=50, ax=axes)
     return figure
@@ -406,7 +406,7 @@ def mistakes_figure(run):
     space, line = ("   ", " ") if max(map(len, names)) <= 2 else ("\n", "\n")  # on one line, or on three
     texts = []
     for label, estimate in zip(run["labels"][worst], run["estimates"][worst]):
-        before, after = (printable(names[k], 11) for k in (label, estimate.argmax()))
+        before, after = (data.printable(names[k], 11) for k in (label, estimate.argmax()))
         texts.append(f"{before} →{line}{after}{space}{100 * min(1, estimate.max()):.1f} %")
     heading = "The most confident mistakes: label → prediction, its probability"
     return pictures_figure(heading, run["title"], run["images"][worst], texts, run)
@@ -417,7 +417,7 @@ def suspects_figure(run):
     names, rows = run["config"]["data"]["class_names"], run["suspects"]
     texts = []
     for row in rows:
-        label, prediction = (printable(names[row[key]], 11) for key in ("label", "prediction"))
+        label, prediction = (data.printable(names[row[key]], 11) for key in ("label", "prediction"))
         texts.append(f"{row['index']}: {100 * row['probability']:.2f} %\n{label}\n→ {prediction}")
     heading = "Suspects: training image, probability of its label, label → prediction"
     return pictures_figure(heading, run["search_title"], [row["image"] for row in rows], texts, run)
@@ -450,7 +450,7 @@ def saliency_figure(run):
     for ax, i in zip(axes, shown):
         above, below = (0, columns, 0, rows), (0, columns, -1.1 * rows, -0.1 * rows)
         ax.imshow(run["images"][i].reshape(rows, columns), **picture_style(run), extent=above)
-        ax.set_title(printable(facts["class_names"][run["estimates"][i].argmax()], 11), fontsize=8)
+        ax.set_title(data.printable(facts["class_names"][run["estimates"][i].argmax()], 11), fontsize=8)
         evidence = judging.evidence(run["params"], run["config"], run["images"][i])
         image = signed_image(ax, evidence / (np.abs(evidence).max() or 1), 1, extent=below)
         ax.set_ylim(below[2], rows)
@@ -588,7 +588,7 @@ def setting_axis(ax, name, spec, trials):
         return np.array(values)
     choices = sorted(set(values), key=lambda v: (0, v) if isinstance(v, (int, float)) else (1, str(v)))
     most = max(4, 30 // len(choices))  # letters of a choice, so that they do not touch
-    ax.set_xticks(range(len(choices)), [printable(short(choice), most) for choice in choices])
+    ax.set_xticks(range(len(choices)), [data.printable(short(choice), most) for choice in choices])
     ax.set_xlim(-0.5, len(choices) - 0.5)
     return np.array([choices.index(value) for value in values])
 
@@ -628,7 +628,7 @@ def ranking_lines(trials, names):
     """A heading and a line for each trial, with as many of the named settings as half of the page takes."""
     for count in range(len(names), 0, -1):
         columns, more = ["trial", *names[:count]], ["…"] * (count < len(names))
-        rows = [[printable(short(trial[name]), 36) for name in columns] for trial in trials]
+        rows = [[data.printable(short(trial[name]), 36) for name in columns] for trial in trials]
         lines = table_lines([columns + more, *(row + [""] * len(more) for row in rows)])
         if len(lines[0]) <= RANKED_COLUMNS:
             break
@@ -656,7 +656,7 @@ def learning_curves_figure(run):
         label, colour, style = "the others", "#999999", "-"
         if few:
             words = ", ".join(f"{name} {short(rows[trial][name])}" for name in run["space"])
-            label = f"trial {trial}: {printable(words, 40)}"
+            label = f"trial {trial}: {data.printable(words, 40)}"
             colour, style = RUN_COLOURS[place], RUN_LINES[place % len(RUN_LINES)]
         elif trial == best:
             label, colour = f"trial {trial}, the best", ORANGE
@@ -695,10 +695,12 @@ def summary_blocks(run):
     definition, facts, rows = run.get("definition", {}), run["config"]["data"], run.get("rows", [])
     blocks = {"Settings": name_lines(run["settings"])}
     if "trials" in run:
-        told = {**definition, **(definition.get("settings") or {}), **run["space"]}
-        apart = ("data", "versions", "settings", "space")
-        blocks = {"Search": name_lines({name: value for name, value in told.items() if name not in apart})}
-        blocks["The best trial"] = name_lines(run["trials"][0])
+        told = {name: definition[name] for name in SEARCHED[1:] if name in definition}
+        blocks = {"Search": name_lines({**told, **(definition.get("settings") or {}), **run["space"]})}
+        best = dict(run["trials"][0])
+        if "runs" in best:
+            del best["seed"]  # each has another
+        blocks["The best trial"] = name_lines(best)
     if facts.get("image_shape") and facts.get("class_names"):
         shape, names = " × ".join(map(str, facts["image_shape"])), facts["class_names"]
         about = f"{len(names)} classes of images of {shape} pixels: {', '.join(names)}"
@@ -718,7 +720,8 @@ def summary_blocks(run):
 
 
 def name_lines(values):
-    return [f"{printable(name, 30):16} {printable(short(value), 36)}" for name, value in values.items()]
+    pairs = [(data.printable(name, 30), data.printable(short(value), 36)) for name, value in values.items()]
+    return [f"{name:16} {value}" for name, value in pairs]
 
 
 # --- names and labels -------------------------------------------------------------------------
@@ -731,12 +734,6 @@ def short(value):
     return "none" if value is None or value == [] else data.setting_text(value)
 
 
-def printable(text, most):
-    """Text from outside on one line of at most so many characters."""
-    text = data.printable(text)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
 def run_labels(runs):
     """A label for each run: its folder's name, what is particular to it, and how well it did."""
     values = {name: [run["config"].get(name) for run in runs] for name in train.DEFAULTS}
@@ -744,12 +741,12 @@ def run_labels(runs):
     for number, (folder, run) in enumerate(zip(folder_names([run["path"] for run in runs]), runs)):
         # what more than half of the runs have is not worth a word
         own = {name: of[number] for name, of in values.items() if 2 * of.count(of[number]) <= len(runs)}
-        words = [printable(f"{name} {short(value)}", 40) for name, value in own.items()]
+        words = [data.printable(f"{name} {short(value)}", 40) for name, value in own.items()]
         words[LABEL_SETTINGS:] = ["…"] * (len(own) > LABEL_SETTINGS)
         accuracy = (chosen_row(run) or run["rows"][-1])["test_accuracy"]
         if accuracy is not None:
             words.append(f"test {judging.percent(accuracy)}".replace(" ", "\xa0"))
-        labels.append(f"{printable(folder, 60)}: {', '.join(words)}" if words else printable(folder, 60))
+        labels.append(": ".join(filter(None, [data.printable(folder, 60), ", ".join(words)])))
     return labels
 
 
@@ -814,12 +811,14 @@ def quantity_axis(ax, runs, quantity, parts):
     ax.set_ylabel({"loss": loss, "accuracy": "accuracy (%)", "error": "error (%)"}[quantity])
     if quantity == "error":
         log_axis(ax, "y", np.concatenate([[np.nan], *curves]))
-        if any(np.isnan(curve).any() and not np.isnan(curve).all() for curve in curves):
+        drawn = [curve for curve in curves if not np.isnan(curve).all()]
+        if not drawn or any(np.isnan(curve).any() for curve in drawn):
             ax.set_ylabel("error (%); no point where it is 0")
         return False
     limits = clipped_range(curves)
-    if limits:
-        ax.set_ylim(limits)
+    perfect = quantity == "accuracy" and np.nanmin(np.concatenate([[100.0], *curves])) == 100
+    if limits or perfect:
+        ax.set_ylim(limits or (90, 100.5))
     return limits is not None
 
 
@@ -873,10 +872,10 @@ def count_axis(ax, counts, room=7):
 
 
 def label_classes(axis, names):
-    """Name the classes at an axis, where there are not too many."""
-    if len(names) > LABELLED_CLASSES:
-        return
-    axis.set_ticks(range(len(names)), names)
+    """Name the classes at an axis; of many every second, third and so on."""
+    shown = range(0, len(names), -(-len(names) // LABELLED_CLASSES))
+    names = [names[k] for k in shown]
+    axis.set_ticks(shown, names)
     if axis.axis_name == "x" and max(map(len, names)) > 3:
         for label in axis.get_ticklabels():
             label.set(rotation=35, ha="right", rotation_mode="anchor")
@@ -1095,9 +1094,9 @@ def with_printable_names(config):
     """A config whose title and class names can be drawn; it has ``data``, if only an empty dict."""
     facts = dict(config.get("data") or {})
     if facts.get("title"):
-        facts["title"] = printable(facts["title"], 60)
+        facts["title"] = data.printable(facts["title"], 60)
     if facts.get("class_names"):
-        facts["class_names"] = [printable(name, 20) for name in facts["class_names"]]
+        facts["class_names"] = [data.printable(name, 20) for name in facts["class_names"]]
     return {**config, "data": facts}
 
 
@@ -1166,11 +1165,16 @@ def load_histories(folder, name):
 
 
 def mean_trial(rows):
-    """The rows of trials.csv with one number as one: their mean accuracy, and how many ``runs`` there are."""
+    """The rows of trials.csv with one number as one: their mean figures, and how many ``runs`` there are."""
     if len(rows) == 1:
         return rows[0]
-    mean, sd = nn.mean_and_sd([row["val_accuracy"] for row in rows])
-    return {**rows[0], "runs": len(rows), "val_accuracy": mean, "val_sd": sd}
+    found = {name: value for name, value in rows[0].items() if name not in ("repeat", "fold")}
+    for name, value in found.items():
+        values = [row[name] for row in rows]
+        if isinstance(value, float) and None not in values and len(set(values)) > 1:
+            found[name] = nn.mean_and_sd(values)[0]
+    _, sd = nn.mean_and_sd([row["val_accuracy"] for row in rows])
+    return {**found, "runs": len(rows), "val_sd": sd}
 
 
 def load_committee(paths, data_dir):
@@ -1454,6 +1458,9 @@ def page_facts(run):
     facts = [("network", run["title"])] * bool(definition and "params" in run)
     facts += [(name, short(value)) for name, value in [*told.items(), *changed]]
     facts += [("to repeat it", made_by(told, known))] * bool(told or known)
+    for trials, epochs in definition.get("further", []):
+        more = data.command_text("python", "search.py", "--resume", "--best", trials, "--epochs", epochs)
+        facts.append(("and then", more))
     versions = run["config"].get("versions") or definition.get("versions") or {}
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
     return [*facts, *[("made with", made)] * bool(made), ("files of", run["date"])]
@@ -1461,6 +1468,8 @@ def page_facts(run):
 
 def made_by(told, settings):
     """The command that makes a search (what it was told) or a run (told nothing else) of settings again."""
+    without = ("val_size",) * bool(settings.get("folds"))  # which say what is held out
+    settings = {name: value for name, value in settings.items() if name not in without}
     words = train.as_flags({**train.DEFAULTS, **settings})
     if not told:
         return data.command_text("python", "train.py", *words)

@@ -407,6 +407,7 @@ def test_titles_and_class_names_command_no_terminal(tmp_path, small_set):
     odd = small_set.rename(tmp_path / "\x1b[31mred")
     assert data.load_dataset(str(odd))["title"] == r"\x1b[31mred"
     assert data.printable("Größe 数据 \u200d") == "Größe 数据 \u200d"
+    assert [data.printable("class number 17", most) for most in (9, 15)] == ["clas…r 17", "class number 17"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")

@@ -114,7 +114,7 @@ def test_words_and_fractions_in_a_csv_file(tmp_path, capsys):
         ("1,2,3,4,5\n2,1,-7,3,4\n", ["train image 2", "-7"]),
         ("1,2,3,4,5\n2,1,70000,3,4\n", ["train image 2", "70000"]),
         ("1,2,3,4,5\n,1,2,3,4\n", ["labels", "image 2"]),
-        ("1,2,3\n2,1,2\n", ["2 pixels", "--size"]),
+        ("1,2,3\n2,1,2\n", ["2 numbers", "--size"]),
         ("x" * 200 + ",2,3,4,5\n", ["200 characters"]),
         ("\n".join(f"{i},1,2,3,4" for i in range(5000)), ["5,000 different labels"]),
     ],
@@ -575,7 +575,7 @@ def test_scikit_learns_digits(capsys):
         (np.where(IMAGES > 250, np.nan, IMAGES), ["train image", "nan"]),
         (IMAGES * 1000.0, ["train image"]),
         (np.zeros((30, 4, 4, 3), np.uint8), ["(30, 4, 4, 3)"]),
-        (np.zeros((30, 7), np.uint8), ["7 pixels", "--size"]),
+        (np.zeros((30, 7), np.uint8), ["7 numbers", "--size"]),
         (np.zeros(30), ["(30,)"]),
         (np.array(["a"] * 16).reshape(4, 2, 2), ["numbers"]),
         (IMAGES[:0], ["no training images"]),
@@ -608,12 +608,13 @@ def test_floats_from_0_to_1_are_not_divided_again():
 # --- a network and its data set ---------------------------------------------------------------
 
 
-def test_the_classes_of_a_network_are_told_by_their_names():
+def test_the_classes_of_a_network_are_told_by_their_names(capsys):
     dataset = data.as_dataset(IMAGES, np.array(["a", "b", "c"])[LABELS])
     for names, places in ((["c", "x", "b", "a"], [3, 2, 0]), (["x", "y", "z"], [0, 1, 2])):
         got = data.with_classes(dataset, names)
         np.testing.assert_array_equal(got["train_labels"], np.array(places)[LABELS])
         assert got["class_names"] == names
+        assert ("a for x" in capsys.readouterr().err) == (places == [0, 1, 2])  # in order is a guess
     for names in (["a", "b"], ["x", "y"]):
         with pytest.raises(ValueError, match="knows no class"):
             data.with_classes(dataset, names)
@@ -649,6 +650,8 @@ def test_a_run_without_a_test_set_is_judged_on_its_validation_images(tmp_path):
     assert is_one_clear_line(run("test.py", tmp_path / "run" / "odd.pkl", check=2).stderr, "seed")
     run("train.py", *flags[:2], "--val-size", 0, "--epochs", 1, "--out", tmp_path / "no")
     assert is_one_clear_line(run("test.py", tmp_path / "no", check=2).stderr, "--dataset")
+    trained = run("train.py", *flags[:2], "--val-size", 0, "--epochs", 1, "--out", tmp_path / "no")
+    assert "test.py" not in trained.stdout
 
 
 def test_size_and_transpose_are_stored_and_used_again(tmp_path):

@@ -135,11 +135,12 @@ def test_the_same_run_gives_the_same_page(trained):
     assert pages[0] == pages[1]
 
 
-@pytest.mark.parametrize("strategy", ["random", "grid"])
-def test_a_search_is_made_again_by_the_command_on_its_page(strategy, tmp_path):
-    trials = ["--trials", "5"] if strategy == "random" else []
-    given = ["--space", "lr=0.1,0.5", "hidden=3,12x5", *trials, "--strategy", strategy, "--seed", "3"]
-    given += ["--nesterov", "--momentum", "0.5", "--val-size", "6000", "--out", str(tmp_path)]
+@pytest.mark.parametrize(
+    "own", ["--strategy random --trials 4 --val-size 6000", "--strategy grid --val-size 0.1", "--folds 5"]
+)
+def test_a_search_is_made_again_by_the_command_on_its_page(own, tmp_path):
+    given = ["--space", "lr=0.1,0.5", "hidden=3,12x5", *own.split(), "--seed", "3"]
+    given += ["--nesterov", "--momentum", "0.5", "--out", str(tmp_path)]
 
     def defined(words):
         parser = data.make_parser("")
@@ -152,6 +153,8 @@ def test_a_search_is_made_again_by_the_command_on_its_page(strategy, tmp_path):
     command = dict(visualize.page_facts(made))["to repeat it"]
     python, script, *words = shlex.split(command)
     assert (python, script) == ("python", "search.py") and defined(words) == told
+    made["definition"]["further"] = [[2, 9]]
+    assert dict(visualize.page_facts(made))["and then"] == "python search.py --resume --best 2 --epochs 9"
 
 
 def test_names_from_outside_are_text_and_no_more():

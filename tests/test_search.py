@@ -682,6 +682,7 @@ def test_the_test_accuracy_of_each_repeat_is_that_of_its_last_params(repeated, c
     before = table(out)
     search.main(["--resume", "--out", str(out)])
     assert "test accuracy" not in capsys.readouterr().out and table(out) == before
+    assert data.load_rows(out / "test.csv") == rows
 
 
 def test_a_test_accuracy_without_test_images_is_refused(small_set, tmp_path):
@@ -695,7 +696,9 @@ def test_a_test_accuracy_without_test_images_is_refused(small_set, tmp_path):
 def test_more_repeats_end_as_if_asked_for_at_once(repeated, tmp_path):
     folder, out = repeated
     search.main(flags(folder, tmp_path, *GRID, "--repeat", 2, space="lr=0.01,0.2"))
+    (tmp_path / "test.csv").touch()
     search.main(["--resume", "--out", str(tmp_path), "--repeat", "3"])
+    assert not (tmp_path / "test.csv").exists()  # it was of other params
     assert table(tmp_path) == table(out) and groups(tmp_path) == groups(out)
     check_same_params(tmp_path, out, "trials/001-2", "trials/002-3", ".")
 

@@ -517,6 +517,9 @@ def test_what_cannot_go_well_is_said(small_set, tmp_path):
     given = ("--dataset", small_set, *SMALL[:-1], "--epochs", 2, "--out", tmp_path)
     assert "note" not in run("train.py", *given, "--lr", 0.1, "--epochs", 20).stdout
     assert "no better than guessing" in run("train.py", *given, "--lr", 1e-9, "--seed", 3).stdout
+    np.savez(tmp_path / "one.npz", X=np.eye(8, dtype=np.uint8).reshape(8, 2, 4), y=np.zeros(8, int))
+    one = run("train.py", "--dataset", tmp_path / "one.npz", "--epochs", 1, "--out", tmp_path / "one")
+    assert "guessing" not in one.stdout  # there is nothing to guess
     labels = tmp_path / "rare" / data.FILES["train_labels"]
     write_dataset(labels.parent)
     labels.write_bytes(data.idx_bytes(np.array([2] + [0, 1] * 29 + [1], np.uint8)))

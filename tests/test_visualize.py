@@ -91,6 +91,17 @@ def test_error_is_on_a_log_axis_and_leaves_out_epochs_without_errors():
     ax = figure.axes[0]
     assert ax.get_yscale() == "log" and "no point where it is 0" in ax.get_ylabel()
     np.testing.assert_allclose(lines_of(ax)["train"].get_ydata(), [10, np.nan, 1])
+    perfect = [row(1, 0.0, 0.0, 0.0), row(2, 0.0, 0.0, 0.0)]
+    assert "no point where it is 0" in curves(perfect, "error").axes[0].get_ylabel()
+    assert curves(perfect, "accuracy").axes[0].get_ylim()[1] < 101
+
+
+@pytest.mark.parametrize("count, every", [(3, 1), (20, 1), (26, 2), (47, 3)])
+def test_classes_are_told_by_their_names_however_many(count, every):
+    axis = Figure().add_subplot().xaxis
+    visualize.label_classes(axis, [f"k{number}" for number in range(count)])
+    shown = [(tick, label.get_text()) for tick, label in zip(axis.get_ticklocs(), axis.get_ticklabels())]
+    assert shown == [(number, f"k{number}") for number in range(0, count, every)]
 
 
 @pytest.mark.parametrize(
@@ -499,7 +510,8 @@ def test_a_search_shows_each_setting_the_ranking_and_the_curves(tmp_path):
 def test_repeats_are_drawn_as_their_mean_and_a_band(tmp_path):
     make_search(tmp_path, epochs=(4, 4, 3), strategy="random")
     rows = data.load_rows(tmp_path / "trials.csv", words=True)
-    again = [{**row, "seed": 9, "val_accuracy": row["val_accuracy"] - 0.1} for row in rows[:3]]
+    less = lambda row, name: {name: row[name] - 0.1}
+    again = [{**r, "seed": 9, **less(r, "val_accuracy"), **less(r, "val_loss")} for r in rows[:3]]
     data.save_rows(tmp_path / "trials.csv", rows + again, list(rows[0]))
     for number in range(1, 4):
         second = [row(e, val=0.1 * number + 0.1 / e + 0.1) for e in range(1, 5)]
@@ -508,7 +520,12 @@ def test_repeats_are_drawn_as_their_mean_and_a_band(tmp_path):
         data.save_rows(path / "history.csv", second, train.COLUMNS)
     run = visualize.load_folder(tmp_path)
     assert [(t["trial"], t["runs"]) for t in run["trials"]] == [(1, 2), (2, 2), (3, 2)]
-    assert run["trials"][0]["val_accuracy"] == pytest.approx(0.825)
+    best = run["trials"][0]
+    assert best["val_accuracy"] == pytest.approx(0.825)
+    assert best["val_loss"] == pytest.approx(rows[0]["val_loss"] - 0.05)
+    assert not any(
+        "seed" in line for line in visualize.summary_blocks(run | {"config": {"data": {}}})["The best trial"]
+    )
     figures, _ = draw_folder(tmp_path)
     ax = figures["learning_curves"].axes[0]
     best = ax.lines[-1]
