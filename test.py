@@ -186,11 +186,11 @@ def report_text(report, config, title, what="test images"):
     return "\n".join([*lines, "", *confusion_lines(report["confusion"], names)])
 
 
-def table_lines(rows, gap=2, least=0):
+def table_lines(rows, gap=2, least=0, first=str.ljust):
     """Rows of texts as lines: the first column at the left, the others, at least so wide, at the right."""
-    first, *others = (max(map(len, column)) for column in zip(*rows))
+    wide, *others = (max(map(len, column)) for column in zip(*rows))
     others = [max(least, wide) for wide in others]
-    return [(" " * gap).join([row[0].ljust(first), *map(str.rjust, row[1:], others)]) for row in rows]
+    return [(" " * gap).join([first(row[0], wide), *map(str.rjust, row[1:], others)]) for row in rows]
 
 
 def confusion_lines(confusion, names):

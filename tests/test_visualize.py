@@ -39,7 +39,7 @@ def held(**more):
     """What a figure function takes: a folder's dict (see ``load_folder``), by hand."""
     facts = {"image_shape": [2, 3], "class_names": ["cat", "dog", "emu"], "title": "T"}
     config = {"steps": [], "data": facts, "activation": "relu"} | more.pop("config", {})
-    return {"path": "a", "config": config, "title": "T", "chosen": None, **more}
+    return {"path": "a", "config": config, "title": "T", "chosen": None, "judged": "images", **more}
 
 
 def curves(rows, quantity, **more):
@@ -810,7 +810,7 @@ def test_any_name_is_drawn_as_it_is(tmp_path, name):
     with matplotlib.style.context(visualize.LOOK):
         figures, _ = draw_folder(runs[0], ["summary", "loss", "fields", "weights"])
         loaded = {**visualize.load_folder(runs[0]), "labels": np.array([0, 1]), "mistakes": np.array([0])}
-        loaded |= {"images": np.zeros((2, 6), np.uint8), "estimates": np.eye(2)[::-1]}
+        loaded |= {"images": np.zeros((2, 6), np.uint8), "estimates": np.eye(2)[::-1], "judged": "images"}
         figures["confusion"] = visualize.confusion_figure(loaded)
         figures["mistakes"] = visualize.mistakes_figure(loaded)
         named = [{**loaded, "path": tmp_path / part / (name if "/" not in name else "x")} for part in "ab"]
