@@ -670,7 +670,8 @@ def _read_pictures(folder, size):
     first, arrays, digests = None, {}, {}
     with progress_line() as show:
         for done, (part, path) in enumerate(files, start=1):
-            picture, digest = _load_grey(path, size)
+            picture, digest = _read_picture(path, 1)
+            picture = _grey(picture, size or picture.size[::-1])
             first = first or (path, picture.shape)
             if picture.shape != first[1]:
                 sizes = [setting_text(list(shape)) for shape in (picture.shape, first[1])]
@@ -945,13 +946,10 @@ def redraw(images, steps):
         raise ValueError(f"images must be uint8 (n, d), not {given}; data.as_dataset makes them so")
     for step in steps:
         if step["name"] in PICTURE_STEPS:
-            images = _in_blocks(_redrawn, images, step)
+            pictures = images.reshape(-1, *step["shape"])
+            pictures = _in_blocks(PICTURE_STEPS[step["name"]], pictures, step)
+            images = pictures.reshape(len(images), math.prod(pictures.shape[1:]))
     return images
-
-
-def _redrawn(images, step):
-    pictures = PICTURE_STEPS[step["name"]](images.reshape(-1, *step["shape"]), step)
-    return pictures.reshape(len(images), math.prod(pictures.shape[1:]))
 
 
 def to_numbers(images, steps, dtype=np.float32, out=None, times=1.0):
@@ -1766,12 +1764,6 @@ def load_picture(path):
     or over 50 million pixels; OSError, MemoryError.
     """
     return np.asarray(_read_picture(path, SMALLEST_SIDE)[0].convert("RGB"))
-
-
-def _load_grey(path, size=None):
-    """``(picture, sha256)``: uint8 (rows, columns) as they are, or resized to size, and of the file."""
-    picture, digest = _read_picture(path, 1)
-    return _grey(picture, size or picture.size[::-1]), digest
 
 
 def _read_picture(path, smallest):
