@@ -1693,9 +1693,7 @@ def draw_glyphs(rng, train_size=60_000, test_size=10_000):
         labels = rng.integers(0, 10, size, dtype=np.uint8)
         fonts, thickness = rng.integers(0, len(glyphs), size), rng.integers(0, glyphs.shape[2], size)
         images = glyphs[fonts, labels, thickness].reshape(size, -1)
-        for start in range(0, size, 1000):  # they are floating-point numbers for a moment
-            block = images[start : start + 1000]
-            block[...] = np.rint(augment(block, distortion, rng))
+        images = _in_blocks(lambda block: np.uint8(np.rint(augment(block, distortion, rng))), images)
         arrays |= {f"{part}_images": images.reshape(size, 28, 28), f"{part}_labels": labels}
     return arrays
 
