@@ -678,7 +678,8 @@ def _read_pictures(folder, size):
     first, arrays, digests = None, {}, {}
     with progress_line() as show:
         for done, (part, path) in enumerate(files, start=1):
-            picture, digest = _load_grey(path, size)
+            picture, digest = _read_picture(path, 1)
+            picture = _grey(picture, size or picture.size[::-1])
             first = first or (path, picture.shape)
             if picture.shape != first[1]:
                 sizes = [setting_text(list(shape)) for shape in (picture.shape, first[1])]
@@ -953,13 +954,10 @@ def redraw(images, steps):
         raise ValueError(f"images must be uint8 (n, d), not {given}; data.as_dataset makes them so")
     for step in steps:
         if step["name"] in PICTURE_STEPS:
-            images = _in_blocks(_redrawn, images, step)
+            pictures = images.reshape(-1, *step["shape"])
+            pictures = _in_blocks(PICTURE_STEPS[step["name"]], pictures, step)
+            images = pictures.reshape(len(images), math.prod(pictures.shape[1:]))
     return images
-
-
-def _redrawn(images, step):
-    pictures = PICTURE_STEPS[step["name"]](images.reshape(-1, *step["shape"]), step)
-    return pictures.reshape(len(images), math.prod(pictures.shape[1:]))
 
 
 def to_numbers(images, steps, dtype=np.float32, out=None, times=1.0):
@@ -1703,9 +1701,7 @@ def draw_glyphs(rng, train_size=60_000, test_size=10_000):
         labels = rng.integers(0, 10, size, dtype=np.uint8)
         fonts, thickness = rng.integers(0, len(glyphs), size), rng.integers(0, glyphs.shape[2], size)
         images = glyphs[fonts, labels, thickness].reshape(size, -1)
-        for start in range(0, size, 1000):  # they are floating-point numbers for a moment
-            block = images[start : start + 1000]
-            block[...] = np.rint(augment(block, distortion, rng))
+        images = _in_blocks(lambda block: np.uint8(np.rint(augment(block, distortion, rng))), images)
         arrays |= {f"{part}_images": images.reshape(size, 28, 28), f"{part}_labels": labels}
     return arrays
 
@@ -1774,12 +1770,6 @@ def load_picture(path):
     or over 50 million pixels; OSError, MemoryError.
     """
     return np.asarray(_read_picture(path, SMALLEST_SIDE)[0].convert("RGB"))
-
-
-def _load_grey(path, size=None):
-    """``(picture, sha256)``: uint8 (rows, columns) as they are, or resized to size, and of the file."""
-    picture, digest = _read_picture(path, 1)
-    return _grey(picture, size or picture.size[::-1]), digest
 
 
 def _read_picture(path, smallest):

@@ -186,11 +186,11 @@ def report_text(report, config, title, what="test images"):
     return "\n".join([*lines, "", *confusion_lines(report["confusion"], names)])
 
 
-def table_lines(rows, gap=2, least=0):
+def table_lines(rows, gap=2, least=0, first=str.ljust):
     """Rows of texts as lines: the first column at the left, the others, at least so wide, at the right."""
-    first, *others = (max(map(len, column)) for column in zip(*rows))
+    wide, *others = (max(map(len, column)) for column in zip(*rows))
     others = [max(least, wide) for wide in others]
-    return [(" " * gap).join([row[0].ljust(first), *map(str.rjust, row[1:], others)]) for row in rows]
+    return [(" " * gap).join([first(row[0], wide), *map(str.rjust, row[1:], others)]) for row in rows]
 
 
 def confusion_lines(confusion, names):
@@ -356,7 +356,9 @@ def read_pictures(paths, flags, facts):
         for number, path in enumerate(paths, start=1):
             show(f"reading {number:,}/{len(paths):,} pictures")
             try:
-                picture, images, doubts = read_picture(path, facts, flags.fit, flags.split)
+                picture = data.load_picture(path)
+                with nn.reading(f"the picture {path}", "shows no digit"):
+                    images, doubts = data.fit_pictures(picture, facts, flags.fit, flags.split)
             except (ValueError, OSError) as error:
                 show("")
                 complain(error)
@@ -371,13 +373,6 @@ def read_pictures(paths, flags, facts):
 
 def complain(error):
     data.say(f"test.py: {data.message_of(error)}", sys.stderr)
-
-
-def read_picture(path, facts, fit=None, split=False):
-    """A picture file as RGB pixels, and what ``data.fit_pictures`` makes of it; errors name the file."""
-    picture = data.load_picture(path)
-    with nn.reading(f"the picture {path}", "shows no digit"):
-        return picture, *data.fit_pictures(picture, facts, fit, split)
 
 
 def likeliest(members, image):

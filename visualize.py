@@ -352,7 +352,7 @@ def activations_figures(run):
         share = 100 * np.sort(counted.mean(axis=0))[::-1]  # (width,)
         right.stairs(share, np.arange(width + 1) + 0.5, fill=True, color=ORANGE)
         right.xaxis.set_major_locator(MaxNLocator(**ROUND))
-        right.set(xlabel=f"hidden unit, the most often {state} first", ylabel=f"{judged(run)} (%)")
+        right.set(xlabel=f"hidden unit, the most often {state} first", ylabel=f"{run['judged']} (%)")
         right.set(xlim=(0.5, width + 0.5), ylim=(0, 100), title=f"how often each unit is {state}")
         figures[f"activations_{layer}"] = figure
     return figures
@@ -371,16 +371,15 @@ def mosaic(pictures, across, gap=2):
 # --- predictions ------------------------------------------------------------------------------
 
 
-def judged(run):
-    """What images the network was judged on, in words."""
-    return run.get("judged", "test images")
+def confusion_of(run):
+    names = run["config"]["data"]["class_names"]
+    return names, nn.confusion_matrix(run["labels"], run["estimates"].argmax(axis=1), len(names))
 
 
 def confusion_figure(run):
     """Confusion matrix with counts; colours show the errors alone, which are few."""
-    names = run["config"]["data"]["class_names"]
-    counts = nn.confusion_matrix(run["labels"], run["estimates"].argmax(axis=1), len(names))
-    figure = new_figure(f"Confusion matrix of the {judged(run)}", run["title"], layout="compressed")
+    names, counts = confusion_of(run)
+    figure = new_figure(f"Confusion matrix of the {run['judged']}", run["title"], layout="compressed")
     ax = figure.add_subplot()
     errors = np.ma.masked_array(counts, np.eye(len(counts), dtype=bool))
     cmap = matplotlib.colormaps["Oranges"].with_extremes(bad="#d9d9d9")
@@ -500,7 +499,7 @@ def calibration_figure(run):
     edges = np.linspace(0, 100, len(counts) + 1)
     lower.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=BLUE, edgecolor="w")
     count_axis(lower, counts, room=5)
-    lower.set(xlabel="confidence: probability of the prediction (%)", ylabel=judged(run), xlim=(0, 102))
+    lower.set(xlabel="confidence: probability of the prediction (%)", ylabel=run["judged"], xlim=(0, 102))
     return figure
 
 
@@ -629,16 +628,11 @@ def ranking_lines(trials, names):
     for count in range(len(names), 0, -1):
         columns, more = ["trial", *names[:count]], ["…"] * (count < len(names))
         rows = [[data.printable(short(trial[name]), 36) for name in columns] for trial in trials]
-        lines = table_lines([columns + more, *(row + [""] * len(more) for row in rows)])
+        rows = [columns + more, *(row + [""] * len(more) for row in rows)]
+        lines = judging.table_lines(rows, first=str.rjust)
         if len(lines[0]) <= RANKED_COLUMNS:
             break
     return lines
-
-
-def table_lines(rows):
-    """Rows of texts as lines of one width, in columns that are flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(text.rjust(width) for text, width in zip(row, widths)) for row in rows]
 
 
 def learning_curves_figure(run):
@@ -713,7 +707,8 @@ def summary_blocks(run):
             if None not in (loss, accuracy):
                 lines.append([name, f"{loss:.4f}", judging.percent(accuracy)])
         if words:
-            blocks[f"Epoch {row['epoch']}, {' and '.join(words)}"] = table_lines(lines)
+            heading = f"Epoch {row['epoch']}, {' and '.join(words)}"
+            blocks[heading] = judging.table_lines(lines, first=str.rjust)
     if versions := run["config"].get("versions") or definition.get("versions"):
         blocks["Made with"] = name_lines(versions)
     return blocks
@@ -1559,11 +1554,6 @@ def packed(w):
     return {"unit": unit, "text": base64_text(whole.view(np.uint8).reshape(-1, 4)[:, :3].tobytes())}
 
 
-def confusion_of(run):
-    names = run["config"]["data"]["class_names"]
-    return names, nn.confusion_matrix(run["labels"], run["estimates"].argmax(axis=1), len(names))
-
-
 def confusion_table(run):
     """The confusion matrix; the page's script makes buttons of its numbers, for the images behind them."""
     names, counts = confusion_of(run)
@@ -1579,7 +1569,7 @@ def confusion_table(run):
 def classes_table(run):
     """Precision, recall and F1 of each class."""
     names, counts = confusion_of(run)
-    head, rows = ["class", *(f"{kind} (%)" for kind in judging.SCORES), judged(run)], []
+    head, rows = ["class", *(f"{kind} (%)" for kind in judging.SCORES), run["judged"]], []
     for name, score in zip(names, judging.class_scores(counts)):
         rows.append([name, *(f"{100 * score[kind]:.2f}" for kind in judging.SCORES), score["support"]])
     return section("Classes", table("sortable", head, rows))
