@@ -17,7 +17,7 @@ def rows(small_set, monkeypatch):
     seeds = ["--seed 0", "--seed 1"]
     made = {
         "plain": ("4", "90 %", flags, seeds, reproduce.test_accuracy),
-        "both": ("4", "91 %", None, ["plain", "fast"], reproduce.alone_and_together),
+        "both": ("4", "91 %", None, (["plain", "fast"], 1), reproduce.alone_and_together),
         "fast": ("4", "92 %", flags, seeds, reproduce.seconds_to(0.0)),
         "never": ("4", "93 %", flags, seeds, reproduce.seconds_to(1.1)),
     }
