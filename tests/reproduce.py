@@ -213,9 +213,9 @@ ROWS = {
     "time-98": ("392-200-10 on gradients", "", f"{QUICK} {TIME_98}", SEEDS[10], seconds_to(0.98)),
     "time-99": ("392-300-10 on gradients", "", f"{QUICK} {TIME_99}", SEEDS[5], seconds_to(0.99)),
     "time-99.4": ("392-1000-10 on gradients", "", f"{QUICK} {TIME_994}", SEEDS[5], seconds_to(0.994)),
-    "three": ("one network of each of these kinds", "", None, (KINDS, 1), alone_and_together),
+    "three": ("a network of each of hog, slanted, elastic", "", None, (KINDS, 1), alone_and_together),
     "committee": (
-        "three networks of each of these kinds",
+        "three networks of each of hog, slanted, elastic",
         "99.61 % with 25 (Meier et al. 2011)",
         None,
         (KINDS, 3),
@@ -305,7 +305,7 @@ def command_lines(name):
     _, _, flags, of_each, _ = ROWS[name]
     if flags is None:
         rows, count = of_each
-        return [f"{name}: of {', '.join(rows)} the runs of the first {data.count(count, 'seed')}"]
+        return [f"{name}: {data.count(count, 'run')} of each of {', '.join(rows)}, from seed 0 on"]
     more = "--seed 0, 1, ..." if of_each in SEEDS.values() else f"in turn {', '.join(of_each)}"
     text = f"{name}: python train.py --dataset mnist {flags}, {more}"
     options = {"subsequent_indent": "    ", "break_on_hyphens": False, "break_long_words": False}
