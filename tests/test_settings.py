@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import is_one_clear_line, run, run_apart, run_code, write_dataset
 from faults import CLEAR, EDGE_SETS, ODD_VALUES, WORDS, call, call_refused, make_set, time_limit
+from PIL import Image
 
 import data
 import test as judging
@@ -156,9 +157,25 @@ def test_a_network_too_large_for_its_data_is_refused_before_it_is_made(tiny, tmp
     call_refused(train.main, *base, "--hidden", 10**4, names=["--hidden"])
 
 
-def test_widths_beyond_any_machine_are_one_clear_line(tmp_path):
-    done = run("train.py", "--hidden", 10**9, 10**9, "--out", tmp_path, "--dataset", "mnist", check=2)
-    assert is_one_clear_line(done.stderr, "--hidden")
+@pytest.mark.parametrize(
+    "script, flags, names",
+    [
+        ("train.py", ["--hidden", 10**9, 10**9], ["--hidden"]),
+        ("train.py", ["--size", "14x14"], ["--size", "28x28"]),
+        ("train.py", ["--val-size", 1.5], ["--val-size", "share"]),
+        ("train.py", ["--class-weight", "blanced"], ["--class-weight", "balanced"]),
+        ("search.py", ["--space", "lr"], ["--space lr", "lr="]),
+    ],
+)
+def test_a_refusal_says_what_would_do(tmp_path, script, flags, names):
+    done = run(script, *flags, "--out", tmp_path, "--dataset", "mnist", check=2)
+    assert is_one_clear_line(done.stderr, *names)
+
+
+def test_pictures_of_one_folder_have_no_classes(tmp_path):
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "x.png")
+    done = run("train.py", "--dataset", tmp_path, "--out", tmp_path / "run", check=2)
+    assert is_one_clear_line(done.stderr, "a folder for each class")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps a process to a size")
@@ -178,6 +195,7 @@ def test_memory_that_runs_out_all_the_same_is_one_clear_line(tiny, tmp_path, mon
 TRAIN_AND_MEASURE = """
 import sys, train
 from faults import peak_memory
+from PIL import Image
 
 before = peak_memory() and peak_memory()  # the first sets the peak back
 train.main(sys.argv[1:])
