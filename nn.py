@@ -811,8 +811,9 @@ def load_checkpoint(path):
         checkpoint = _plain(read(content))
         check(checkpoint, {"params": dict, "config": dict}, "its content")
         check_params(checkpoint["params"])
-    native = {k: w.astype(w.dtype.newbyteorder("="), copy=False) for k, w in checkpoint["params"].items()}
-    return {**checkpoint, "params": native}
+    params = checkpoint["params"]  # kept in float16, or of a machine with another order of bytes, too
+    params = {k: w.astype(np.promote_types(w.dtype, np.float32), copy=False) for k, w in params.items()}
+    return {**checkpoint, "params": params}
 
 
 def save_bytes(path, content):

@@ -103,12 +103,13 @@ def test_files_of_both_numpy_generations_are_read(tmp_path, params, protocol):
     np.testing.assert_array_equal(nn.load_params(tmp_path / "p.pkl")[0]["W1"], params["W1"])
 
 
-def test_big_endian_params_become_native(tmp_path, params):
-    swapped = {key: w.astype(">f4") for key, w in params.items()}
-    (tmp_path / "p.pkl").write_bytes(pickle.dumps({"params": swapped, "config": {}}))
+@pytest.mark.parametrize("kept, used", [(">f4", "f4"), (">f8", "f8"), ("f2", "f4"), (">f2", "f4")])
+def test_params_kept_in_another_form_become_what_the_network_takes(tmp_path, params, kept, used):
+    other = {key: w.astype(kept) for key, w in params.items()}
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps({"params": other, "config": {}}))
     got, _ = nn.load_params(tmp_path / "p.pkl")
-    assert got["W1"].dtype == np.float32 and got["W1"].dtype.isnative
-    np.testing.assert_array_equal(got["W1"], params["W1"])
+    assert got["W1"].dtype == used and got["W1"].dtype.isnative
+    np.testing.assert_array_equal(got["W1"], other["W1"])
 
 
 # --- what must not load -----------------------------------------------------------------------
