@@ -356,9 +356,7 @@ def read_pictures(paths, flags, facts):
         for number, path in enumerate(paths, start=1):
             show(f"reading {number:,}/{len(paths):,} pictures")
             try:
-                picture = data.load_picture(path)
-                with nn.reading(f"the picture {path}", "shows no digit"):
-                    images, doubts = data.fit_pictures(picture, facts, flags.fit, flags.split)
+                picture, images, doubts = read_picture(path, facts, flags.fit, flags.split)
             except (ValueError, OSError) as error:
                 show("")
                 complain(error)
@@ -373,6 +371,13 @@ def read_pictures(paths, flags, facts):
 
 def complain(error):
     data.say(f"test.py: {data.message_of(error)}", sys.stderr)
+
+
+def read_picture(path, facts, fit=None, split=False):
+    """A picture file as RGB pixels, and what ``data.fit_pictures`` makes of it; errors name the file."""
+    picture = data.load_picture(path)
+    with nn.reading(f"the picture {path}", "shows no digit"):
+        return picture, *data.fit_pictures(picture, facts, fit, split)
 
 
 def likeliest(members, image):

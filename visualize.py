@@ -689,7 +689,7 @@ def summary_blocks(run):
     definition, facts, rows = run.get("definition", {}), run["config"]["data"], run.get("rows", [])
     blocks = {"Settings": name_lines(run["settings"])}
     if "trials" in run:
-        told = {name: definition[name] for name in SEARCHED[1:] if name in definition}
+        told = {name: definition[name] for name in SEARCHED if name in definition and name != "space"}
         blocks = {"Search": name_lines({**told, **(definition.get("settings") or {}), **run["space"]})}
         best = dict(run["trials"][0])
         if "runs" in best:
@@ -1463,8 +1463,8 @@ def page_facts(run):
 
 def made_by(told, settings):
     """The command that makes a search (what it was told) or a run (told nothing else) of settings again."""
-    without = ("val_size",) * bool(settings.get("folds"))  # which say what is held out
-    settings = {name: value for name, value in settings.items() if name not in without}
+    if settings.get("folds"):  # they say what is held out
+        settings = {name: value for name, value in settings.items() if name != "val_size"}
     words = train.as_flags({**train.DEFAULTS, **settings})
     if not told:
         return data.command_text("python", "train.py", *words)

@@ -195,7 +195,6 @@ def test_memory_that_runs_out_all_the_same_is_one_clear_line(tiny, tmp_path, mon
 TRAIN_AND_MEASURE = """
 import sys, train
 from faults import peak_memory
-from PIL import Image
 
 before = peak_memory() and peak_memory()  # the first sets the peak back
 train.main(sys.argv[1:])

@@ -109,7 +109,7 @@ def test_damaged_pictures(whole, tmp_path, kind, count):
 
     def use(path):
         facts = {"image_shape": (8, 9), "fit": "digit", "edge": 0.0}
-        (image,), _ = data.fit_pictures(data.load_picture(str(path)), facts)
+        _, (image,), _ = judging.read_picture(str(path), facts)
         assert image.shape == (8, 9) and image.dtype == np.uint8
         assert np.isfinite([row["probability"] for row in judging.likeliest(members, image)]).all()
 
