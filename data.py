@@ -360,7 +360,7 @@ def load_dataset_of(config, data_dir=None, name=None):
     Its labels are the network's class numbers. Where it has no test images, ``test_images`` are the
     validation images of the run, or all images of another data set; ``judged`` says which: ``test images``,
     ``validation images`` or ``images``. ``data_dir``, ``name`` and the errors are as for ``load_dataset``;
-    ValueError as well for images or classes that do not fit the network, or no images to judge it on.
+    ValueError as well for images or classes that do not fit the network.
     """
     own, trained_on = config["dataset"], config["data"]
     transpose = name in (None, own) and config["transpose"]
@@ -442,11 +442,17 @@ def _with_test_images(dataset, config, own):
         _, (images, labels) = split_dataset(dataset, config)
     else:
         images, labels = all_images(dataset)
-    if not len(images):
-        raise ValueError(f"{dataset['title']} has no test images, and the run held none out; see --dataset")
     judged = "validation images" if own else "images"
-    _note(f"{dataset['title']} has no test images; its {judged} are taken")
+    if len(images):
+        _note(f"{dataset['title']} has no test images; its {judged} are taken")
     return {**dataset, "test_images": images, "test_labels": labels, "judged": judged}
+
+
+def judged_images(dataset):
+    """``(images, labels)`` to judge a network on, from ``load_dataset_of``; ValueError without any."""
+    if not len(dataset["test_images"]):
+        raise ValueError(f"{dataset['title']} has no test images, and the run held none out; see --dataset")
+    return dataset["test_images"], dataset["test_labels"]
 
 
 # --- datasets: the files that hold them -------------------------------------------------------

@@ -247,7 +247,9 @@ def load_test_set(members, flags):
     names = sorted({config["dataset"] for _, config in members})
     if len(names) > 1 and not flags.dataset:
         raise ValueError(f"the runs have different data sets ({', '.join(names)}): choose with --dataset")
-    return data.load_dataset_of(members[0][1], flags.data_dir, flags.dataset)
+    dataset = data.load_dataset_of(members[0][1], flags.data_dir, flags.dataset)
+    data.judged_images(dataset)  # there are some
+    return dataset
 
 
 def report_test_set(flags, members):

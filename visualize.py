@@ -1187,7 +1187,7 @@ def load_committee(paths, data_dir):
             raise ValueError("they have different data sets")
         made |= {"members": members, "title": f"{common_title(runs)}: a committee of {len(runs)}"}
         dataset = data.load_dataset_of(members[0][1], data_dir)
-        images, labels = dataset["test_images"], dataset["test_labels"]
+        images, labels = data.judged_images(dataset)
         estimates, report, _ = judging.judge(members, images, labels)
     except (OSError, ValueError, ArithmeticError) as error:  # of the data set alone: members stay
         return {**made, "why": f"no committee can be made of these runs: {data.message_of(error)}"}
@@ -1208,14 +1208,16 @@ def add_test_set(run, data_dir):
         dataset = data.load_dataset_of(run["stored"], data_dir)  # its class names are whole
     except (OSError, ValueError) as error:
         return {**run, "why": f"the data set is not at hand: {error}"}
-    images, labels = dataset["test_images"], dataset["test_labels"]
+    if suspects := suspects_of(run.get("oof", []), dataset):
+        run = {**run, "suspects": suspects}
+    try:
+        images, labels = data.judged_images(dataset)
+    except ValueError as error:
+        return {**run, "why": str(error)}
     batches = data.batches(images, None, config["steps"], dtype=params["W1"].dtype)
     outputs, hidden = nn.hidden_of(params, batches, config["activation"])
     estimates = nn.estimates(outputs, config["loss"])
     _, explained = np.unique(labels, return_index=True)
-    pictures, own = data.all_images(dataset)
-    known = [row for row in run.get("oof", []) if row["index"] < len(own)]
-    suspects = [row for row in known if row["label"] == own[row["index"]]][:SHOWN_MISTAKES]
     found = {
         "images": images,
         "judged": dataset["judged"],
@@ -1225,9 +1227,15 @@ def add_test_set(run, data_dir):
         "mistakes": worst_mistakes(estimates, labels),
         "explained": [] if data.gradient_step(config["steps"]) else explained[:SALIENT_CLASSES],
         "distorted": config.get("augment") or [],
-        "suspects": [{**row, "image": pictures[row["index"]]} for row in suspects],
     }
     return {**run, **{name: value for name, value in found.items() if len(value)}}
+
+
+def suspects_of(rows, dataset):
+    """The first rows of oof.csv that go with the data set as it is, each with its ``image``."""
+    images, labels = data.all_images(dataset)
+    known = [row for row in rows if row["index"] < len(labels) and row["label"] == labels[row["index"]]]
+    return [{**row, "image": images[row["index"]]} for row in known[:SHOWN_MISTAKES]]
 
 
 # --- windows ----------------------------------------------------------------------------------

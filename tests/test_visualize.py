@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 import data
 import nn
+import search
 import train
 import visualize
 
@@ -583,6 +584,15 @@ def test_suspects_are_the_training_images_whose_label_is_least_likely(trained, s
     (tmp_path / "oof.csv").unlink()
     _, skipped = draw_folder(tmp_path, ["suspects"])
     assert "--folds" in next(iter(skipped))
+
+
+def test_suspects_need_no_test_set(small_set, tmp_path):
+    for part in ("images", "labels"):
+        (small_set / data.FILES[f"test_{part}"]).unlink()
+    given = ["--dataset", small_set, "--epochs", 1, "--space", "lr=0.1", "--strategy", "grid", "--folds", 2]
+    search.main([*map(str, given), "--workers", "1", "--out", str(tmp_path / "out")])
+    figures, skipped = draw_folder(tmp_path / "out")
+    assert "suspects" in figures and "confusion" in str(skipped)
 
 
 def test_saliency_shows_an_image_of_each_class_above_what_speaks_for_it(trained, small):
